@@ -1,0 +1,69 @@
+"""What a rewrite cost and saved, as data.
+
+Counts are of one forward pass on the example input. A multiply-accumulate is counted once (MACs, not FLOPs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+RecombinationKind = Literal["folded", "slice", "concatenation", "padded", "gather"]
+RECOMBINATION_KINDS: tuple[RecombinationKind, ...] = ("folded", "slice", "concatenation", "padded", "gather")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The size of a network: parameters, MACs, output channels of contractions, bytes of activations written."""
+
+    parameters: int
+    macs: int
+    channels: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class Recombination:
+    """Channels rearranged between a value and one of its readers; `bytes_moved` counts reads and writes (0 if folded)."""
+
+    value: str
+    reader: str
+    kind: RecombinationKind
+    channels_have: int
+    channels_want: int
+    bytes_moved: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Dead channels that stay, why, and the MACs that they cost; `channels` may be 0 where only copies are paid."""
+
+    node: str
+    reason: str
+    channels: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One contraction (convolution, linear, matrix product): its widths and MACs before, after and at the limit."""
+
+    node: str
+    operator: str
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+    macs: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """The whole bill of one rewrite: costs before, after and at the limit, and what explains the difference."""
+
+    before: Cost
+    after: Cost
+    limit: Cost
+    layers: tuple[Layer, ...] = ()
+    recombinations: tuple[Recombination, ...] = ()
+    kept: tuple[Kept, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)

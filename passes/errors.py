@@ -1,0 +1,40 @@
+"""What can go wrong, as one tree.
+
+L1RRError
+├── InputError        an argument has the wrong type, shape or value
+├── CaptureError      the model cannot be turned into a graph
+├── VanishedError     an output of the network would be constant: nothing of it is left
+├── RewriteError      the compiler contradicted itself (a bug of ours: please report it)
+├── VerifyError       the pruned network differs from the zeroed one
+└── LoadError         a saved network is unreadable, damaged or not to be trusted
+"""
+
+from __future__ import annotations
+
+
+class L1RRError(Exception):
+    """Every error that l1rr-fx raises on purpose."""
+
+
+class InputError(L1RRError, ValueError):
+    """An argument has the wrong type, shape or value."""
+
+
+class CaptureError(L1RRError):
+    """The model cannot be turned into a graph."""
+
+
+class VanishedError(L1RRError):
+    """An output of the network would be constant: nothing of it is left."""
+
+
+class RewriteError(L1RRError):
+    """The compiler contradicted itself. This is a bug of ours: please report it with the model."""
+
+
+class VerifyError(L1RRError):
+    """The pruned network differs from the zeroed one."""
+
+
+class LoadError(L1RRError):
+    """A saved network is unreadable, damaged or not to be trusted."""
