@@ -1,0 +1,148 @@
+"""From a model to a graph: `capture(model, args)` gives a functional ATen graph module that computes what the model does.
+
+Capture is `torch.export`, not decomposed, so that `chunk`, `batch_norm` and the names of parameters survive.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from passes.errors import CaptureError, InputError
+from passes.functional import functionalise
+
+log = logging.getLogger(__name__)
+
+aten = torch.ops.aten
+
+# Nodes that only check something and return nothing.
+ASSERTIONS = {
+    aten._assert_tensor_metadata.default,
+    aten._assert_async.msg,
+    aten._assert_scalar.default,
+    aten.sym_constrain_range_for_size.default,
+    aten.sym_constrain_range.default,
+    torch.sym_not,
+}
+
+
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+) -> GraphModule:
+    """A graph module of ATen operators without in-place writes; it shares its parameters with `model`.
+
+    `args` and `kwargs` are one example input. Raises InputError where they are not what the model takes, and
+    CaptureError where the model's own code cannot be followed; both name the line of the model at fault.
+    """
+    check_arguments(model, args, kwargs)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
+            )
+            module = program.module(check_guards=False)
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except RecursionError as error:
+        raise CaptureError(f"{type(model).__name__} calls itself without end") from error
+    except Exception as error:  # torch.export has no error tree of its own: whatever escapes is about the model's code
+        raise _explained(model, args, kwargs, error) from error
+    assert isinstance(module, GraphModule)
+    _strip(module)
+    return functionalise(module)
+
+
+def check_arguments(model: object, args: object, kwargs: object) -> None:
+    """Raise InputError unless `model` is a module with parameters that are numbers, and `args` a tuple."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}; a torch.nn.Module is wanted")
+    if not isinstance(args, tuple):
+        raise InputError(f"args is a {type(args).__name__}; a tuple of example inputs is wanted, such as (image,)")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise InputError(f"kwargs is a {type(kwargs).__name__}; a mapping or None is wanted")
+    if not any(True for _ in model.parameters()):
+        raise InputError(f"{type(model).__name__} has no parameters: there is nothing to prune")
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.detach().sum().isfinite()):
+            bad = int((~tensor.detach().isfinite()).sum())
+            if bad:
+                raise InputError(f"{name} holds {bad} values of {tensor.numel()} that are NaN or infinite")
+
+
+def _explained(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, error: Exception
+) -> CaptureError | InputError:
+    """Our error for whatever `torch.export` raised: a plain call tells wrong arguments from code that cannot be traced."""
+    line = _guilty_line(error)
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    try:
+        with torch.no_grad():
+            model(*args, **dict(kwargs or {}))
+    except Exception as plain:  # any error of the user's own forward
+        reason = str(plain).strip().splitlines()[0] if str(plain).strip() else ""
+        return InputError(
+            f"{type(model).__name__} does not run on the example inputs "
+            f"({_describe(args, kwargs)}): {type(plain).__name__}: {reason}{_guilty_line(plain)}"
+        )
+    return CaptureError(
+        f"{type(model).__name__} cannot be turned into a graph: {first}{line}\n"
+        "  Usual causes are a branch or a loop on the values of a tensor, .item(), numpy in forward, or a library call that "
+        "torch.export does not know. Move that code out of forward, or prune the part before it."
+    )
+
+
+def _guilty_line(error: BaseException) -> str:
+    """The innermost line of user code in the traceback (not torch's), as ' at file:line: code'."""
+    torch_home = str(torch.__path__[0])
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((torch_home, __file__, "<")):
+            return f"\n  at {frame.filename}:{frame.lineno}: {frame.line}"
+    return ""
+
+
+def _describe(args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> str:
+    leaves = pytree.tree_leaves((args, dict(kwargs or {})))
+    return ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in leaves) or "none"
+
+
+def _strip(module: GraphModule) -> None:
+    """Remove checks and dead nodes, so that only what computes remains."""
+    graph = module.graph
+    for node in reversed(graph.nodes):
+        is_check = node.op == "call_function" and node.target in ASSERTIONS
+        is_guard = node.op == "call_module" and str(node.target) == "_guards_fn"
+        if (is_check or is_guard) and not node.users:
+            graph.erase_node(node)
+    if hasattr(module, "_guards_fn"):
+        del module._guards_fn
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """The full shape of a node's tensor; symbolic sizes are read at the example input."""
+    return tuple(hint(size) for size in node.meta["val"].shape)
+
+
+def hint(size: Any) -> int:
+    """A size as a number: itself, or a symbol's value at the example input."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def attribute(module: nn.Module, name: str) -> Any:
+    """The parameter, buffer or submodule with a dotted name."""
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,313 @@
+"""The rewrite: a plan becomes a graph module whose parameters are the selected parts of the original's."""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+
+from passes.accounts import Recombination
+from passes.capture import attribute
+from passes.layout import Layout, identity
+from passes.plan import Plan, SitePlan
+from passes.program import Site, is_projection, is_tensor
+from passes.recombine import Recombiner, Written, positions
+from passes.selection import Selection
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, eq=False)
+class Rewritten:
+    """The small network, which part of each original parameter it has, and the recombinations it needed."""
+
+    module: GraphModule
+    kept: Mapping[str, Selection]
+    recombinations: tuple[Recombination, ...]
+
+
+def rewrite(plan: Plan) -> Rewritten:
+    """The network that a plan describes. It shares no memory with the original."""
+    return _Rewriter(plan).run()
+
+
+class Emitter:
+    """What a rule may use to write its call: the new inputs, the arguments with them put in, and the new graph."""
+
+    def __init__(self, rewriter: _Rewriter, plan: SitePlan, inputs: list[Node | None], parameters: list[Node]) -> None:
+        self.graph = rewriter.graph
+        self.site = plan.site
+        self.native = plan.native
+        self.inputs = inputs
+        given, sliced = iter(inputs), dict(zip(plan.site.parameters, parameters, strict=True))
+
+        def put(node: Node) -> Any:
+            if node in sliced:
+                return sliced[node]
+            return next(given) if is_tensor(node) else rewriter.scalar(node)
+
+        self.args: tuple[Any, ...] = map_arg(self.site.node.args, put)
+        self.kwargs: dict[str, Any] = map_arg(self.site.node.kwargs, put)
+
+    def call(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Node:
+        """A call in the new graph."""
+        return self.graph.call_function(target, tuple(args), dict(kwargs or {}))
+
+    def copy(self) -> Node:
+        """The original call on the new inputs."""
+        return self.call(self.site.node.target, self.args, self.kwargs)
+
+    def first_input(self) -> Node:
+        """The first new input."""
+        node = self.inputs[0]
+        assert node is not None
+        return node
+
+    def projected(self, node: Node, count: int | None = None) -> list[Node]:
+        """The results of a call that returns several tensors."""
+        count = len(self.site.outputs) if count is None else count
+        return [self.graph.call_function(operator.getitem, (node, i)) for i in range(count)]
+
+
+class _Rewriter:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.old = plan.program.module
+        self.graph = Graph()
+        self.new: dict[Node, Node] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
+        self.kept: dict[str, Selection] = {}
+        self.cache: dict[tuple[Node, str], list[tuple[Layout, Node]]] = defaultdict(list)
+        self.recombine = Recombiner(self.graph, self._constant)
+        self.recombinations: list[Recombination] = []
+        self.by_call = {item.site.node: item for item in plan.sites}
+        self.parameters = _Parameters(plan)
+
+    def run(self) -> Rewritten:
+        for node in self.old.graph.nodes:
+            if node.op == "placeholder":
+                self.new[node] = self.graph.placeholder(str(node.target), default_value=node.args[0] if node.args else None) if node.args else self.graph.placeholder(str(node.target))
+                self.new[node].name = node.name
+            elif node.op == "get_attr" and node in self.plan.layout:
+                self.new[node] = self._value(node)
+            elif node in self.by_call:
+                self._call(self.by_call[node])
+            elif node.op == "output":
+                self._output(node)
+        module = self._module()
+        return Rewritten(module, self.kept, tuple(self.recombinations))
+
+    # Values
+
+    def take(self, node: Node, want: Layout, reader: str) -> Node:
+        """The new node that holds an old value in the layout `want`."""
+        have = self.plan.layout[node]
+        return self._recombined(self.new[node], node, have, want, reader)
+
+    def _recombined(self, new: Node, old: Node, have: Layout, want: Layout, reader: str) -> Node:
+        for layout, found in self.cache[new, ""]:
+            if layout.same(want):
+                return found
+        self.recombine.rank = want.rank
+        written = self.recombine(new, have, want)
+        if written.kind is not None:
+            self.cache[new, ""].append((want, written.node))
+            self.recombinations.append(self._bill(written, old, have, want, reader))
+        return written.node
+
+    def _bill(self, written: Written, old: Node, have: Layout, want: Layout, reader: str) -> Recombination:
+        value = old.meta["val"]
+        full = self.plan.program.shape(old)
+        held, moved = _numel(have.shrunk(full)), _numel(want.shrunk(full))
+        read = min(held, moved)
+        assert written.kind is not None
+        bytes_moved = 0 if written.kind == "slice" or old.op == "get_attr" else (read + moved) * value.element_size()
+        kind = "folded" if old.op == "get_attr" else written.kind
+        return Recombination(old.name, reader, kind, have.labels.numel(), want.labels.numel(), bytes_moved)
+
+    def scalar(self, node: Node) -> Node:
+        """The new node of an old size, written when it is first asked for."""
+        if node not in self.new:
+            self.new[node] = self.graph.node_copy(node, lambda n: self.new[n] if is_tensor(n) else self.scalar(n))
+        return self.new[node]
+
+    def _value(self, node: Node) -> Node:
+        """A parameter or buffer that is read as a value: its part in the planned layout."""
+        layout = self.plan.layout[node]
+        shape = self.plan.program.shape(node)
+        kept = tuple(layout.kept(a) if layout.compact[a] != 1 else None for a in range(len(shape)))
+        if layout.is_product():
+            selection = Selection(shape, kept).simplified()
+        else:
+            flat = torch.arange(_numel(shape)).view(shape)
+            place, _, _ = positions(Layout(shape, identity(shape)), layout)
+            del flat
+            selection = Selection(shape, (None,) * len(shape), place)
+        return self._attribute(str(node.target), selection)
+
+    def _attribute(self, name: str, selection: Selection) -> Node:
+        if name not in self.tensors:
+            original = attribute(self.old, name)
+            data = selection.apply(original.detach())
+            self.tensors[name] = nn.Parameter(data, original.requires_grad) if isinstance(original, nn.Parameter) else data
+            self.kept[name] = selection
+        return self.graph.get_attr(name)
+
+    def _constant(self, tensor: Tensor) -> Node:
+        for name, known in self.buffers.items():
+            if known.shape == tensor.shape and known.dtype == tensor.dtype and torch.equal(known, tensor):
+                return self.graph.get_attr(name)
+        name = f"_recombine_{len(self.buffers)}"
+        self.buffers[name] = tensor.contiguous()
+        return self.graph.get_attr(name)
+
+    # Calls
+
+    def _call(self, item: SitePlan) -> None:
+        site = item.site
+        inputs = [
+            None if want is None else self.take(node, want, site.node.name)
+            for node, want in zip(site.inputs, item.ins, strict=True)
+        ]
+        to = Emitter(self, item, inputs, self._sliced(item))
+        nodes = site.rule.emit(site, to, [w if w is not None else Layout.whole(0) for w in item.ins], item.outs) if item.native else [to.copy()]
+        if len(nodes) == 1 and len(site.outputs) > 1 or not item.native and isinstance(site.node.meta["val"], (list, tuple)):
+            nodes = to.projected(nodes[0])
+        for out, node, gives, wanted in zip(site.outputs, nodes, item.gives, item.outs, strict=True):
+            if out is None or out not in self.plan.layout:
+                continue
+            self._name(node, out)
+            self.new[out] = self._recombined(node, out, gives, wanted, out.name)
+
+    @staticmethod
+    def _name(node: Node, old: Node) -> None:
+        if node.op == "call_function" and "stack_trace" not in node.meta:
+            node.meta.update({k: old.meta[k] for k in ("stack_trace", "nn_module_stack") if k in old.meta})
+
+    def _sliced(self, item: SitePlan) -> list[Node]:
+        nodes = []
+        for node, wanted in zip(item.site.parameters, self.parameters.selections[item.site], strict=True):
+            name = self.parameters.name(node)
+            stored = self.parameters.stored[name]
+            found = self._attribute(name, stored)
+            nodes.append(self._subselected(found, stored, wanted))
+        return nodes
+
+    def _subselected(self, node: Node, stored: Selection, wanted: Selection) -> Node:
+        """A shared parameter is stored as the union of what its readers want; each takes its part when it runs."""
+        if stored.same(wanted):
+            return node
+        if wanted.flat is None:
+            for axis, (held, kept) in enumerate(zip(stored.axes, wanted.axes, strict=True)):
+                size = stored.shape[axis]
+                have = torch.arange(size) if held is None else held
+                want = torch.arange(size) if kept is None else kept
+                if not torch.equal(have, want):
+                    where = torch.full((size,), -1)
+                    where[have] = torch.arange(len(have))
+                    node = self.graph.call_function(aten.index_select.default, (node, axis, self._constant(where[want])))
+            return node
+        flat = self.graph.call_function(aten.reshape.default, (node, [-1]))
+        picked = self.graph.call_function(aten.index_select.default, (flat, 0, self._constant(wanted.flat.reshape(-1))))
+        return self.graph.call_function(aten.reshape.default, (picked, list(wanted.flat.shape)))
+
+    # Output
+
+    def _output(self, node: Node) -> None:
+        def put(old: Node) -> Node:
+            if not is_tensor(old):
+                return self.scalar(old) if not is_projection(old) else self.new[old]
+            return self.take(old, Layout.whole(len(self.plan.program.shape(old))), "output")
+
+        self.graph.output(map_arg(node.args[0], put))
+
+    def _module(self) -> GraphModule:
+        self.graph._codegen = self.old.graph._codegen
+        root = nn.Module()
+        for name, tensor in {**self.tensors, **self.buffers}.items():
+            _place(root, name, tensor)
+        self.graph.eliminate_dead_code()
+        module = GraphModule(root, self.graph, type(self.old).__name__)
+        for name in self.buffers:
+            if hasattr(module, name):
+                module._non_persistent_buffers_set.add(name)
+        for name, twin in self.parameters.twins.items():
+            if name in self.tensors:
+                _place(module, twin, self.tensors[name])
+        module.train(self.old.training)
+        return module
+
+
+class _Parameters:
+    """What is stored of each parameter: the union over all its uses, under its first name."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.first: dict[int, str] = {}
+        self.twins: dict[str, str] = {}
+        self.selections: dict[Site, list[Selection]] = {}
+        self.stored: dict[str, Selection] = {}
+        readers: dict[str, list[Selection]] = defaultdict(list)
+        self.as_values = {
+            self.name(node) for node in plan.program.module.graph.nodes if node.op == "get_attr" and node in plan.layout
+        }
+        for item in plan.sites:
+            ins = [w if w is not None else Layout.whole(0) for w in item.ins]
+            site = item.site
+            found = (
+                site.rule.select(site, ins, item.gives)
+                if item.native
+                else [Selection.whole(site.shape(p)) for p in site.parameters]
+            )
+            self.selections[site] = found
+            for node, selection in zip(site.parameters, found, strict=True):
+                readers[self.name(node)].append(selection)
+        for name, wanted in readers.items():
+            self.stored[name] = self._union(wanted, whole=name in self.as_values)
+
+    def name(self, node: Node) -> str:
+        """The name under which a parameter is stored; tied parameters have one."""
+        return str(node.target)
+
+    @staticmethod
+    def _union(wanted: Sequence[Selection], *, whole: bool) -> Selection:
+        first = wanted[0]
+        if whole:
+            return Selection.whole(first.shape)
+        if all(first.same(other) for other in wanted[1:]):
+            return first
+        if any(s.flat is not None for s in wanted):
+            return Selection.whole(first.shape)
+        axes = []
+        for axis in range(len(first.shape)):
+            kept = [s.axes[axis] for s in wanted]
+            axes.append(None if any(k is None for k in kept) else torch.cat([k for k in kept if k is not None]).unique())
+        return Selection(first.shape, tuple(axes)).simplified()
+
+
+def _numel(shape: Sequence[int]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total
+
+
+def _place(root: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor under a dotted name, making the modules on the way."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if not hasattr(root, part):
+            root.add_module(part, nn.Module())
+        root = getattr(root, part)
+    if isinstance(tensor, nn.Parameter):
+        root.register_parameter(leaf, tensor)
+    else:
+        root.register_buffer(leaf, tensor)

@@ -1,0 +1,91 @@
+"""Which channels are zero, which are needed: two facts for every tensor, one sweep forward and one back.
+
+Both masks are bool, in the compact shape of the tensor (`passes.layout`). Zero flows forward from the weights; needed
+flows back from the outputs, and stops at elements that are zero. What is needed and not zero is live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from passes.program import Program, Site, is_tensor
+from passes.rules.base import Options, SiteFacts
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """For every tensor of a program: what is zero for every input, and what some output depends on."""
+
+    zero: Mapping[Node, Tensor]
+    needed: Mapping[Node, Tensor]
+
+    def live(self, node: Node) -> Tensor:
+        """The elements that deserve to exist."""
+        return self.needed[node] & ~self.zero[node]
+
+    def at(self, site: Site, options: Options = Options()) -> SiteFacts:
+        """The facts that a rule sees."""
+        return SiteFacts(
+            tuple(self.live(out) if out is not None else torch.zeros(1, dtype=torch.bool) for out in site.outputs),
+            tuple(self.zero[node] for node in site.inputs),
+            tuple(self.live(node) for node in site.inputs),
+            options,
+        )
+
+
+def channel_facts(program: Program) -> Facts:
+    """The facts of a program, from the zeros in its weights."""
+    zero = _zero(program)
+    return Facts(zero, _needed(program, zero))
+
+
+def _zero(program: Program) -> dict[Node, Tensor]:
+    zero: dict[Node, Tensor] = {}
+    for node in program.module.graph.nodes:
+        if node.op == "placeholder" and is_tensor(node):
+            zero[node] = _input_zero(program, node)
+        elif node.op == "get_attr" and is_tensor(node):
+            if any(node in site.inputs for site in map(program.at_call, node.users) if site is not None):
+                zero[node] = _constant_zero(program, node)
+        elif (site := program.at_call(node)) is not None:
+            found = site.rule.zero(site, [zero[n] for n in site.inputs])
+            for out, mask in zip(site.outputs, found, strict=True):
+                if out is not None:
+                    zero[out] = mask
+    return zero
+
+
+def _input_zero(program: Program, node: Node) -> Tensor:
+    """Nothing of an input is zero. Its channels (axis 1, and the last of a sequence) are labelled: some may be unread."""
+    shape = program.shape(node)
+    labelled = {1} if len(shape) != 3 else {1, 2}
+    if not node.meta["val"].is_floating_point():
+        labelled = set()
+    return torch.zeros([n if a in labelled and program.is_static(node, a) else 1 for a, n in enumerate(shape)], dtype=torch.bool)
+
+
+def _constant_zero(program: Program, node: Node) -> Tensor:
+    value = program.tensor(node)
+    if not value.is_floating_point():
+        return torch.zeros((1,) * value.dim(), dtype=torch.bool)
+    return (value == 0).cpu()
+
+
+def _needed(program: Program, zero: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
+    needed = {node: torch.zeros_like(mask) for node, mask in zero.items()}
+    for node in program.output_tensors:
+        if node in needed:
+            needed[node] = torch.ones_like(zero[node])
+    for site in reversed(program.sites):
+        lives = [
+            needed[out] & ~zero[out] if out is not None else torch.zeros(1, dtype=torch.bool) for out in site.outputs
+        ]
+        found = site.rule.needed(site, lives, [zero[n] for n in site.inputs])
+        for node, mask in zip(site.inputs, found, strict=True):
+            needed[node] = needed[node] | mask
+    return needed

@@ -1,0 +1,219 @@
+"""In-place operators made functional: `x.relu_()` becomes `relu(x)`, and every later reader of `x` reads that.
+
+A write through a view (`x[:, :4] += 1`) becomes a write of the whole: the view is scattered back into what it looks at,
+up to the tensor that owns the memory. Which results are views, and which arguments are written, the operator's own schema
+says (its alias annotations), so there is no list of operators here but for the inverses of views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+
+from passes.errors import CaptureError
+
+aten = torch.ops.aten
+
+
+def functionalise(module: GraphModule) -> GraphModule:
+    """Rewrite, in place, every operator that writes into its argument; returns `module`.
+
+    Raises CaptureError where a write goes through a view that we cannot undo.
+    """
+    if not any(writes(node) for node in module.graph.nodes):
+        return module
+    _Memory(module).run()
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def writes(node: Node) -> bool:
+    """Whether the operator writes into its first argument."""
+    return (
+        isinstance(node.target, OpOverload)
+        and node.target.namespace == "aten"
+        and bool(node.target._schema.arguments)
+        and (alias := node.target._schema.arguments[0].alias_info) is not None
+        and alias.is_write
+    )
+
+
+def viewed(node: Node) -> Node | None:
+    """The tensor whose memory the result of this node may share, if any."""
+    if node.op != "call_function":
+        return None
+    if not isinstance(node.target, OpOverload):
+        return node.args[0] if _name(node) == "getitem" and isinstance(node.args[0], Node) else None
+    if node.target is aten.dropout.default and node.args[2] is False:
+        return node.all_input_nodes[0]
+    returns = node.target._schema.returns
+    aliases = bool(returns) and (returns[0].alias_info is not None or "Tensor(a)" in str(returns[0].type))
+    return node.all_input_nodes[0] if aliases and node.all_input_nodes else None
+
+
+def _name(node: Node) -> str:
+    return str(getattr(node.target, "__name__", node.target)).split(".")[0]
+
+
+class _Memory:
+    """Follows, node by node, which functional value stands for each original tensor at this point of the program."""
+
+    def __init__(self, module: GraphModule) -> None:
+        self.module = module
+        self.graph = module.graph
+        self.now: dict[Node, Node] = {}  # original tensor -> the node that holds its present content
+        self.parent: dict[Node, Node] = {}  # view -> what it looks at
+        self.clock: dict[Node, int] = {}  # tensor -> when its content was last brought up to date
+        self.written: dict[Node, int] = {}  # owner of memory -> when it was last written
+        self.done: list[Node] = []  # the in-place calls, replaced
+        self.tick = 0
+
+    def run(self) -> None:
+        for node in list(self.graph.nodes):
+            with self.graph.inserting_before(node):
+                if writes(node):
+                    self._write(node)
+                    continue
+                if (base := viewed(node)) is not None:
+                    self.parent[node] = base
+                self._refresh_arguments(node)
+            self.clock[node] = self.tick
+        for node in reversed(self.done):
+            self.graph.erase_node(node)
+
+    def _owner(self, tensor: Node) -> Node:
+        while tensor in self.parent:
+            tensor = self.parent[tensor]
+        return tensor
+
+    def _refresh_arguments(self, node: Node) -> None:
+        for argument in node.all_input_nodes:
+            current = self._current(argument)
+            if current is not argument:
+                node.replace_input_with(argument, current)
+
+    def _current(self, tensor: Node) -> Node:
+        """The node with the present content of `tensor`; a view of something written since is taken again."""
+        owner = self._owner(tensor)
+        if self.written.get(owner, -1) > self.clock.get(tensor, -1) and tensor in self.parent:
+            present, old = self._current(self.parent[tensor]), tensor.all_input_nodes[0]
+            again = self.graph.node_copy(tensor, lambda n: present if n is old else n)
+            self.now[tensor] = again
+            self.clock[tensor] = self.tick
+        return self.now.get(tensor, tensor)
+
+    def _write(self, node: Node) -> None:
+        target = node.args[0]
+        assert isinstance(target, Node)
+        owner = self._owner(target)
+        if owner.op == "get_attr":
+            self._drop_counter(node, owner)
+            return
+        self._refresh_arguments(node)
+        value = self._functional(node)
+        value.meta = dict(node.meta)
+        self.tick += 1
+        self._store(target, value)
+        self.written[owner] = self.tick
+        self.parent[node] = target  # the operator returns the tensor that it wrote
+        self.now[node] = value
+        self.clock[node] = self.tick
+        self.done.append(node)
+
+    def _drop_counter(self, node: Node, owner: Node) -> None:
+        """Batch norm's own count of batches: its module counts again when it trains."""
+        if not str(owner.target).endswith("num_batches_tracked"):
+            raise CaptureError(
+                f"forward writes into the buffer {owner.target} ({node.format_node()}): a pruned copy could not keep it. "
+                "Update it outside forward."
+            )
+        node.replace_all_uses_with(owner)
+        self.graph.erase_node(node)
+
+    def _functional(self, node: Node) -> Node:
+        """The call that computes what the in-place operator would have written."""
+        assert isinstance(node.target, OpOverload)
+        target, rest = node.args[0], node.args[1:]
+        name, overload = node.target._schema.name.split("::")[1], node.target._overloadname
+        if name == "copy_":
+            return self._copied(target, rest[0])
+        if name == "zero_":
+            return self.graph.call_function(aten.zeros_like.default, (target,))
+        packet = getattr(aten, name.removesuffix("_"), None)
+        if packet is None or overload not in packet.overloads():
+            raise CaptureError(f"no functional form is known for {node.target} ({node.format_node()})")
+        return self.graph.call_function(getattr(packet, overload), node.args, dict(node.kwargs))
+
+    def _copied(self, target: Any, source: Any) -> Node:
+        value = source
+        if target.meta["val"].dtype != source.meta["val"].dtype:
+            value = self.graph.call_function(aten.to.dtype, (value, target.meta["val"].dtype))
+        if target.meta["val"].shape == source.meta["val"].shape:
+            return self.graph.call_function(aten.alias.default, (value,))
+        return self.graph.call_function(aten.expand_as.default, (value, target))
+
+    def _store(self, tensor: Node, value: Node) -> None:
+        """Let `tensor` hold `value`, and whatever it is a view of hold it too."""
+        self.now[tensor] = value
+        self.clock[tensor] = self.tick
+        base = self.parent.get(tensor)
+        if base is None:
+            return
+        undo = UNDO.get(tensor.target) if tensor.op == "call_function" else None
+        if undo is None and not writes(tensor):
+            raise CaptureError(
+                f"forward writes in place through {tensor.format_node()}, a view that cannot be undone. "
+                "Use the operator without the underscore there."
+            )
+        whole = value if undo is None else undo(self.graph, self._current(base), value, tensor)
+        whole.meta.setdefault("val", base.meta["val"])
+        self._store(base, whole)
+
+
+Undo = Callable[[Any, Node, Node, Node], Node]
+
+
+def _scatter(operator: OpOverload) -> Undo:
+    """For a slice or a selection: the base with the view written into it."""
+    return lambda graph, base, value, view: graph.call_function(operator, (base, value, *view.args[1:]), dict(view.kwargs))
+
+
+def _same(graph: Any, base: Node, value: Node, view: Node) -> Node:
+    return value
+
+
+def _reshaped(graph: Any, base: Node, value: Node, view: Node) -> Node:
+    """For a view with the same elements in the same order: the value in the base's shape."""
+    return graph.call_function(aten.reshape.default, (value, [int(n) for n in base.meta["val"].shape]))  # type: ignore[no-any-return]
+
+
+def _transposed(graph: Any, base: Node, value: Node, view: Node) -> Node:
+    return graph.call_function(view.target, (value, *view.args[1:]))  # type: ignore[no-any-return]
+
+
+def _permuted(graph: Any, base: Node, value: Node, view: Node) -> Node:
+    order = [int(d) % len(view.args[1]) for d in view.args[1]]  # type: ignore[arg-type, union-attr]
+    return graph.call_function(aten.permute.default, (value, [order.index(d) for d in range(len(order))]))  # type: ignore[no-any-return]
+
+
+UNDO: dict[Any, Undo] = {
+    aten.slice.Tensor: _scatter(aten.slice_scatter.default),
+    aten.select.int: _scatter(aten.select_scatter.default),
+    aten.alias.default: _same,
+    aten.detach.default: _same,
+    aten.dropout.default: _same,
+    aten.view.default: _reshaped,
+    aten.reshape.default: _reshaped,
+    aten.flatten.using_ints: _reshaped,
+    aten.squeeze.dim: _reshaped,
+    aten.unsqueeze.default: _reshaped,
+    aten.contiguous.default: _same,
+    aten.transpose.int: _transposed,
+    aten.permute.default: _permuted,
+}

@@ -1,0 +1,60 @@
+"""Channels that would have to share a mask if nothing were recombined, as a networkx graph.
+
+An edge joins two tensors whose channels are the same channels: through element-wise operators, batch norm, pooling,
+depthwise convolution. The connected components are the groups that other pruners cut together.
+"""
+
+from __future__ import annotations
+
+import networkx as nx
+from torch.fx import Node
+
+from passes.program import Program, Site
+
+COUPLING = ("pointwise", "channel affine", "mixing")
+
+
+def channel_groups(program: Program) -> nx.Graph:
+    """Tensors (nodes, with attribute `channels`) joined where their channels are the same (edges, attribute `site`)."""
+    graph = nx.Graph()
+    for value in program.values:
+        shape = program.shape(value)
+        graph.add_node(value, channels=shape[1] if len(shape) > 1 else 1)
+    for site in program.sites:
+        if not couples(site):
+            continue
+        for node in site.inputs:
+            for out in site.outputs:
+                if out is not None and _same_channels(program, node, out):
+                    graph.add_edge(node, out, site=site)
+    return graph
+
+
+def couples(site: Site) -> bool:
+    """Whether the operator leaves every channel in its place."""
+    rule = site.rule
+    if rule.family in COUPLING:
+        return True
+    is_depthwise = getattr(rule, "is_depthwise", None)
+    return is_depthwise is not None and not getattr(rule, "linear", False) and bool(is_depthwise(rule.widths(site)))  # type: ignore[attr-defined]
+
+
+def _same_channels(program: Program, a: Node, b: Node) -> bool:
+    shapes = program.shape(a), program.shape(b)
+    return all(len(s) > 1 for s in shapes) and shapes[0][1] == shapes[1][1] != 1 and len(shapes[0]) == len(shapes[1])
+
+
+def is_meeting(site: Site) -> bool:
+    """Whether branches of the network meet here in a sum."""
+    computed = [n for n in site.inputs if n.op not in ("get_attr", "placeholder")]
+    return type(site.rule).__name__ == "Sum" and len(set(computed)) > 1 and all(site.shape(n) == site.out_shape for n in computed)
+
+
+def residual_values(program: Program) -> frozenset[Node]:
+    """Every tensor whose channels are those of some sum of branches."""
+    graph = channel_groups(program)
+    found: set[Node] = set()
+    for site in program.sites:
+        if is_meeting(site) and site.node not in found:
+            found |= nx.node_connected_component(graph, site.node)
+    return frozenset(found)

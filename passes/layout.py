@@ -1,0 +1,180 @@
+"""Which elements of a tensor exist in the small network, and in what order.
+
+A value of the original network has a full shape, such as (2, 64, 20, 20). Along most axes nothing is ever removed; the
+others are *labelled*. The *compact* shape keeps the labelled sizes and has 1 elsewhere: (1, 64, 1, 1). A label is a flat
+index into the compact shape. A `Layout` is a box of labels, one for each element that the small network computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+def identity(compact: Shape) -> Tensor:
+    """All labels of a compact shape, in order."""
+    return torch.arange(math.prod(compact)).view(compact)
+
+
+def collapse(mask: Tensor, compact: Sequence[int], *, every: bool = False) -> Tensor:
+    """`mask` reduced to a compact shape: True where any (or, with `every`, each) of the merged elements is True."""
+    extra = mask.dim() - len(compact)
+    if extra > 0:
+        mask = (mask.all if every else mask.any)(dim=tuple(range(extra)))
+    for axis, size in enumerate(compact):
+        if size == 1 and mask.shape[axis] != 1:
+            mask = (mask.all if every else mask.any)(dim=axis, keepdim=True)
+    return mask
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The labels of a value's elements, as a box of the value's rank (size 1 along axes that stay whole)."""
+
+    compact: Shape
+    labels: Tensor
+
+    @staticmethod
+    def whole(rank: int) -> Layout:
+        """The layout of a value from which nothing is removed."""
+        return Layout((1,) * rank, torch.zeros((1,) * rank, dtype=torch.int64))
+
+    @staticmethod
+    def along(rank: int, axis: int, size: int, kept: Tensor) -> Layout:
+        """The layout that keeps the indices `kept`, in that order, of one axis of length `size`."""
+        compact = tuple(size if a == axis else 1 for a in range(rank))
+        shape = tuple(-1 if a == axis else 1 for a in range(rank))
+        return Layout(compact, kept.view(shape))
+
+    @property
+    def rank(self) -> int:
+        return len(self.compact)
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The labelled axes."""
+        return tuple(a for a, size in enumerate(self.compact) if size != 1)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every element is there, in the original order."""
+        return self.labels.shape == self.compact and torch.equal(self.labels, identity(self.compact))
+
+    def size(self, axis: int, full: int) -> int:
+        """The length of an axis in the small network, `full` in the original."""
+        return self.labels.shape[axis] if self.compact[axis] != 1 else full
+
+    def shrunk(self, full: Sequence[int]) -> Shape:
+        """The shape in the small network of a value whose original shape is `full`."""
+        return tuple(self.size(a, n) for a, n in enumerate(full))
+
+    def coordinate(self, axis: int) -> Tensor:
+        """The original index along `axis` of every label."""
+        stride = math.prod(self.compact[axis + 1 :])
+        return self.labels.div(stride, rounding_mode="floor").remainder(self.compact[axis])
+
+    def kept(self, axis: int) -> Tensor | None:
+        """The kept indices of an axis if they are the same everywhere, else None."""
+        lines = self.coordinate(axis).movedim(axis, -1).reshape(-1, self.labels.shape[axis])
+        return lines[0] if len(lines) == 1 or bool((lines == lines[:1]).all()) else None
+
+    def is_product(self) -> bool:
+        """Whether each labelled axis keeps the same indices everywhere."""
+        return len(self.axes) <= 1 or all(self.kept(a) is not None for a in self.axes)
+
+    def refined(self, compact: Shape) -> Layout:
+        """The same layout with the axes of `compact` labelled too."""
+        target = tuple(max(a, b) for a, b in zip(self.compact, compact, strict=True))
+        if target == self.compact:
+            return self
+        shape = [
+            target[a] if self.compact[a] == 1 and target[a] != 1 else n for a, n in enumerate(self.labels.shape)
+        ]
+        labels = torch.zeros(shape, dtype=torch.int64)
+        stride = 1
+        for axis in reversed(range(self.rank)):
+            if target[axis] == 1:
+                continue
+            if self.compact[axis] == 1:
+                view = [1] * self.rank
+                view[axis] = -1
+                labels += torch.arange(target[axis]).view(view) * stride
+            else:
+                labels += self.coordinate(axis) * stride
+            stride *= target[axis]
+        return Layout(target, labels)
+
+    def same(self, other: Layout) -> bool:
+        """Whether both keep the same elements in the same order."""
+        if self is other or (self.compact == other.compact and torch.equal(self.labels, other.labels)):
+            return True
+        if self.compact == other.compact:
+            return False
+        mine, yours = self.refined(other.compact), other.refined(self.compact)
+        return mine.labels.shape == yours.labels.shape and torch.equal(mine.labels, yours.labels)
+
+    def mask(self) -> Tensor:
+        """Bool of the compact shape: which labels are kept."""
+        flat = torch.zeros(math.prod(self.compact), dtype=torch.bool)
+        flat[self.labels.reshape(-1)] = True
+        return flat.view(self.compact)
+
+    def of(self, values: Tensor) -> Tensor:
+        """`values`, a tensor that broadcasts to the compact shape, read at every label."""
+        return values.expand(self.compact).reshape(-1)[self.labels]
+
+
+def product(compact: Shape, kept: Sequence[Tensor | None]) -> Layout:
+    """The layout that keeps, along each labelled axis, the indices given for it (None: all)."""
+    labels = torch.zeros((1,) * len(compact), dtype=torch.int64)
+    stride = 1
+    for axis in reversed(range(len(compact))):
+        if compact[axis] == 1:
+            continue
+        indices = kept[axis]
+        view = [1] * len(compact)
+        view[axis] = -1
+        labels = labels + (torch.arange(compact[axis]) if indices is None else indices).view(view) * stride
+        stride *= compact[axis]
+    return Layout(compact, labels)
+
+
+def grown(live: Tensor, multiple: int) -> Tensor:
+    """The indices where the vector `live` is True, and the first dead ones until their number is a multiple."""
+    kept = live.nonzero().view(-1)
+    target = min(len(live), max(1, -(-len(kept) // multiple)) * multiple)
+    if len(kept) == target:
+        return kept
+    spare = (~live).nonzero().view(-1)[: target - len(kept)]
+    return torch.cat([kept, spare]).sort().values
+
+
+def boxed(live: Tensor, multiple: int = 1) -> Layout:
+    """The smallest layout we know that holds every True of `live` (bool, compact shape).
+
+    With one labelled axis it is the list of the live indices. With several it is the product of what each axis needs,
+    or, where this is smaller, rows of equal length along the last labelled axis that differ from row to row (attention
+    heads whose dead channels differ). Rows are filled up with dead labels of the same row.
+    """
+    compact = tuple(live.shape)
+    axes = [a for a, size in enumerate(compact) if size != 1]
+    if not axes:
+        return Layout.whole(len(compact))
+    if len(axes) == 1:
+        return Layout.along(len(compact), axes[0], compact[axes[0]], grown(live.reshape(-1), multiple))
+    needs = [collapse(live, tuple(n if a == b else 1 for b, n in enumerate(compact))).view(-1) for a in range(len(compact))]
+    kept: list[Tensor | None] = [grown(need, 1) if compact[a] != 1 else None for a, need in enumerate(needs)]
+    box = product(compact, kept)
+    last = axes[-1]
+    rows = box.of(live).movedim(last, -1)
+    width = max(1, int(rows.sum(-1).max()))
+    if width == rows.shape[-1]:
+        return box
+    order = (~rows).to(torch.uint8).sort(dim=-1, stable=True).indices[..., :width].sort(dim=-1).values
+    return Layout(compact, box.labels.movedim(last, -1).gather(-1, order).movedim(-1, last).contiguous())

@@ -1,0 +1,287 @@
+"""Several spellings, one form, so that fewer rules are needed.
+
+chunk, split, tensor_split, unbind, select, narrow and neighbouring slices become `split_with_sizes` (and `squeeze`);
+stack becomes `unsqueeze` and `cat`; glu becomes a split, a sigmoid and a product; slice_scatter becomes slices and a
+`cat`; indexing with one constant index becomes `index_select`; addmm becomes a product and a sum.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+
+from passes.capture import hint
+from passes.program import is_projection
+
+aten = torch.ops.aten
+
+
+def normalise(module: GraphModule) -> GraphModule:
+    """Rewrite, in place, the spellings above; returns `module`, which computes the same."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        form = FORMS.get(node.target) if node.op == "call_function" else None
+        if form is None:
+            continue
+        with graph.inserting_before(node):
+            form(graph, node)
+    for node in list(graph.nodes):
+        if node.target is aten.slice.Tensor or not node.users:
+            continue
+        _join_slices(graph, node)
+    _fuse_shuffles(graph)
+    graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def call(graph: Graph, target: Any, *args: Any) -> Node:
+    """A new call whose value is known to the analysis, as a fake tensor."""
+    node = graph.call_function(target, args)
+    fake = map_arg(args, lambda n: n.meta["val"])
+    node.meta["val"] = target(*fake)
+    return node
+
+
+def _replace(node: Node, new: Node) -> None:
+    node.replace_all_uses_with(new)
+
+
+def _split_at(graph: Graph, node: Node, sizes: list[int], axis: int, *, squeeze: bool = False) -> None:
+    """Replace a call with several results by a split into `sizes`; with `squeeze`, each without the axis."""
+    parts = call(graph, aten.split_with_sizes.default, node.args[0], sizes, axis)
+    for user in list(node.users):
+        assert is_projection(user)
+        with graph.inserting_before(user):
+            part = call(graph, operator.getitem, parts, user.args[1])
+            _replace(user, call(graph, aten.squeeze.dim, part, axis) if squeeze else part)
+            graph.erase_node(user)
+
+
+def _lengths(node: Node, axis: int) -> list[int] | None:
+    """The lengths of a call's results along an axis; None where they are symbolic or a result is used whole."""
+    values = node.meta["val"]
+    sizes = [value.shape[axis] for value in values]
+    if any(isinstance(n, torch.SymInt) for n in sizes) or not all(is_projection(u) for u in node.users):
+        return None
+    return [int(n) for n in sizes]
+
+
+def _split(graph: Graph, node: Node) -> None:
+    default = 0
+    axis = int(node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", default))  # type: ignore[arg-type]
+    axis %= node.args[0].meta["val"].dim()  # type: ignore[union-attr]
+    sizes = _lengths(node, axis)
+    if sizes is not None:
+        _split_at(graph, node, sizes, axis)
+
+
+def _unbind(graph: Graph, node: Node) -> None:
+    source = node.args[0]
+    assert isinstance(source, Node)
+    axis = int(node.args[1] if len(node.args) > 1 else 0) % source.meta["val"].dim()  # type: ignore[arg-type]
+    if all(is_projection(u) for u in node.users):
+        _split_at(graph, node, [1] * len(node.meta["val"]), axis, squeeze=True)
+
+
+def _select(graph: Graph, node: Node) -> None:
+    source, axis, index = node.args[0], int(node.args[1]), node.args[2]  # type: ignore[arg-type]
+    assert isinstance(source, Node)
+    shape = source.meta["val"].shape
+    axis %= len(shape)
+    if not isinstance(index, int) or isinstance(shape[axis], torch.SymInt):
+        return
+    index %= shape[axis]
+    part = call(graph, aten.slice.Tensor, source, axis, index, index + 1)
+    _replace(node, call(graph, aten.squeeze.dim, part, axis))
+
+
+def _stack(graph: Graph, node: Node) -> None:
+    axis = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % node.meta["val"].dim()  # type: ignore[arg-type]
+    parts = [call(graph, aten.unsqueeze.default, part, axis) for part in node.args[0]]  # type: ignore[union-attr]
+    _replace(node, call(graph, aten.cat.default, parts, axis))
+
+
+def _glu(graph: Graph, node: Node) -> None:
+    source = node.args[0]
+    assert isinstance(source, Node)
+    shape = source.meta["val"].shape
+    axis = int(node.args[1] if len(node.args) > 1 else -1) % len(shape)  # type: ignore[arg-type]
+    if isinstance(shape[axis], torch.SymInt):
+        return
+    half = int(shape[axis]) // 2
+    parts = call(graph, aten.split_with_sizes.default, source, [half, half], axis)
+    left, right = (call(graph, operator.getitem, parts, i) for i in (0, 1))
+    _replace(node, call(graph, aten.mul.Tensor, left, call(graph, aten.sigmoid.default, right)))
+
+
+def _slice_scatter(graph: Graph, node: Node) -> None:
+    base, part = node.args[:2]
+    assert isinstance(base, Node)
+    bounds = _bounds(node, base.meta["val"].shape, 2)
+    if bounds is None:
+        return
+    axis, start, stop = bounds
+    length = int(base.meta["val"].shape[axis])
+    pieces = [part]
+    if start > 0:
+        pieces.insert(0, call(graph, aten.slice.Tensor, base, axis, 0, start))
+    if stop < length:
+        pieces.append(call(graph, aten.slice.Tensor, base, axis, stop, length))
+    _replace(node, call(graph, aten.cat.default, pieces, axis) if len(pieces) > 1 else part)  # type: ignore[arg-type]
+
+
+def _select_scatter(graph: Graph, node: Node) -> None:
+    base, part, axis, index = node.args[0], node.args[1], int(node.args[2]), node.args[3]  # type: ignore[arg-type]
+    assert isinstance(base, Node)
+    shape = base.meta["val"].shape
+    axis %= len(shape)
+    if not isinstance(index, int) or isinstance(shape[axis], torch.SymInt):
+        return
+    index %= int(shape[axis])
+    thick = call(graph, aten.unsqueeze.default, part, axis)
+    whole = call(graph, aten.slice_scatter.default, base, thick, axis, index, index + 1)
+    _replace(node, whole)
+    with graph.inserting_before(whole):
+        _slice_scatter(graph, whole)
+
+
+def _narrow(graph: Graph, node: Node) -> None:
+    source, axis, start, length = node.args
+    if all(isinstance(n, int) for n in (start, length)):
+        _replace(node, call(graph, aten.slice.Tensor, source, axis, start, start + length))  # type: ignore[operator]
+
+
+def _index(graph: Graph, node: Node) -> None:
+    indices = list(node.args[1])  # type: ignore[arg-type]
+    given = [i for i, index in enumerate(indices) if index is not None]
+    if len(given) != 1:
+        return
+    index = indices[given[0]]
+    value = index.meta["val"]
+    if value.dim() == 1 and value.dtype in (torch.int64, torch.int32) and not isinstance(value.shape[0], torch.SymInt):
+        _replace(node, call(graph, aten.index_select.default, node.args[0], given[0], index))
+
+
+def _addmm(graph: Graph, node: Node) -> None:
+    if len(node.args) == 3 and not node.kwargs:
+        bias, left, right = node.args
+        _replace(node, call(graph, aten.add.Tensor, call(graph, aten.mm.default, left, right), bias))
+
+
+def _bounds(node: Node, shape: Any, first: int = 1) -> tuple[int, int, int] | None:
+    """(axis, start, stop) of a slice with step 1 along an axis of known length, else None."""
+    axis, start, stop, step = (*node.args[first:], *(None,) * 4)[:4]
+    axis = int(axis or 0) % len(shape)  # type: ignore[arg-type]
+    if step not in (None, 1) or isinstance(shape[axis], torch.SymInt):
+        return None
+    length = int(shape[axis])
+    ends = [0 if start is None else start, length if stop is None else stop]
+    if not all(isinstance(e, int) for e in ends):
+        return None
+    begin, end = (min(max(e + length if e < 0 else e, 0), length) for e in ends)  # type: ignore[operator]
+    return axis, begin, end
+
+
+def _join_slices(graph: Graph, source: Node) -> None:
+    """Slices of one tensor that lie side by side along one axis become one split."""
+    if not isinstance(source.meta.get("val"), torch.Tensor):
+        return
+    found: dict[int, list[tuple[int, int, Node]]] = defaultdict(list)
+    for user in source.users:
+        if user.target is aten.slice.Tensor and user.args[0] is source:
+            bounds = _bounds(user, source.meta["val"].shape)
+            if bounds is not None:
+                found[bounds[0]].append((bounds[1], bounds[2], user))
+    for axis, cuts in found.items():
+        length = hint(source.meta["val"].shape[axis])
+        whole = [node for start, stop, node in cuts if (start, stop) == (0, length)]
+        for node in whole:
+            _replace(node, source)
+        spans = sorted({(start, stop) for start, stop, _ in cuts if (start, stop) != (0, length)})
+        if len(spans) < 2 or any(a[1] > b[0] for a, b in zip(spans, spans[1:], strict=False)):
+            continue
+        edges = sorted({0, length, *(e for span in spans for e in span)})
+        with graph.inserting_after(source):
+            anchor = graph.call_function(aten.split_with_sizes.default, (source, [b - a for a, b in zip(edges, edges[1:], strict=False)], axis))
+            anchor.meta["val"] = anchor.target(source.meta["val"], *anchor.args[1:])  # type: ignore[operator]
+        for start, stop, node in cuts:
+            if (start, stop) == (0, length):
+                continue
+            with graph.inserting_before(node):
+                _replace(node, call(graph, operator.getitem, anchor, edges.index(start)))
+
+
+def _fuse_shuffles(graph: Graph) -> None:
+    """view, transpose, view back to the same shape: channels in another order, one `index_select`."""
+    for node in list(graph.nodes):
+        chain = _shuffle_chain(node)
+        if chain is None:
+            continue
+        source = chain[-1].args[0]
+        assert isinstance(source, Node)
+        shape = source.meta["val"].shape
+        if len(shape) < 2 or isinstance(shape[1], torch.SymInt):
+            continue
+        channels = int(shape[1])
+        labels = torch.arange(channels).view([1, channels] + [1] * (len(shape) - 2)).expand([hint(n) for n in shape])
+        for step in reversed(chain):
+            labels = step.target(labels, *map_arg(step.args[1:], lambda n: hint(n.meta["val"])))  # type: ignore[operator]
+        index = labels[(slice(0, 1), slice(None), *(slice(0, 1) for _ in shape[2:]))].reshape(-1)
+        expected = index.view([1, channels] + [1] * (len(shape) - 2))
+        if not bool((labels == expected).all()) or torch.equal(index, torch.arange(channels)):
+            continue
+        with graph.inserting_before(node):
+            shuffled = call(graph, aten.channel_shuffle.default, source, 1)
+        shuffled.target = aten.index_select.default
+        owner = graph.owning_module
+        assert owner is not None
+        name = f"_shuffle_{sum(1 for n, _ in owner.named_buffers() if n.startswith('_shuffle_'))}"
+        owner.register_buffer(name, index, persistent=False)
+        with graph.inserting_before(shuffled):
+            constant = graph.get_attr(name)
+            constant.meta["val"] = source.meta["val"].new_empty((channels,), dtype=torch.int64)
+        shuffled.args = (source, 1, constant)
+        _replace(node, shuffled)
+
+
+def _shuffle_chain(node: Node) -> list[Node] | None:
+    """The calls, last first, of a reshape whose only inputs are a transposition and a reshape before it."""
+    chain: list[Node] = []
+    for kinds in (RESHAPES, MOVES, RESHAPES):
+        while node.target in COPIES and len(node.users) == 1:
+            chain.append(node)
+            node = node.args[0]  # type: ignore[assignment]
+        if node.op != "call_function" or node.target not in kinds or (chain and len(node.users) != 1):
+            return None
+        chain.append(node)
+        node = node.args[0]  # type: ignore[assignment]
+    same = chain[0].meta["val"].shape == node.meta["val"].shape
+    return chain if same and chain[0].target in RESHAPES else None
+
+
+RESHAPES = {aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int}
+MOVES = {aten.transpose.int, aten.permute.default}
+COPIES = {aten.contiguous.default, aten.clone.default}
+
+FORMS: dict[Any, Callable[[Graph, Node], None]] = {
+    aten.chunk.default: _split,
+    aten.split.Tensor: _split,
+    aten.tensor_split.sections: _split,
+    aten.tensor_split.indices: _split,
+    aten.unbind.int: _unbind,
+    aten.select.int: _select,
+    aten.stack.default: _stack,
+    aten.glu.default: _glu,
+    aten.slice_scatter.default: _slice_scatter,
+    aten.select_scatter.default: _select_scatter,
+    aten.narrow.default: _narrow,
+    aten.index.Tensor: _index,
+    aten.addmm.default: _addmm,
+}

@@ -1,0 +1,199 @@
+"""From facts to layouts: what every tensor of the small network holds, and where channels must be recombined.
+
+One sweep from the outputs to the inputs. The readers of a tensor say in which layout they want it; the tensor takes a
+layout that they agree on if this keeps nothing alive but fillers, else the smallest one that holds what is live. Where a
+reader still wants another layout, the rewrite recombines: no branch is forced to another's mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from passes.errors import InputError
+from passes.facts import Facts
+from passes.groups import residual_values
+from passes.layout import Layout, identity
+from passes.program import Program, Site, is_projection, is_tensor
+from passes.rules.base import ANYTHING, UNREAD, Anything, Options, SiteFacts, Want, Wish, box_of
+
+MODES = ("exclude", "union", "recombine")
+
+
+@dataclass(frozen=True, eq=False)
+class SitePlan:
+    """One call of the small network. `ins`: the layout of each input, None where it is not read. `native`: whether the
+    rule follows the call; otherwise it gets its inputs whole and gives its results whole."""
+
+    site: Site
+    facts: SiteFacts
+    ins: tuple[Layout | None, ...]
+    outs: tuple[Layout, ...]
+    gives: tuple[Layout, ...]
+    native: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The layouts of the small network."""
+
+    program: Program
+    facts: Facts
+    options: Options
+    layout: Mapping[Node, Layout]
+    sites: Sequence[SitePlan]
+
+
+def plan_layouts(program: Program, facts: Facts, *, mode: str = "recombine", channel_multiple: int = 1) -> Plan:
+    """The plan of a program. `mode` says how residual branches meet:
+
+    - "recombine": each keeps its own channels, and they are recombined where they meet;
+    - "union": each keeps whatever any of them keeps;
+    - "exclude": they keep everything.
+
+    `channel_multiple` grows channel counts to a multiple where dead channels are left.
+    """
+    if mode not in MODES:
+        raise InputError(f"mode is {mode!r}; one of {', '.join(MODES)} is wanted")
+    if isinstance(channel_multiple, bool) or not isinstance(channel_multiple, int) or channel_multiple < 1:
+        raise InputError(f"channel_multiple is {channel_multiple!r}; a whole number of at least 1 is wanted")
+    return _Planner(program, facts, Options(mode, channel_multiple)).run()
+
+
+class _Planner:
+    def __init__(self, program: Program, facts: Facts, options: Options) -> None:
+        self.program = program
+        self.facts = facts
+        self.options = options
+        self.wishes: dict[Node, list[tuple[Wish, str]]] = defaultdict(list)
+        self.layout: dict[Node, Layout] = {}
+        self.lives: dict[Node, Tensor] = {}
+        self.kept_whole = residual_values(program) if options.mode == "exclude" else frozenset()
+        self.shared = _shared_parameters(program)
+
+    def run(self) -> Plan:
+        for node in self.program.output_tensors:
+            self._wish(node, Want(Layout.whole(len(self.program.shape(node)))), "output")
+        pending: list[tuple[Site, SiteFacts, list[Layout], list[Wish] | None]] = []
+        scalars = {user for user in self.program.output.all_input_nodes if not is_tensor(user)}
+        for node in reversed(self.program.module.graph.nodes):
+            site = self.program.at_call(node)
+            if site is not None:
+                if any(out in self.wishes for out in site.outputs if out is not None):
+                    pending.append(self._decide(site))
+                    scalars.update(n for n in node.all_input_nodes if not is_tensor(n))
+            elif is_tensor(node) and node.op in ("placeholder", "get_attr"):
+                self._settle_source(node)
+            elif node in scalars and not is_projection(node):
+                for argument in node.all_input_nodes:
+                    if is_tensor(argument):
+                        self._wish(argument, ANYTHING, "size")
+                    else:
+                        scalars.add(argument)
+        plans = [self._resolve(*item) for item in reversed(pending)]
+        return Plan(self.program, self.facts, self.options, self.layout, plans)
+
+    def _wish(self, node: Node, wish: Wish, family: str) -> None:
+        if wish is not UNREAD:
+            self.wishes[node].append((wish, family))
+
+    def live(self, node: Node) -> Tensor:
+        if node not in self.lives:
+            self.lives[node] = self.facts.live(node)
+        return self.lives[node]
+
+    def _decide(self, site: Site) -> tuple[Site, SiteFacts, list[Layout], list[Wish] | None]:
+        facts = self.facts.at(site, self.options)
+        preferred = [
+            self._choose(out) if out is not None else Layout.whole(len(site.out_shape)) for out in site.outputs
+        ]
+        outs = site.rule.settle(site, preferred, facts.lives, self.options)
+        for out, layout in zip(site.outputs, outs, strict=True):
+            if out is not None:
+                self.layout[out] = layout
+        wishes = site.rule.wants(site, outs, facts)
+        for index, node in enumerate(site.inputs):
+            wish = Want(Layout.whole(len(self.program.shape(node)))) if wishes is None else wishes[index]
+            self._wish(node, wish, site.rule.family)
+        return site, facts, outs, wishes
+
+    def _choose(self, node: Node) -> Layout:
+        """The layout that most readers want and that keeps nothing alive which is dead, else the smallest."""
+        live = self.live(node)
+        if node in self.kept_whole:
+            return Layout(tuple(live.shape), identity(tuple(live.shape)))
+        if node not in self.wishes:
+            return box_of(live, self.options)
+        candidates: list[tuple[Layout, int]] = []
+        for wish, family in self.wishes[node]:
+            if not isinstance(wish, Want) or not self._acceptable(wish, live, family):
+                continue
+            for index, (layout, votes) in enumerate(candidates):
+                if layout.same(wish.layout):
+                    candidates[index] = (layout, votes + 1)
+                    break
+            else:
+                candidates.append((wish.layout, 1))
+        if not candidates:
+            return box_of(live, self.options)
+        return max(candidates, key=lambda pair: pair[1])[0]
+
+    def _acceptable(self, wish: Want, live: Tensor, family: str) -> bool:
+        layout = wish.layout
+        if layout.compact != tuple(live.shape):
+            return False
+        kept = layout.mask()
+        if int(kept.sum()) != layout.labels.numel() or bool((live & ~kept).any()):
+            return False
+        alive = layout.of(live)
+        if self.options.mode != "recombine" and family == "pointwise":
+            return True
+        return bool(alive.all()) if wish.used is None else not bool((wish.used & ~alive).any())
+
+    def _settle_source(self, node: Node) -> None:
+        """Inputs come as they are; a constant takes the layout that its readers want, if it is one."""
+        if node not in self.wishes:
+            return
+        rank = len(self.program.shape(node))
+        wanted = [wish.layout for wish, _ in self.wishes[node] if isinstance(wish, Want)]
+        alike = wanted and all(wanted[0].same(layout) for layout in wanted[1:])
+        flexible = any(isinstance(wish, Anything) for wish, _ in self.wishes[node])
+        if node.op == "placeholder" or not alike or flexible or str(node.target) in self.shared:
+            compact = tuple(self.facts.zero[node].shape) if node in self.facts.zero else (1,) * rank
+            self.layout[node] = Layout(compact, identity(compact))
+        else:
+            self.layout[node] = wanted[0]
+
+    def _resolve(self, site: Site, facts: SiteFacts, outs: list[Layout], wishes: list[Wish] | None) -> SitePlan:
+        """Fill in the layouts of inputs that are taken as they come."""
+        if wishes is None:
+            whole = tuple(Layout.whole(len(self.program.shape(n))) for n in site.inputs)
+            gives = tuple(Layout.whole(out.rank) for out in outs)
+            return SitePlan(site, facts, whole, tuple(outs), gives, native=False)
+        ins: list[Layout | None] = []
+        for index, (node, wish) in enumerate(zip(site.inputs, wishes, strict=True)):
+            if isinstance(wish, Want):
+                ins.append(wish.layout)
+            elif isinstance(wish, Anything):
+                ins.append(site.rule.accept(site, index, self.layout[node]))
+            else:
+                ins.append(None)
+        return SitePlan(site, facts, tuple(ins), tuple(outs), tuple(site.rule.native(site, outs)), native=True)
+
+
+def _shared_parameters(program: Program) -> frozenset[str]:
+    """The names of tensors that are read under several names or by several nodes: they must stay one tensor."""
+    owners: dict[int, list[str]] = defaultdict(list)
+    for node in program.module.graph.nodes:
+        if node.op == "get_attr" and is_tensor(node) and node.users:
+            owners[program.tensor(node).data_ptr()].append(str(node.target))
+    return frozenset(name for names in owners.values() if len(names) > 1 for name in names)
+
+
+__all__ = ["MODES", "Plan", "SitePlan", "math", "plan_layouts", "torch"]

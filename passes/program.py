@@ -1,0 +1,198 @@
+"""A captured graph as the analysis reads it: one `Site` an operator call, with its rule, its inputs and its outputs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from passes.capture import attribute, hint
+
+if TYPE_CHECKING:
+    from passes.rules.base import Rule
+
+
+def is_tensor(node: Node) -> bool:
+    """Whether the node's value is one tensor (not a list of them, not a size)."""
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def is_projection(node: Node) -> bool:
+    """Whether the node takes one tensor out of an operator's list of results."""
+    return node.target is operator.getitem and is_tensor(node)
+
+
+def flat_inputs(node: Node) -> tuple[Node, ...]:
+    """Every tensor that the call reads, in the order of its arguments, repeated where it is read twice."""
+    found: list[Node] = []
+
+    def visit(argument: Node) -> Node:
+        if is_tensor(argument):
+            found.append(argument)
+        return argument
+
+    map_arg((node.args, node.kwargs), visit)
+    return tuple(found)
+
+
+@dataclass(eq=False)
+class Site:
+    """One operator call. `inputs` are the tensors that carry facts; `parameters` those that the rule slices itself."""
+
+    program: Program
+    node: Node
+    rule: Rule
+    inputs: tuple[Node, ...]
+    outputs: tuple[Node | None, ...]
+    parameters: tuple[Node, ...]
+    memo: dict[str, Any] = field(default_factory=dict)
+
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """The original full shape of a tensor."""
+        return self.program.shape(node)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """The original full shape of the first result that is used."""
+        return self.program.shape(next(out for out in self.outputs if out is not None))
+
+    def argument(self, index: int, name: str, default: Any = None) -> Any:
+        """An argument of the call, given by position or by name; sizes are read at the example input."""
+        node = self.node
+        value = node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
+        return self.program.concrete(value)
+
+    def __str__(self) -> str:
+        return f"{self.node.name} = {self.node.target}({', '.join(a.name for a in self.node.all_input_nodes)})"
+
+
+class Program:
+    """A functional graph module with its sites in order, its shapes, and the values of its constants."""
+
+    def __init__(self, module: GraphModule) -> None:
+        from passes.rules import rule_for  # the table imports the rules, which import this file
+
+        self.module = module
+        self._shapes: dict[Node, tuple[int, ...]] = {}
+        self._connections: dict[str, Tensor] = {}
+        self.sites: list[Site] = []
+        self.at: dict[Node, Site] = {}
+        self._calls: dict[Node, Site] = {}
+        for node in module.graph.nodes:
+            if node.op == "call_function" and not is_projection(node) and self._carries_tensors(node):
+                self._add(node, rule_for(node))
+        self.output = next(node for node in module.graph.nodes if node.op == "output")
+
+    @staticmethod
+    def _carries_tensors(node: Node) -> bool:
+        value = node.meta.get("val")
+        return isinstance(value, Tensor) or (
+            isinstance(value, (list, tuple)) and any(isinstance(part, Tensor) for part in value)
+        )
+
+    def _add(self, node: Node, rule: Rule) -> None:
+        parameters = tuple(p for p in rule.parameters(node) if p is not None and p.op == "get_attr")
+        sliced = set(parameters)
+        inputs = tuple(n for n in flat_inputs(node) if n not in sliced)
+        site = Site(self, node, rule, inputs, self._outputs(node), parameters)
+        self.sites.append(site)
+        self._calls[node] = site
+        for out in site.outputs:
+            if out is not None:
+                self.at[out] = site
+
+    @staticmethod
+    def _outputs(node: Node) -> tuple[Node | None, ...]:
+        value = node.meta["val"]
+        if isinstance(value, Tensor):
+            return (node,)
+        found: list[Node | None] = [None] * len(value)
+        for user in node.users:
+            if is_projection(user):
+                found[user.args[1]] = user  # type: ignore[call-overload]
+        return tuple(found)
+
+    def at_call(self, node: Node) -> Site | None:
+        """The site of an operator call."""
+        return self._calls.get(node)
+
+    @cached_property
+    def output_tensors(self) -> tuple[Node, ...]:
+        """The tensors that the network returns."""
+        return tuple(dict.fromkeys(flat_inputs(self.output)))
+
+    def connections(self, weight: Node) -> Tensor:
+        """Which pairs (first axis, second axis) of a weight have an entry that is not zero; bool."""
+        name = str(weight.target)
+        if name not in self._connections:
+            value = self.tensor(weight)
+            nonzero = (value != 0).cpu()
+            self._connections[name] = nonzero.flatten(2).any(-1) if nonzero.dim() > 2 else nonzero
+        return self._connections[name]
+
+    @cached_property
+    def values(self) -> tuple[Node, ...]:
+        """Every node that holds one tensor, in order."""
+        return tuple(node for node in self.module.graph.nodes if is_tensor(node))
+
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """The original full shape of a node's tensor."""
+        shape = self._shapes.get(node)
+        if shape is None:
+            shape = self._shapes[node] = tuple(hint(n) for n in node.meta["val"].shape)
+        return shape
+
+    def is_static(self, node: Node, axis: int) -> bool:
+        """Whether the length of the axis is the same for every input."""
+        return not isinstance(node.meta["val"].shape[axis], torch.SymInt)
+
+    def tensor(self, node: Node) -> Tensor:
+        """The value of a parameter or buffer."""
+        value = attribute(self.module, str(node.target))
+        assert isinstance(value, Tensor)
+        return value.detach()
+
+    def constant(self, node: Node) -> Tensor | None:
+        """The value of a node that depends on buffers alone, computed now; None if it depends on anything else."""
+        if node.op == "get_attr":
+            value = attribute(self.module, str(node.target))
+            return None if isinstance(value, torch.nn.Parameter) else value.detach()
+        if node.op != "call_function" or not is_tensor(node):
+            return None
+        known: dict[Node, Any] = {}
+        for argument in node.all_input_nodes:
+            value = self.constant(argument) if is_tensor(argument) else self._size(argument)
+            if value is None:
+                return None
+            known[argument] = value
+        if any(isinstance(n, torch.SymInt) for n in node.meta["val"].shape):
+            return None
+        result = node.target(*map_arg(node.args, known.__getitem__), **map_arg(node.kwargs, known.__getitem__))  # type: ignore[operator]
+        return result if isinstance(result, Tensor) else None
+
+    def _size(self, node: Node) -> Any:
+        value = node.meta.get("val")
+        return None if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, Tensor)) else value
+
+    def concrete(self, argument: Any) -> Any:
+        """An argument with every symbolic size replaced by its value at the example input; tensors stay nodes."""
+
+        def read(node: Node) -> Any:
+            value = node.meta.get("val")
+            return hint(value) if isinstance(value, (int, torch.SymInt)) else node
+
+        return map_arg(argument, read)
+
+    def readers(self, node: Node) -> Iterator[tuple[Node, int]]:
+        """Who reads a tensor: (call, index among its flat inputs); the output node counts as a call."""
+        for user in node.users:
+            for index, argument in enumerate(flat_inputs(user)):
+                if argument is node:
+                    yield user, index

@@ -1,0 +1,148 @@
+"""The one primitive: `recombine(x, have, want)` gives the channels of `want`, in order: those that `have` holds come from
+x, the others are zero.
+
+It is written as the cheapest calls that do it: nothing, a slice, padding with zeros, a concatenation of slices, or, where
+order or number make that dear, one gather.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from passes.accounts import RecombinationKind
+from passes.layout import Layout
+
+aten = torch.ops.aten
+
+MOST_RUNS = 4
+"""A concatenation of more slices than this is slower than one gather (ONNX Runtime, one thread)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """The node that holds the recombined value, and how it was made (None: nothing had to be done)."""
+
+    node: Node
+    kind: RecombinationKind | None
+
+
+def positions(have: Layout, want: Layout) -> tuple[Tensor, Layout, Layout]:
+    """For each label wanted, its flat position in the box of `have`, or -1; and both layouts, labelled alike."""
+    have, want = have.refined(want.compact), want.refined(have.compact)
+    where = torch.full((math.prod(have.compact),), -1)
+    where[have.labels.reshape(-1)] = torch.arange(have.labels.numel())
+    return where[want.labels], have, want
+
+
+def runs(index: Tensor) -> list[tuple[int, int]]:
+    """An index vector as (first, length) of consecutive runs; first is -1 for zeros."""
+    values = index.tolist()
+    found: list[tuple[int, int]] = []
+    for value in values:
+        if found:
+            first, length = found[-1]
+            if (value == -1 and first == -1) or (value != -1 and first != -1 and value == first + length):
+                found[-1] = (first, length + 1)
+                continue
+        found.append((value, 1))
+    return found
+
+
+class Recombiner:
+    """Writes recombinations into a graph. `constant(tensor)` gives a node that holds an index."""
+
+    def __init__(self, graph: Graph, constant: Callable[[Tensor], Node]) -> None:
+        self.graph = graph
+        self.constant = constant
+
+    def __call__(self, x: Node, have: Layout, want: Layout) -> Written:
+        """Write the calls that bring `x` from the layout `have` to `want`."""
+        if have.same(want):
+            return Written(x, None)
+        place, have, want = positions(have, want)
+        lines = self._by_axis(place, have)
+        if lines is None:
+            return Written(self._scattered(x, place, have), "gather")
+        kind: RecombinationKind | None = None
+        for axis, index in lines.items():
+            x, own = self._along(x, axis, index, have.labels.shape[axis])
+            kind = own if kind is None or own == "gather" else kind
+        return Written(x, kind)
+
+    @staticmethod
+    def _by_axis(place: Tensor, have: Layout) -> dict[int, Tensor] | None:
+        """The recombination as one index vector an axis, if it is a product."""
+        shape = have.labels.shape
+        lines: dict[int, Tensor] = {}
+        total = torch.zeros((1,) * place.dim(), dtype=torch.int64)
+        missing = torch.zeros((1,) * place.dim(), dtype=torch.bool)
+        for axis in range(place.dim()):
+            if have.compact[axis] == 1:
+                continue
+            stride = math.prod(shape[axis + 1 :])
+            coordinate = torch.where(place < 0, -1, place.div(stride, rounding_mode="floor") % shape[axis])
+            line = coordinate.movedim(axis, -1).reshape(-1, place.shape[axis]).max(0).values
+            lines[axis] = line
+            view = [-1 if a == axis else 1 for a in range(place.dim())]
+            total = total + line.clamp(min=0).view(view) * stride
+            missing = missing | (line < 0).view(view)
+        if not torch.equal(torch.where(missing, -1, total), place):
+            return None
+        return {a: line for a, line in lines.items() if not torch.equal(line, torch.arange(shape[a]))}
+
+    def _along(self, x: Node, axis: int, index: Tensor, size: int) -> tuple[Node, RecombinationKind]:
+        pieces = runs(index)
+        holes = [p for p in pieces if p[0] == -1]
+        solid = [p for p in pieces if p[0] != -1]
+        if len(pieces) == 1 and solid:
+            return self._slice(x, axis, *solid[0], size), "slice"
+        if len(solid) == 1 and len(holes) <= 2:
+            before = holes[0][1] if pieces[0][0] == -1 else 0
+            after = holes[-1][1] if pieces[-1][0] == -1 else 0
+            if before + after == sum(n for _, n in holes):
+                return self._pad(self._slice(x, axis, *solid[0], size), axis, before, after), "padded"
+        if len(pieces) <= MOST_RUNS and not holes:
+            parts = [self._slice(x, axis, first, length, size) for first, length in solid]
+            return self.graph.call_function(aten.cat.default, (parts, axis)), "concatenation"
+        if holes:
+            x = self._pad(x, axis, 0, 1)
+            index = torch.where(index < 0, size, index)
+        return self.graph.call_function(aten.index_select.default, (x, axis, self.constant(index))), "gather"
+
+    def _slice(self, x: Node, axis: int, first: int, length: int, size: int) -> Node:
+        if first == 0 and length == size:
+            return x
+        return self.graph.call_function(aten.slice.Tensor, (x, axis, first, first + length))
+
+    def _pad(self, x: Node, axis: int, before: int, after: int) -> Node:
+        rank = self.rank
+        pads = [0, 0] * (rank - 1 - axis) + [before, after]
+        return self.graph.call_function(aten.constant_pad_nd.default, (x, pads))
+
+    rank = 4
+
+    def _scattered(self, x: Node, place: Tensor, have: Layout) -> Node:
+        """Rows that keep different columns: one gather over the labelled axes."""
+        shape = have.labels.shape
+        axes = [a for a in range(place.dim()) if have.compact[a] != 1]
+        inside = place.clamp(min=0)
+        squeezed = [n for a, n in enumerate(place.shape) if a in axes]
+        indices: list[Any] = [None] * place.dim()
+        for axis in axes:
+            stride = math.prod(shape[axis + 1 :])
+            indices[axis] = self.constant((inside.div(stride, rounding_mode="floor") % shape[axis]).reshape(squeezed).contiguous())
+        found = self.graph.call_function(aten.index.Tensor, (x, indices))
+        if axes[-1] - axes[0] != len(axes) - 1:  # separated index tensors: their axes come first in the result
+            rest = [a for a in range(place.dim()) if a not in axes]
+            order = [axes + rest]
+            found = self.graph.call_function(aten.permute.default, (found, [order[0].index(a) for a in range(place.dim())]))
+        if bool((place < 0).any()):
+            found = self.graph.call_function(aten.masked_fill.Scalar, (found, self.constant(place < 0), 0))
+        return found

@@ -1,0 +1,149 @@
+"""What a family of operators must tell the compiler.
+
+Forward, `zero`: which elements of the results are zero for every input. Backward, `needed`: which elements of the inputs
+some live element of the results depends on. Then, from the outputs towards the inputs: `settle` turns the layouts that
+readers would like into ones that the operator can give; `wants` says which layouts its inputs must then have. Last,
+`emit` writes the call of the small network. All masks have the compact shape of their tensor (see `passes.layout`).
+
+A rule that cannot follow a case natively says so by returning None from `wants`: the compiler then gives the operator
+its inputs whole, zeros filled in, which is always right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from passes.layout import Layout, boxed
+from passes.selection import Selection
+
+if TYPE_CHECKING:
+    from passes.emit import Emitter
+    from passes.program import Site
+
+
+@dataclass(frozen=True, eq=False)
+class Want:
+    """The layout that a call asks of an input, and which of its labels the call really uses (None: all)."""
+
+    layout: Layout
+    used: Tensor | None = None
+
+
+class Anything:
+    """The call takes its input in whatever layout it comes; `Rule.accept` says how."""
+
+
+class Unread:
+    """The call does without this input: it is zero or nothing depends on it."""
+
+
+ANYTHING, UNREAD = Anything(), Unread()
+Wish = Want | Anything | Unread
+
+
+@dataclass(frozen=True, eq=False)
+class Contraction:
+    """The size of a matrix product for the accounts: what one output element sums, and how many there are."""
+
+    inputs: int
+    outputs: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose: how residual branches meet, and a multiple that channel counts are grown to."""
+
+    mode: str = "recombine"
+    multiple: int = 1
+
+
+class Rule:
+    """A family of operators of which nothing is known: nothing is zero, everything is needed."""
+
+    family = "unknown"
+    reason: str | None = "unknown operator"
+
+    def parameters(self, node: Node) -> tuple[Node | None, ...]:
+        """The arguments that the rule slices itself where they are parameters or buffers."""
+        return ()
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        """For each result, which elements are zero for every input."""
+        return [unlabelled(site, out) for out in site.outputs]
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        """For each input, which elements some live element of a result depends on."""
+        anything = any(bool(live.any()) for live in lives)
+        return [torch.full_like(zero, anything) for zero in zeros]
+
+    def settle(self, site: Site, wanted: Sequence[Layout], lives: Sequence[Tensor], options: Options) -> list[Layout]:
+        """For each result, the layout that the call will give, as near as possible to the one wanted."""
+        return list(wanted)
+
+    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+        """For each input, the layout that the call needs to give `outs`; None where it must have everything whole."""
+        return None
+
+    def native(self, site: Site, outs: Sequence[Layout]) -> list[Layout]:
+        """The layouts in which the call itself gives its results; what differs from `outs` is recombined after it."""
+        return list(outs)
+
+    def accept(self, site: Site, index: int, have: Layout) -> Layout:
+        """For an input that may come in any layout: the layout in which the call takes it."""
+        return have
+
+    def select(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Selection]:
+        """For each parameter of the site, the part that the call of the small network reads."""
+        return [Selection.whole(site.shape(p)) for p in site.parameters]
+
+    def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
+        """Write the call; `to` knows the new inputs and parameters. The results must have the layouts `outs`."""
+        return [to.copy()]
+
+    def cost(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> Contraction | None:
+        """What a contraction costs in the given layouts; None for operators without multiplications that count."""
+        return None
+
+    def limit(self, site: Site, facts: SiteFacts) -> Contraction | None:
+        """What a contraction costs if only live inputs and live outputs exist."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class SiteFacts:
+    """The facts at one site: liveness of its results, zeros and liveness of its inputs; True for what the mask names."""
+
+    lives: tuple[Tensor, ...]
+    zeros: tuple[Tensor, ...]
+    inputs_live: tuple[Tensor, ...]
+    options: Options = Options()
+
+
+def unlabelled(site: Site, out: Node | None) -> Tensor:
+    """The fact that nothing of a result is zero, without labelled axes."""
+    rank = len(site.shape(out)) if out is not None else 0
+    return torch.zeros((1,) * rank, dtype=torch.bool)
+
+
+def compact(mask: Tensor) -> tuple[int, ...]:
+    """The compact shape of a fact."""
+    return tuple(mask.shape)
+
+
+def box_of(live: Tensor, options: Options) -> Layout:
+    """The smallest layout that holds what is live, grown to the multiple that the user chose."""
+    return boxed(live, options.multiple)
+
+
+def replaced(arguments: Sequence[Any], index: int, value: Any) -> tuple[Any, ...]:
+    """The arguments with one of them replaced; the list is filled up with None if it is shorter."""
+    values = [*arguments, *([None] * (index + 1 - len(arguments)))]
+    values[index] = value
+    return tuple(values)

@@ -1,0 +1,298 @@
+"""Weights that mix channels: convolution, transposed and grouped convolution, linear.
+
+Seen from here they are one thing: a weight of shape (groups, out per group, in per group) once the kernel's window is
+left out, over a channel axis that is 1 for convolutions and the last for linear layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from passes.layout import Layout, collapse, grown, product
+from passes.program import Site
+from passes.rules.base import ANYTHING, Contraction, Options, Rule, SiteFacts, Want, Wish, replaced
+from passes.selection import Selection
+
+if TYPE_CHECKING:
+    from passes.emit import Emitter
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, eq=False)
+class Widths:
+    """The channels of one contraction: sizes, and which connections of the weight are not zero."""
+
+    groups: int
+    outputs: int
+    inputs: int
+    connected: Tensor  # bool, (groups, out per group, in per group)
+
+    def feed(self, alive: Tensor) -> Tensor:
+        """Which outputs some input of `alive` reaches."""
+        grouped = alive.view(self.groups, 1, -1)
+        return (self.connected & grouped).any(-1).view(-1)
+
+    def reads(self, live: Tensor) -> Tensor:
+        """Which inputs some output of `live` reads."""
+        grouped = live.view(self.groups, -1, 1)
+        return (self.connected & grouped).any(1).view(-1)
+
+    def groups_of(self, channels: Tensor, *, outputs: bool) -> Tensor:
+        """The group of each channel."""
+        return channels // ((self.outputs if outputs else self.inputs) // self.groups)
+
+
+class Weighted(Rule):
+    """y = W x + b over a channel axis. The first input is x; a weight or bias that is computed is an input too."""
+
+    family = "contraction"
+    reason = None
+
+    def __init__(self, *, transposed: bool = False, linear: bool = False) -> None:
+        self.transposed = transposed
+        self.linear = linear
+
+    def parameters(self, node: Node) -> tuple[Node | None, ...]:
+        return tuple(a if isinstance(a, Node) and a.op == "get_attr" else None for a in (weight_of(node), bias_of(node)))
+
+    def axis(self, site: Site) -> int:
+        """The channel axis of the input and of the result."""
+        return len(site.out_shape) - 1 if self.linear else 1
+
+    def groups(self, site: Site) -> int:
+        if self.linear:
+            return 1
+        return int(site.argument(6, "groups", 1))
+
+    def widths(self, site: Site) -> Widths:
+        found = site.memo.get("widths")
+        if not isinstance(found, Widths):
+            groups, shape = self.groups(site), site.shape(site.inputs[0])
+            inputs, outputs = shape[self.axis(site)], site.out_shape[self.axis(site)]
+            weight = weight_of(site.node)
+            nonzero = site.program.connections(weight) if weight.op == "get_attr" else None
+            if nonzero is None:
+                connected = torch.ones(groups, outputs // groups, inputs // groups, dtype=torch.bool)
+            elif self.transposed:
+                connected = nonzero.view(groups, inputs // groups, outputs // groups).transpose(1, 2)
+            else:
+                connected = nonzero.view(groups, outputs // groups, inputs // groups)
+            found = site.memo["widths"] = Widths(groups, outputs, inputs, connected)
+        return found
+
+    def is_plain(self, site: Site) -> bool:
+        """Whether weight and bias are parameters, so that they can be sliced."""
+        return len(site.inputs) == 1
+
+    # Facts
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        widths, axis, rank = self.widths(site), self.axis(site), len(site.out_shape)
+        alive = ~self.channels(zeros[0], axis, widths.inputs, every=True)
+        zero = ~widths.feed(alive)
+        bias = bias_of(site.node)
+        if isinstance(bias, Node):
+            zero &= (site.program.tensor(bias) == 0).cpu() if bias.op == "get_attr" else torch.tensor(False)
+        if not self.linear:
+            return [along(zero, axis, rank)]
+        alive_rows = collapse(zeros[0], [1 if a == axis else n for a, n in enumerate(zeros[0].shape)], every=True)
+        return [along(zero, axis, rank).expand([widths.outputs if a == axis else n for a, n in enumerate(alive_rows.shape)])]
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        widths, axis = self.widths(site), self.axis(site)
+        needed = widths.reads(self.channels(lives[0], axis, widths.outputs))
+        result = along(needed, axis, zeros[0].dim()).expand([needed.numel() if a == axis else n for a, n in enumerate(zeros[0].shape)])
+        if zeros[0].shape[axis] == 1:
+            result = result.any(axis, keepdim=True)
+        if self.linear:
+            result = result & collapse(lives[0], [1 if a == axis else n for a, n in enumerate(lives[0].shape)])
+        anything = bool(lives[0].any())
+        return [collapse(result, zeros[0].shape).expand(zeros[0].shape), *(torch.full_like(z, anything) for z in zeros[1:])]
+
+    @staticmethod
+    def channels(mask: Tensor, axis: int, size: int, *, every: bool = False) -> Tensor:
+        """A mask reduced to one bool a channel."""
+        return collapse(mask, [n if a == axis else 1 for a, n in enumerate(mask.shape)], every=every).view(-1).expand(size)
+
+    # Layouts
+
+    def settle(self, site: Site, wanted: Sequence[Layout], lives: Sequence[Tensor], options: Options) -> list[Layout]:
+        widths, axis = self.widths(site), self.axis(site)
+        layout = wanted[0]
+        kept = layout.kept(axis)
+        if kept is None or not layout.is_product():
+            kept = grown(self.channels(lives[0], axis, widths.outputs), options.multiple)
+            layout = product(layout.compact, [kept if a == axis else layout.coordinate(a).unique() for a in range(layout.rank)])
+        if widths.groups == 1 or not self.is_plain(site):
+            return [layout]
+        if self.is_depthwise(widths):
+            return [layout]
+        live = self.channels(lives[0], axis, widths.outputs).clone()
+        return [Layout.along(layout.rank, axis, widths.outputs, equal_groups(live, widths.groups, live.view(widths.groups, -1).any(1)))]
+
+    @staticmethod
+    def is_depthwise(widths: Widths) -> bool:
+        """Whether each input channel has one output channel of its own."""
+        return widths.groups == widths.inputs == widths.outputs
+
+    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+        if not self.is_plain(site):
+            return None
+        widths, axis = self.widths(site), self.axis(site)
+        shape = site.shape(site.inputs[0])
+        rows = outs[0].kept(axis)
+        assert rows is not None
+        if widths.groups == 1:
+            if not self.linear or len(outs[0].axes) <= 1:
+                return [ANYTHING]
+            live = self.channels(facts.inputs_live[0], axis, widths.inputs)
+            kept: list[Tensor | None] = [
+                grown(live, facts.options.multiple) if a == axis else outs[0].kept(a) for a in range(len(shape))
+            ]
+            layout = product(tuple(widths.inputs if a == axis else n for a, n in enumerate(outs[0].compact)), kept)
+            return [Want(layout, layout.of(self.spread(live, axis, layout)))]
+        live = self.channels(facts.inputs_live[0], axis, widths.inputs)
+        if self.is_depthwise(widths):
+            columns = rows
+        else:
+            present = torch.zeros(widths.groups, dtype=torch.bool)
+            present[widths.groups_of(rows, outputs=True)] = True
+            columns = equal_groups(live, widths.groups, present)
+        layout = Layout.along(len(shape), axis, widths.inputs, columns)
+        return [Want(layout, layout.of(self.spread(live, axis, layout)))]
+
+    @staticmethod
+    def spread(live: Tensor, axis: int, layout: Layout) -> Tensor:
+        return along(live, axis, layout.rank).expand(layout.compact)
+
+    def accept(self, site: Site, index: int, have: Layout) -> Layout:
+        """Whatever arrives, as long as only the channel axis (for linear: any single axis set) was touched."""
+        axis, widths = self.axis(site), self.widths(site)
+        if have.axes == (axis,) or not have.axes:
+            return have
+        if self.linear and have.is_product():
+            return have
+        kept = have.coordinate(axis).unique() if have.compact[axis] != 1 else torch.arange(widths.inputs)
+        return Layout.along(have.rank, axis, widths.inputs, kept)
+
+    def select(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Selection]:
+        if not self.is_plain(site):
+            return [Selection.whole(site.shape(p)) for p in site.parameters]
+        widths, axis = self.widths(site), self.axis(site)
+        rows = kept_or_all(outs[0], axis, widths.outputs)
+        columns = kept_or_all(ins[0], axis, widths.inputs)
+        found = [self.weight_selection(site, widths, rows, columns)]
+        if len(site.parameters) > 1 or site.parameters[0] is not weight_of(site.node):
+            found.append(Selection((widths.outputs,), (rows,)).simplified())
+        return found[-len(site.parameters) :]
+
+    def weight_selection(self, site: Site, widths: Widths, rows: Tensor, columns: Tensor) -> Selection:
+        shape = site.shape(weight_of(site.node))
+        window = (None,) * (len(shape) - 2)
+        if widths.groups == 1:
+            pair = (columns, rows) if self.transposed else (rows, columns)
+            return Selection(shape, (*pair, *window)).simplified()
+        first, second = (columns, rows) if self.transposed else (rows, columns)
+        groups = len(self.present(widths, rows))
+        local = (second % ((widths.outputs if self.transposed else widths.inputs) // widths.groups)).view(groups, -1)
+        if bool((local == local[:1]).all()):
+            return Selection(shape, (first, local[0], *window)).simplified()
+        mine = local.repeat_interleave(len(first) // groups, dim=0)  # (first axis, second axis per group)
+        area = math.prod(shape[2:])
+        pairs = first.view(-1, 1) * shape[1] + mine
+        flat = pairs.view(*pairs.shape, 1) * area + torch.arange(area)
+        return Selection(shape, (None,) * len(shape), flat.view(*pairs.shape, *shape[2:]))
+
+    @staticmethod
+    def present(widths: Widths, rows: Tensor) -> Tensor:
+        """The groups that live on, in the order of their rows."""
+        return widths.groups_of(rows, outputs=True).unique_consecutive()
+
+    def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
+        widths, axis = self.widths(site), self.axis(site)
+        if widths.groups == 1 or not self.is_plain(site):
+            return [to.copy()]
+        groups = len(self.present(widths, kept_or_all(outs[0], axis, widths.outputs)))
+        if "groups" in to.kwargs:
+            return [to.call(site.node.target, to.args, {**to.kwargs, "groups": groups})]
+        return [to.call(site.node.target, replaced(to.args, 6, groups), to.kwargs)]
+
+    # Accounts
+
+    def cost(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> Contraction | None:
+        widths, axis = self.widths(site), self.axis(site)
+        rows = kept_or_all(outs[0], axis, widths.outputs)
+        columns = kept_or_all(ins[0], axis, widths.inputs)
+        groups = len(self.present(widths, rows)) if widths.groups > 1 else 1
+        positions = math.prod(outs[0].shrunk(site.out_shape)) // max(1, len(rows))
+        return Contraction(len(columns), len(rows), self.window(site, positions) * len(rows) * (len(columns) // groups))
+
+    def limit(self, site: Site, facts: SiteFacts) -> Contraction | None:
+        widths, axis = self.widths(site), self.axis(site)
+        rows = self.channels(facts.lives[0], axis, widths.outputs)
+        columns = self.channels(facts.inputs_live[0], axis, widths.inputs)
+        pairs = (rows.view(widths.groups, -1).sum(1) * columns.view(widths.groups, -1).sum(1)).sum()
+        others = collapse(facts.lives[0], [1 if a == axis else n for a, n in enumerate(facts.lives[0].shape)])
+        positions = math.prod(site.out_shape) // widths.outputs // others.numel() * int(others.sum())
+        return Contraction(int(columns.sum()), int(rows.sum()), self.window(site, positions) * int(pairs))
+
+    def window(self, site: Site, positions: int) -> int:
+        """How often each connection multiplies: positions of the result, times the taps of the kernel."""
+        taps = math.prod(site.shape(weight_of(site.node))[2:])
+        if self.transposed:
+            shape = site.shape(site.inputs[0])
+            return taps * math.prod(n for a, n in enumerate(shape) if a != 1)
+        return taps * positions
+
+
+def weight_of(node: Node) -> Node:
+    weight = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
+    assert isinstance(weight, Node)
+    return weight
+
+
+def bias_of(node: Node) -> Any:
+    return node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+
+
+def along(vector: Tensor, axis: int, rank: int) -> Tensor:
+    """A vector as a mask that varies along one axis."""
+    return vector.view([-1 if a == axis else 1 for a in range(rank)])
+
+
+def kept_or_all(layout: Layout, axis: int, size: int) -> Tensor:
+    """The kept indices of an axis."""
+    if layout.compact[axis] == 1:
+        return torch.arange(size)
+    kept = layout.kept(axis)
+    assert kept is not None
+    return kept
+
+
+def equal_groups(live: Tensor, groups: int, present: Tensor) -> Tensor:
+    """Channels with every present group as wide as the widest, dead channels filling up; groups in order."""
+    rows = live.view(groups, -1) & present.view(-1, 1)
+    width = max(1, int(rows.sum(1).max()))
+    order = (~rows).to(torch.uint8).sort(dim=1, stable=True).indices[:, :width].sort(dim=1).values
+    channels = order + torch.arange(groups).view(-1, 1) * rows.shape[1]
+    kept = present if bool(present.any()) else torch.arange(groups) == 0
+    return channels[kept].reshape(-1)
+
+
+LINEAR = Weighted(linear=True)
+CONVOLUTION = Weighted()
+TRANSPOSED = Weighted(transposed=True)
+
+RULES: dict[str, Rule] = {
+    "linear": LINEAR,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), CONVOLUTION),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), TRANSPOSED),
+}

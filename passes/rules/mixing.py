@@ -1,0 +1,194 @@
+"""Operators that read everything along some axes and are independent along the others.
+
+Pooling, resizing, reductions, softmax, cumulative sums, normalisation: along the mixed axes they must see the zeros too,
+so there nothing is removed; along the others everything goes through.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from passes.layout import Layout, collapse
+from passes.program import Site
+from passes.rules.base import Options, Rule, SiteFacts, Want, Wish, compact
+from passes.selection import Selection
+
+Axes = Callable[[Site], tuple[int, ...]]
+
+
+def spatial(site: Site) -> tuple[int, ...]:
+    """The axes behind batch and channel."""
+    return tuple(range(2, len(site.shape(site.inputs[0]))))
+
+
+def named(index: int = 1) -> Axes:
+    """The axes given as an argument of the call, one or several; all of them if it is missing."""
+
+    def axes(site: Site) -> tuple[int, ...]:
+        rank = len(site.shape(site.inputs[0]))
+        given = site.argument(index, "dim", None)
+        if given is None or given == []:
+            return tuple(range(rank))
+        return tuple(int(a) % max(1, rank) for a in (given if isinstance(given, (list, tuple)) else [given]))
+
+    return axes
+
+
+def padded(site: Site) -> tuple[int, ...]:
+    """The axes that a padding changes."""
+    rank, pads = len(site.shape(site.inputs[0])), site.argument(1, "pad")
+    return tuple(rank - 1 - i // 2 for i in range(0, len(pads), 2) if pads[i] or pads[i + 1])
+
+
+class Mixing(Rule):
+    """Everything along `axes`, one by one along the rest. `keeps_zero`: a line of zeros gives zeros."""
+
+    family = "mixing"
+    reason = None
+
+    def __init__(self, axes: Axes, *, keeps_zero: bool, keepdim_at: int | None = None) -> None:
+        self.axes = axes
+        self.keeps_zero = keeps_zero
+        self.keepdim_at = keepdim_at
+
+    def dropped(self, site: Site) -> tuple[int, ...]:
+        """The axes of the input that the result does not have."""
+        return self.axes(site) if len(site.shape(site.inputs[0])) != len(site.out_shape) else ()
+
+    def outer(self, site: Site, mask: Tensor, *, every: bool) -> Tensor:
+        """A mask of the input, reduced along the mixed axes, with the result's rank."""
+        mixed = self.axes(site)
+        mask = collapse(mask, [1 if a in mixed else n for a, n in enumerate(mask.shape)], every=every)
+        dropped = self.dropped(site)
+        return mask.reshape([n for a, n in enumerate(mask.shape) if a not in dropped])
+
+    def inner_shape(self, site: Site, mask: Tensor) -> list[int]:
+        """The shape of a mask of the result, with the dropped axes put back."""
+        dropped, rest = self.dropped(site), iter(mask.shape)
+        return [1 if a in dropped else next(rest) for a in range(len(site.shape(site.inputs[0])))]
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        zero = self.outer(site, zeros[0], every=True)
+        if len(site.inputs) > 1 or not self.keeps_zero:
+            zero = torch.zeros_like(zero)
+        return [zero for _ in site.outputs]
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        live = lives[0]
+        for other in lives[1:]:
+            live = live | other
+        mixed = self.axes(site)
+        whole = collapse(live.reshape(self.inner_shape(site, live)), [1 if a in mixed else n for a, n in enumerate(zeros[0].shape)])
+        return [whole.expand(zeros[0].shape), *(torch.full_like(z, bool(live.any())) for z in zeros[1:])]
+
+    def settle(self, site: Site, wanted: Sequence[Layout], lives: Sequence[Tensor], options: Options) -> list[Layout]:
+        return [wanted[0] for _ in wanted]
+
+    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+        if len(site.inputs) > 1:
+            return None
+        native = self.native(site, outs)[0]
+        shape = self.inner_shape(site, native.labels)
+        sizes = self.inner_shape(site, torch.empty(native.compact, device="meta"))
+        used = native.of(collapse(facts.lives[0], native.compact))
+        return [Want(Layout(tuple(sizes), native.labels.reshape(shape)), used.reshape(shape))]
+
+    def native(self, site: Site, outs: Sequence[Layout]) -> list[Layout]:
+        return list(outs)
+
+
+class Normalisation(Mixing):
+    """(x - mean) / deviation over the mixed axes, then a scale and a shift along them (layer norm, group norm)."""
+
+    family = "normalisation"
+
+    def __init__(self, axes: Axes, weights_at: tuple[int, int], channels: Axes) -> None:
+        super().__init__(axes, keeps_zero=False)
+        self.weights_at = weights_at
+        self.channels = channels  # the axes along which scale and shift vary
+
+    def parameters(self, node: Node) -> tuple[Node | None, ...]:
+        given = [node.args[i] if len(node.args) > i else None for i in self.weights_at]
+        return tuple(a if isinstance(a, Node) and a.op == "get_attr" else None for a in given)
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        outer = self.outer(site, zeros[0], every=True)
+        axes = self.channels(site)
+        shape = [site.out_shape[a] if a in axes else n for a, n in enumerate(outer.shape)]
+        given = [site.node.args[i] if len(site.node.args) > i else None for i in self.weights_at]
+        if not isinstance(given[0], Node) or any(isinstance(g, Node) and g.op != "get_attr" for g in given):
+            return [torch.zeros(shape, dtype=torch.bool)]
+        zero = (site.program.tensor(given[0]) == 0).cpu()
+        if isinstance(given[1], Node):
+            zero = zero & (site.program.tensor(given[1]) == 0).cpu()
+        line = [site.out_shape[a] if a in axes else 1 for a in range(len(shape))]
+        return [zero.reshape(line).expand(shape)]
+
+    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+        return None if len(site.inputs) > 1 else super().wants(site, outs, facts)
+
+    def native(self, site: Site, outs: Sequence[Layout]) -> list[Layout]:
+        return [whole_along(outs[0], self.axes(site))]
+
+    def select(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Selection]:
+        return [Selection.whole(site.shape(p)) for p in site.parameters]
+
+
+def whole_along(layout: Layout, axes: Sequence[int]) -> Layout:
+    """The product layout that keeps what `layout` keeps, but everything along `axes`."""
+    from passes.layout import product
+
+    small = tuple(1 if a in axes else n for a, n in enumerate(layout.compact))
+    return product(small, [layout.coordinate(a).unique() for a in range(layout.rank)])
+
+
+def normalised(site: Site) -> tuple[int, ...]:
+    """The last axes, as many as the call's `normalized_shape` has."""
+    rank = len(site.out_shape)
+    return tuple(range(rank - len(site.argument(1, "normalized_shape")), rank))
+
+
+def from_channel(site: Site) -> tuple[int, ...]:
+    return tuple(range(1, len(site.out_shape)))
+
+
+def channel(site: Site) -> tuple[int, ...]:
+    return (1,)
+
+
+POOLING = Mixing(spatial, keeps_zero=True)
+REDUCTION = Mixing(named(), keeps_zero=True)
+STATISTIC = Mixing(named(), keeps_zero=False)
+LINEWISE = Mixing(named(), keeps_zero=False)
+CUMULATIVE = Mixing(named(), keeps_zero=True)
+PADDING = Mixing(padded, keeps_zero=True)
+LAYER_NORM = Normalisation(normalised, (2, 3), normalised)
+GROUP_NORM = Normalisation(from_channel, (2, 3), channel)
+
+POOLS = (
+    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "max_pool2d_with_indices",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d",
+    "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
+)  # fmt: skip
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(POOLS, POOLING),
+    **dict.fromkeys(("mean", "sum", "amax", "amin", "linalg_vector_norm", "norm"), REDUCTION),
+    **dict.fromkeys(("var", "std", "logsumexp", "argmax", "argmin", "max", "min", "prod", "any", "all"), STATISTIC),
+    **dict.fromkeys(("softmax", "log_softmax", "_softmax", "sort"), LINEWISE),
+    "cumsum": CUMULATIVE,
+    "topk": Mixing(named(2), keeps_zero=False),
+    **dict.fromkeys(("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"), PADDING),
+    "layer_norm": LAYER_NORM,
+    "rms_norm": Normalisation(normalised, (2, 2), normalised),
+    "group_norm": GROUP_NORM,
+}
+
+__all__ = ["RULES", "Mixing", "Normalisation", "math", "compact"]

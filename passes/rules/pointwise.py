@@ -1,0 +1,303 @@
+"""Element by element: f(x), f(x, y) with broadcasting, scales per channel (batch norm, PReLU)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from passes.layout import Layout, collapse, product
+from passes.program import Site, is_tensor
+from passes.rules.base import UNREAD, Options, Rule, SiteFacts, Want, Wish, box_of, compact
+from passes.selection import Selection
+
+if TYPE_CHECKING:
+    from passes.emit import Emitter
+
+aten = torch.ops.aten
+
+
+def aligned(layout: Layout, shape: Sequence[int]) -> Layout | None:
+    """The layout of an operand of original shape `shape` that broadcasts to a result in `layout`.
+
+    None where no layout can do it: an operand that is shared by rows which keep different columns.
+    """
+    offset = layout.rank - len(shape)
+    labels = layout.labels
+    coordinates: dict[int, Tensor] = {}
+    for axis in layout.axes:
+        if axis >= offset and shape[axis - offset] != 1:
+            coordinates[axis] = layout.coordinate(axis)
+    for axis in layout.axes:
+        if axis in coordinates or labels.shape[axis] == 1:
+            continue
+        for key, value in coordinates.items():
+            first = value.narrow(axis, 0, 1)
+            if not bool((value == first).all()):
+                return None
+            coordinates[key] = first
+    small = tuple(layout.compact[a + offset] if shape[a] != 1 else 1 for a in range(len(shape)))
+    result = torch.zeros((1,) * len(shape), dtype=torch.int64)
+    for axis, value in coordinates.items():
+        result = result + value.reshape(value.shape[offset:]) * math.prod(small[axis - offset + 1 :])
+    return Layout(small, result)
+
+
+def product_of(layout: Layout, live: Tensor) -> Layout:
+    """The product of what each axis of `layout` keeps: a box that every operand can follow."""
+    return product(layout.compact, [layout.coordinate(a).unique() for a in range(layout.rank)])
+
+
+class Pointwise(Rule):
+    """f of one or several tensors, element by element. Zero goes through where f(0, ..., 0) is 0: f is asked."""
+
+    family = "pointwise"
+    reason = None
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        rank = len(site.out_shape)
+        shape = torch.broadcast_shapes(*(compact(z) for z in zeros), (1,) * rank)
+        if not zeros or not self.keeps_zero(site):
+            return [torch.zeros(shape, dtype=torch.bool)]
+        return [self.combine(site, zeros).expand(shape)]
+
+    def combine(self, site: Site, zeros: Sequence[Tensor]) -> Tensor:
+        """Which elements are zero, given that f(0, ..., 0) is."""
+        result = zeros[0]
+        for zero in zeros[1:]:
+            result = result & zero
+        return result
+
+    def keeps_zero(self, site: Site) -> bool:
+        """Whether f(0, ..., 0) is 0, found by calling f."""
+
+        def stand_in(node: Node) -> Any:
+            if is_tensor(node):
+                return torch.zeros((), dtype=node.meta["val"].dtype)
+            return site.program.concrete(node)
+
+        arguments = map_arg(site.node.args, stand_in), map_arg(site.node.kwargs, stand_in)
+        if not all(isinstance(n.meta.get("val"), (Tensor, int, torch.SymInt)) for n in site.node.all_input_nodes):
+            return False
+        try:
+            result = site.node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
+        except (RuntimeError, TypeError, NotImplementedError):
+            return False
+        return isinstance(result, Tensor) and bool((result == 0).all())
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        return [collapse(lives[0], compact(zero)).expand(zero.shape) for zero in zeros]
+
+    def settle(self, site: Site, wanted: Sequence[Layout], lives: Sequence[Tensor], options: Options) -> list[Layout]:
+        layout = wanted[0]
+        if all(aligned(layout, site.shape(n)) is not None for n in (*site.inputs, *site.parameters)):
+            return [layout]
+        return [product_of(layout, lives[0])]
+
+    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+        out = outs[0]
+        used = out.of(facts.lives[0])
+        wishes: list[Wish] = []
+        for node, live in zip(site.inputs, facts.inputs_live, strict=True):
+            layout = aligned(out, site.shape(node))
+            if layout is None:
+                return None
+            wishes.append(self.wish(layout, used))
+        return wishes
+
+    @staticmethod
+    def wish(layout: Layout, used: Tensor) -> Want:
+        offset = used.dim() - layout.rank
+        return Want(layout, collapse(used, [1] * offset + list(layout.labels.shape)).reshape(layout.labels.shape))
+
+
+class Product(Pointwise):
+    """x * y: zero where either is, and neither is needed where the other is zero."""
+
+    def combine(self, site: Site, zeros: Sequence[Tensor]) -> Tensor:
+        result = zeros[0]
+        for zero in zeros[1:]:
+            result = result | zero
+        return result
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        found = []
+        for index, zero in enumerate(zeros):
+            live = lives[0]
+            for other, partner in enumerate(zeros):
+                if other != index and site.inputs[other] is not site.inputs[index]:
+                    live = live & ~partner
+            found.append(collapse(live, compact(zero)).expand(zero.shape))
+        return found
+
+
+class Quotient(Pointwise):
+    """x / y: zero where x is, if y is a number or a constant without zeros (0 / 0 is not a number)."""
+
+    def combine(self, site: Site, zeros: Sequence[Tensor]) -> Tensor:
+        return zeros[0]
+
+    def keeps_zero(self, site: Site) -> bool:
+        divisor = site.node.args[1]
+        if not isinstance(divisor, Node):
+            return bool(divisor)
+        if site.node.args[0] is divisor or not isinstance(site.node.args[0], Node):
+            return False
+        value = site.program.tensor(divisor) if divisor.op == "get_attr" else None
+        return value is not None and bool((value != 0).all())
+
+
+class Sum(Pointwise):
+    """x + y: an operand of which nothing is live is left out."""
+
+    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+        wishes = super().wants(site, outs, facts)
+        if wishes is None or len(wishes) != 2:
+            return wishes
+        for index in (0, 1):
+            if bool(facts.inputs_live[index].any()) or not bool(facts.inputs_live[1 - index].any()):
+                continue
+            if site.shape(site.inputs[1 - index]) == site.out_shape and self.is_plain(site):
+                wishes[index] = UNREAD
+                break
+        return wishes
+
+    def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
+        present = [node for node in to.inputs if node is not None]
+        return [to.copy()] if len(present) == len(to.inputs) else present
+
+    @staticmethod
+    def is_plain(site: Site) -> bool:
+        """Whether the call is x + y without a factor, in one dtype."""
+        dtypes = {n.meta["val"].dtype for n in (*site.inputs, site.node)}
+        return site.node.target is aten.add.Tensor and len(site.node.args) == 2 and not site.node.kwargs and len(dtypes) == 1
+
+
+class Identity(Pointwise):
+    """The same elements, perhaps in another dtype, memory or graph: copies, casts, dropout."""
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        return [*super().needed(site, lives, zeros[:1]), *(torch.zeros_like(z) for z in zeros[1:])]
+
+    def combine(self, site: Site, zeros: Sequence[Tensor]) -> Tensor:
+        return zeros[0]
+
+    def keeps_zero(self, site: Site) -> bool:
+        return True
+
+
+class Fill(Pointwise):
+    """A constant in the shape of a tensor: it reads the shape, not the elements."""
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.zeros_like(zeros[0]), *super().needed(site, lives, zeros[1:])]
+
+    def keeps_zero(self, site: Site) -> bool:
+        return False
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        is_zero = "zeros" in str(site.node.target) or (len(site.node.args) > 1 and site.node.args[1] == 0)
+        return [torch.full_like(zeros[0], is_zero)]
+
+
+class ChannelAffine(Rule):
+    """A scale and a shift per channel (axis 1), with statistics of the channel: batch norm, instance norm."""
+
+    family = "channel affine"
+    reason = None
+
+    def parameters(self, node: Node) -> tuple[Node | None, ...]:
+        return tuple(a if isinstance(a, Node) and a.op == "get_attr" else None for a in node.args[1:5])
+
+    def is_plain(self, site: Site) -> bool:
+        """Whether every slot holds a parameter or nothing, so that it can be sliced."""
+        return len(site.inputs) == 1
+
+    def slot(self, site: Site, index: int) -> Tensor | None:
+        """The value of the parameter at an argument's index, if there is one."""
+        argument = site.node.args[index] if len(site.node.args) > index else None
+        return site.program.tensor(argument) if isinstance(argument, Node) else None
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        channels = site.out_shape[1]
+        line = tuple(channels if a == 1 else 1 for a in range(zeros[0].dim()))
+        if not self.is_plain(site):
+            return [torch.zeros(line, dtype=torch.bool)]
+        own, through = self.channel_zero(site, channels)
+        incoming = collapse(zeros[0], [n if a == 1 else 1 for a, n in enumerate(zeros[0].shape)], every=True)
+        return [own.view(line) | (incoming & through.view(line))]
+
+    def channel_zero(self, site: Site, channels: int) -> tuple[Tensor, Tensor]:
+        """Per channel: zero whatever comes in; and zero if what comes in is zero, in training and in evaluation."""
+        weight, bias, mean = (self.slot(site, i) for i in (1, 2, 3))
+        no, yes = torch.zeros(channels, dtype=torch.bool), torch.ones(channels, dtype=torch.bool)
+        scaled_away = no if weight is None else (weight == 0).cpu()
+        unshifted = yes if bias is None else (bias == 0).cpu()
+        centred = yes if mean is None else (mean == 0).cpu()
+        return scaled_away & unshifted, unshifted & (centred | scaled_away)
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        if not self.is_plain(site):
+            return super().needed(site, lives, zeros)
+        live, weight = lives[0], self.slot(site, 1)
+        if weight is not None:
+            live = live & (weight != 0).cpu().view(live.shape)
+        return [(live.any() if zeros[0].shape[1] == 1 else live).expand(zeros[0].shape)]
+
+    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+        return [Want(outs[0], outs[0].of(facts.lives[0]))] if self.is_plain(site) else None
+
+    def select(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Selection]:
+        kept = outs[0].kept(1) if outs[0].compact[1] != 1 else None
+        return [Selection(site.shape(p), (kept,)).simplified() for p in site.parameters]
+
+
+class PReLU(Pointwise):
+    """max(0, x) + weight * min(0, x), with one weight a channel or one for all: zero where x is."""
+
+    def parameters(self, node: Node) -> tuple[Node | None, ...]:
+        weight = node.args[1]
+        return (weight,) if isinstance(weight, Node) and weight.op == "get_attr" else ()
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        return [zeros[0]]
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        return [collapse(lives[0], compact(zeros[0])), *(torch.ones_like(z) for z in zeros[1:])]
+
+    def settle(self, site: Site, wanted: Sequence[Layout], lives: Sequence[Tensor], options: Options) -> list[Layout]:
+        return [wanted[0] if wanted[0].kept(1) is not None else product_of(wanted[0], lives[0])]
+
+    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+        return [Want(outs[0], outs[0].of(facts.lives[0]))] if len(site.inputs) == 1 else None
+
+    def select(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Selection]:
+        kept = outs[0].kept(1) if outs[0].compact[1] != 1 else None
+        return [Selection(s, (kept if s[0] == site.out_shape[1] else None,)).simplified() for s in map(site.shape, site.parameters)]
+
+
+POINTWISE = Pointwise()
+PRODUCT, QUOTIENT, SUM, IDENTITY, FILL = Product(), Quotient(), Sum(), Identity(), Fill()
+BATCH_NORM, PRELU = ChannelAffine(), PReLU()
+
+# Operators without torch's own `pointwise` tag that are.
+UNTAGGED = ("hardswish", "log_sigmoid", "masked_fill", "copy", "threshold", "hardsigmoid", "lerp", "subtract", "add", "sub")
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(UNTAGGED, POINTWISE),
+    **dict.fromkeys(("mul", "multiply"), PRODUCT),
+    **dict.fromkeys(("div", "divide", "true_divide"), QUOTIENT),
+    "add": SUM,
+    **dict.fromkeys(
+        ("to", "_to_copy", "clone", "contiguous", "detach", "alias", "lift_fresh_copy", "type_as", "dropout", "feature_dropout"),
+        IDENTITY,
+    ),
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "fill", "empty_like"), FILL),
+    **dict.fromkeys(("batch_norm", "instance_norm"), BATCH_NORM),
+    "prelu": PRELU,
+}

@@ -1,0 +1,320 @@
+"""Products of activations: matmul, bmm, einsum, scaled dot-product attention, all read as an einsum over letters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from passes.layout import Layout, collapse
+from passes.program import Site
+from passes.rules.base import Contraction, Options, Rule, SiteFacts, Want, Wish, compact, unlabelled
+from passes.rules.pointwise import product_of
+
+if TYPE_CHECKING:
+    from passes.emit import Emitter
+
+aten = torch.ops.aten
+
+
+class Einsum(Rule):
+    """A sum of products over letters. Two labels meet only where their letters agree, so that a contracted channel goes
+    where it is zero on either side; rows (attention heads) may keep different channels, as many each."""
+
+    family = "product"
+    reason = None
+
+    def letters(self, site: Site) -> tuple[list[str], str] | None:
+        """The letters of each operand and of the result; None where we cannot say."""
+        name = site.node.target._schema.name.split("::")[1]  # type: ignore[union-attr]
+        if name == "einsum":
+            return self.parsed(site)
+        if len(site.inputs) != 2:
+            return None
+        ranks = [len(site.shape(n)) for n in site.inputs]
+        if min(ranks) < 2:
+            return None
+        batch = "abcdefgh"[: max(ranks) - 2]
+        left, right = (batch[len(batch) - (r - 2) :] for r in ranks)
+        return [left + "mk", right + "kn"], batch + "mn"
+
+    @staticmethod
+    def parsed(site: Site) -> tuple[list[str], str] | None:
+        equation = str(site.node.args[0]).replace(" ", "")
+        if "." in equation or "->" not in equation or len(site.inputs) != equation.count(",") + 1:
+            return None
+        left, out = equation.split("->")
+        operands = left.split(",")
+        return None if any(len(set(o)) != len(o) for o in [*operands, out]) else (operands, out)
+
+    # Facts
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        found = self.letters(site)
+        if found is None:
+            return [unlabelled(site, out) for out in site.outputs]
+        operands, out = found
+        return [torch.einsum(f"{','.join(operands)}->{out}", *((~z).float() for z in zeros)) == 0]
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        found = self.letters(site)
+        if found is None:
+            return super().needed(site, lives, zeros)
+        operands, out = found
+        result = []
+        for index, (own, zero) in enumerate(zip(operands, zeros, strict=True)):
+            others = [(o, ~z) for i, (o, z) in enumerate(zip(operands, zeros, strict=True)) if i != index]
+            terms = [(out, lives[0]), *others, (own, torch.ones_like(zero))]
+            equation = f"{','.join(t for t, _ in terms)}->{own}"
+            reached = torch.einsum(equation, *(m.float() for _, m in terms)) > 0
+            result.append(collapse(reached, compact(zero)).expand(zero.shape))
+        return result
+
+    # Layouts
+
+    def settle(self, site: Site, wanted: Sequence[Layout], lives: Sequence[Tensor], options: Options) -> list[Layout]:
+        found = self.letters(site)
+        if found is None or coordinates(wanted[0], found[1], self.shared(found)) is not None:
+            return list(wanted)
+        return [product_of(wanted[0], lives[0])]
+
+    @staticmethod
+    def shared(found: tuple[list[str], str]) -> str:
+        """The letters that every operand and the result have."""
+        operands, out = found
+        return "".join(c for c in out if all(c in o for o in operands))
+
+    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+        found = self.letters(site)
+        if found is None or len(site.inputs) != len(found[0]):
+            return None
+        operands, out = found
+        places = coordinates(outs[0], out, self.shared(found))
+        if places is None:
+            return None
+        lives = self.own_lives(site, facts)
+        sizes = letter_sizes(operands, lives)
+        contracted = [c for c in sizes if c not in out]
+        if len(contracted) > 1:
+            return None
+        used: dict[str, Place] = {}
+        for letter in contracted:
+            line = self.contract(letter, operands, out, lives, places)
+            if line is None:
+                return None
+            places[letter], used[letter] = line
+        kept = outs[0].of(facts.lives[0])
+        wishes: list[Wish] = []
+        for own, node in zip(operands, site.inputs, strict=True):
+            layout = arranged(own, places, site.shape(node))
+            if layout is None:
+                return None
+            mask = collapse_letters(kept, out, own, layout)
+            for letter, flags in used.items():
+                if letter in own:
+                    mask = mask & spread(flags, own)
+            wishes.append(Want(layout, mask.expand(layout.labels.shape)))
+        return wishes
+
+    def own_lives(self, site: Site, facts: SiteFacts) -> list[Tensor]:
+        """What of each operand this call reads and is not zero."""
+        return [n & ~z for n, z in zip(self.needed(site, facts.lives, facts.zeros), facts.zeros, strict=True)]
+
+    def contract(
+        self, letter: str, operands: Sequence[str], out: str, lives: Sequence[Tensor], places: Mapping[str, Place]
+    ) -> tuple[Place, Place] | None:
+        """Which indices of a contracted letter live, row by row of the letters that all operands share."""
+        having = [(o, live) for o, live in zip(operands, lives, strict=True) if letter in o]
+        rows = "".join(c for c in out if c in places and all(c in o for o, _ in having))
+        if any(set(places[c].letters) - set(rows) for c in rows):
+            return None
+        equation = f"{','.join(o for o, _ in having)}->{rows}{letter}"
+        live = torch.einsum(equation, *(m.float() for _, m in having)) > 0
+        for axis, row in enumerate(rows):
+            if live.shape[axis] == 1:
+                continue
+            place = places[row]
+            if set(place.letters) - {row}:
+                return None
+            live = live.index_select(axis, place.index.reshape(-1))
+        width = max(1, int(live.sum(-1).max()))
+        order = (~live).to(torch.uint8).sort(dim=-1, stable=True).indices[..., :width].sort(dim=-1).values
+        return Place(rows + letter, order), Place(rows + letter, live.gather(-1, order))
+
+    # Emission and accounts
+
+    def cost(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> Contraction | None:
+        found = self.letters(site)
+        if found is None or len(ins) != len(found[0]):
+            return None
+        sizes: dict[str, int] = {}
+        for own, node, layout in zip(found[0], site.inputs, ins, strict=True):
+            for letter, n in zip(own, layout.shrunk(site.shape(node)), strict=True):
+                sizes[letter] = max(n, sizes.get(letter, 1))
+        summed = math.prod(n for c, n in sizes.items() if c not in found[1])
+        return Contraction(summed, math.prod(sizes[c] for c in found[1][-1:]), math.prod(sizes.values()))
+
+    def limit(self, site: Site, facts: SiteFacts) -> Contraction | None:
+        found = self.letters(site)
+        if found is None or len(site.inputs) != len(found[0]):
+            return None
+        operands, out = found
+        terms = [*zip(operands, self.own_lives(site, facts), strict=True), (out, facts.lives[0])]
+        labelled: dict[str, int] = {}
+        full: dict[str, int] = {}
+        for own, mask in terms:
+            for letter, n in zip(own, mask.shape, strict=True):
+                labelled[letter] = max(n, labelled.get(letter, 1))
+        for own, node in zip(operands, site.inputs, strict=True):
+            for letter, n in zip(own, site.shape(node), strict=True):
+                full[letter] = max(n, full.get(letter, 1))
+        pairs = torch.einsum(f"{','.join(o for o, _ in terms)}->", *(m.double() for _, m in terms))
+        rest = math.prod(full[c] for c, n in labelled.items() if n == 1)
+        summed = math.prod(full[c] for c in full if c not in out)
+        return Contraction(summed, full[out[-1]], int(pairs) * rest)
+
+
+class Attention(Einsum):
+    """softmax(q kᵀ · scale) v. The scale comes from the head's size unless it is given, so the old one is stated."""
+
+    def letters(self, site: Site) -> tuple[list[str], str] | None:
+        ranks = {len(site.shape(n)) for n in site.inputs}
+        if len(site.inputs) != 3 or len(ranks) != 1 or site.argument(6, "enable_gqa", False):
+            return None
+        batch = "abcdefgh"[: ranks.pop() - 2]
+        return [batch + "le", batch + "se", batch + "sv"], batch + "lv"
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        if self.letters(site) is None:
+            return [unlabelled(site, out) for out in site.outputs]
+        value = zeros[2]
+        small = [1 if a == value.dim() - 2 else n for a, n in enumerate(value.shape)]
+        return [collapse(value, small, every=True)]
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        if self.letters(site) is None:
+            return Rule.needed(self, site, lives, zeros)
+        query, key, value = zeros
+        rows = lives[0].any(-1, keepdim=True)
+        asked = collapse(rows & ~collapse(key, [1 if a == key.dim() - 2 else n for a, n in enumerate(key.shape)], every=True), _joined(rows, query))
+        told = collapse(
+            rows.any(-2, keepdim=True) & ~collapse(query, [1 if a == query.dim() - 2 else n for a, n in enumerate(query.shape)], every=True),
+            _joined(rows, key),
+        )
+        read = lives[0].any(-2, keepdim=True)
+        return [collapse(m.expand(torch.broadcast_shapes(m.shape, z.shape)), compact(z)) for m, z in ((asked, query), (told, key), (read, value))]
+
+    def contract(
+        self, letter: str, operands: Sequence[str], out: str, lives: Sequence[Tensor], places: Mapping[str, Place]
+    ) -> tuple[Place, Place] | None:
+        return super().contract(letter, operands, out, lives, places) if letter == "e" else None
+
+    def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
+        kwargs = dict(to.kwargs)
+        if site.argument(6, "scale", None) is None:
+            kwargs["scale"] = 1.0 / math.sqrt(site.shape(site.inputs[0])[-1])
+        return [to.call(site.node.target, to.args, kwargs)]
+
+    def cost(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> Contraction | None:
+        query, key, value = (layout.shrunk(site.shape(n)) for n, layout in zip(site.inputs[:3], ins[:3], strict=True))
+        scores = math.prod(query[:-1]) * key[-2]
+        return Contraction(query[-1], value[-1], scores * (query[-1] + value[-1]))
+
+    def limit(self, site: Site, facts: SiteFacts) -> Contraction | None:
+        if self.letters(site) is None:
+            return None
+        query, key, _ = (site.shape(n) for n in site.inputs)
+        lives = self.own_lives(site, facts)
+        total = 0
+        for mask, node in ((lives[0], site.inputs[0]), (facts.lives[0], site.node)):
+            full = site.shape(node)
+            total += int(mask.sum()) * math.prod(n for n, m in zip(full, mask.shape, strict=True) if m == 1) * key[-2]
+        return Contraction(query[-1], site.out_shape[-1], total)
+
+
+def _joined(rows: Tensor, mask: Tensor) -> list[int]:
+    return [max(a, b) for a, b in zip(rows.shape, mask.shape, strict=True)]
+
+
+class Place:
+    """The original index along one letter, as a tensor over the small network's `letters`."""
+
+    def __init__(self, letters: str, index: Tensor) -> None:
+        self.letters = letters
+        self.index = index
+
+
+def coordinates(layout: Layout, letters: str, shared: str) -> dict[str, Place] | None:
+    """Where each labelled letter of a layout comes from; None if it depends on a letter that not all operands have."""
+    found: dict[str, Place] = {}
+    for axis in layout.axes:
+        index = layout.coordinate(axis)
+        names = letters
+        for other in reversed(range(layout.rank)):
+            if other == axis:
+                continue
+            first = index.narrow(other, 0, 1)
+            if bool((index == first).all()):
+                index = first.squeeze(other)
+                names = names[:other] + names[other + 1 :]
+        if set(names) - set(shared) - {letters[axis]}:
+            return None
+        found[letters[axis]] = Place(names, index)
+    return found
+
+
+def letter_sizes(operands: Sequence[str], masks: Sequence[Tensor]) -> dict[str, int]:
+    """The letters along which some operand is labelled, with their sizes."""
+    sizes: dict[str, int] = {}
+    for own, mask in zip(operands, masks, strict=True):
+        for letter, n in zip(own, mask.shape, strict=True):
+            if n != 1:
+                sizes[letter] = n
+    return sizes
+
+
+def spread(place: Place, letters: str) -> Tensor:
+    """A place's tensor with one axis for each of `letters`."""
+    order = sorted(range(len(place.letters)), key=lambda i: letters.index(place.letters[i]))
+    index = place.index.permute(order)
+    names = [place.letters[i] for i in order]
+    sizes = iter(index.shape)
+    return index.reshape([next(sizes) if c in names else 1 for c in letters])
+
+
+def arranged(letters: str, places: Mapping[str, Place], shape: Sequence[int]) -> Layout | None:
+    """The layout of an operand whose letters have these places; an axis of size 1 is broadcast and stays."""
+    small = tuple(n if c in places else 1 for c, n in zip(letters, shape, strict=True))
+    labels = torch.zeros((1,) * len(letters), dtype=torch.int64)
+    for axis, letter in enumerate(letters):
+        if small[axis] == 1:
+            continue
+        place = places[letter]
+        if set(place.letters) - set(letters):
+            return None
+        labels = labels + spread(place, letters) * math.prod(small[axis + 1 :])
+    return Layout(small, labels)
+
+
+def collapse_letters(mask: Tensor, letters: str, own: str, layout: Layout) -> Tensor:
+    """A mask over the result's letters, reduced to those of one operand."""
+    for axis in reversed(range(len(letters))):
+        if letters[axis] not in own or layout.labels.shape[own.index(letters[axis])] == 1:
+            mask = mask.any(axis, keepdim=True)
+    names = [c for c in letters if c in own]
+    mask = mask.reshape([n for c, n in zip(letters, mask.shape, strict=True) if c in own])
+    order = sorted(range(len(names)), key=lambda i: own.index(names[i]))
+    sizes = iter(mask.permute(order).shape)
+    return mask.permute(order).reshape([next(sizes) if c in names else 1 for c in own])
+
+
+EINSUM, ATTENTION = Einsum(), Attention()
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("matmul", "bmm", "mm", "einsum"), EINSUM),
+    "scaled_dot_product_attention": ATTENTION,
+}
