@@ -61,6 +61,7 @@ def capture(
     except Exception as error:  # torch.export has no error tree of its own: whatever escapes is about the model's code
         raise _explained(model, args, kwargs, error) from error
     assert isinstance(module, GraphModule)
+    module.training = model.training
     _strip(module)
     return functionalise(module)
 

@@ -31,6 +31,7 @@ class Rewritten:
     module: GraphModule
     kept: Mapping[str, Selection]
     recombinations: tuple[Recombination, ...]
+    ranks: Mapping[str, int]
 
 
 def rewrite(plan: Plan) -> Rewritten:
@@ -88,6 +89,7 @@ class _Rewriter:
         self.cache: dict[tuple[Node, str], list[tuple[Layout, Node]]] = defaultdict(list)
         self.recombine = Recombiner(self.graph, self._constant)
         self.recombinations: list[Recombination] = []
+        self.ranks: dict[str, int] = {}  # of the results, by the name of the new call
         self.by_call = {item.site.node: item for item in plan.sites}
         self.parameters = _Parameters(plan)
 
@@ -103,7 +105,7 @@ class _Rewriter:
             elif node.op == "output":
                 self._output(node)
         module = self._module()
-        return Rewritten(module, self.kept, tuple(self.recombinations))
+        return Rewritten(module, self.kept, tuple(self.recombinations), self.ranks)
 
     # Values
 
@@ -185,6 +187,7 @@ class _Rewriter:
             if out is None or out not in self.plan.layout:
                 continue
             self._name(node, out)
+            self.ranks[node.name] = gives.rank
             self.new[out] = self._recombined(node, out, gives, wanted, out.name)
 
     @staticmethod

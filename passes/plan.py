@@ -113,7 +113,7 @@ class _Planner:
         preferred = [
             self._choose(out) if out is not None else Layout.whole(len(site.out_shape)) for out in site.outputs
         ]
-        outs = site.rule.settle(site, preferred, facts.lives, self.options)
+        outs = site.rule.settle(site, preferred, facts)
         for out, layout in zip(site.outputs, outs, strict=True):
             if out is not None:
                 self.layout[out] = layout

@@ -83,7 +83,7 @@ class Rule:
         anything = any(bool(live.any()) for live in lives)
         return [torch.full_like(zero, anything) for zero in zeros]
 
-    def settle(self, site: Site, wanted: Sequence[Layout], lives: Sequence[Tensor], options: Options) -> list[Layout]:
+    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         """For each result, the layout that the call will give, as near as possible to the one wanted."""
         return list(wanted)
 

@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from passes.layout import Layout, collapse, grown, product
 from passes.program import Site
-from passes.rules.base import ANYTHING, Contraction, Options, Rule, SiteFacts, Want, Wish, replaced
+from passes.rules.base import ANYTHING, Contraction, Rule, SiteFacts, Want, Wish, replaced
 from passes.selection import Selection
 
 if TYPE_CHECKING:
@@ -124,18 +124,18 @@ class Weighted(Rule):
 
     # Layouts
 
-    def settle(self, site: Site, wanted: Sequence[Layout], lives: Sequence[Tensor], options: Options) -> list[Layout]:
+    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         widths, axis = self.widths(site), self.axis(site)
         layout = wanted[0]
         kept = layout.kept(axis)
         if kept is None or not layout.is_product():
-            kept = grown(self.channels(lives[0], axis, widths.outputs), options.multiple)
+            kept = grown(self.channels(facts.lives[0], axis, widths.outputs), facts.options.multiple)
             layout = product(layout.compact, [kept if a == axis else layout.coordinate(a).unique() for a in range(layout.rank)])
         if widths.groups == 1 or not self.is_plain(site):
             return [layout]
         if self.is_depthwise(widths):
             return [layout]
-        live = self.channels(lives[0], axis, widths.outputs).clone()
+        live = self.channels(facts.lives[0], axis, widths.outputs).clone()
         return [Layout.along(layout.rank, axis, widths.outputs, equal_groups(live, widths.groups, live.view(widths.groups, -1).any(1)))]
 
     @staticmethod

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from passes.layout import Layout, collapse
 from passes.program import Site
-from passes.rules.base import Options, Rule, SiteFacts, Want, Wish, compact
+from passes.rules.base import Rule, SiteFacts, Want, Wish, compact
 from passes.selection import Selection
 
 Axes = Callable[[Site], tuple[int, ...]]
@@ -86,7 +86,7 @@ class Mixing(Rule):
         whole = collapse(live.reshape(self.inner_shape(site, live)), [1 if a in mixed else n for a, n in enumerate(zeros[0].shape)])
         return [whole.expand(zeros[0].shape), *(torch.full_like(z, bool(live.any())) for z in zeros[1:])]
 
-    def settle(self, site: Site, wanted: Sequence[Layout], lives: Sequence[Tensor], options: Options) -> list[Layout]:
+    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         return [wanted[0] for _ in wanted]
 
     def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:

@@ -132,7 +132,7 @@ class Movement(Rule):
 
     # Layouts
 
-    def settle(self, site: Site, wanted: Sequence[Layout], lives: Sequence[Tensor], options: Options) -> list[Layout]:
+    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         return list(wanted)
 
     def traced(self, site: Site, layout: Layout, facts: SiteFacts, index: int = 0) -> Tensor | None:
@@ -299,7 +299,7 @@ class Permute(Movement):
 class Reshape(Movement):
     """The same elements in the same order under other axes: view, reshape, flatten, unflatten, squeeze, unsqueeze."""
 
-    def settle(self, site: Site, wanted: Sequence[Layout], lives: Sequence[Tensor], options: Options) -> list[Layout]:
+    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         sources = site.memo.get("sources")
         if sources is None:
             return list(wanted)
@@ -307,8 +307,8 @@ class Reshape(Movement):
         if shape is None or self.inverse(site, wanted[0], sources[0], shape, None) is not None:
             return list(wanted)
         flat = torch.zeros(math.prod(shape), dtype=torch.bool)
-        flat[sources[0][lives[0]]] = True
-        box = box_of(flat.view(shape), options)
+        flat[sources[0][facts.lives[0]]] = True
+        box = box_of(flat.view(shape), facts.options)
         return [self.forward(site, box, sources[0]) or wanted[0]]
 
     def _sources(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor] | None:
@@ -454,7 +454,7 @@ class PixelShuffle(Reshape):
                 box, flags = first, None if flags is None else flags.any(axis, keepdim=True)
         return Want(Layout(shape, box), flags)
 
-    def settle(self, site: Site, wanted: Sequence[Layout], lives: Sequence[Tensor], options: Options) -> list[Layout]:
+    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         layout = wanted[0]
         kept = [layout.coordinate(a).unique() if a == layout.rank - 3 else None for a in range(layout.rank)]
         return [product(layout.compact, kept)] if self.opposite is aten.pixel_unshuffle.default else [layout]
@@ -507,11 +507,30 @@ class Join(Movement):
             return super().needed(site, lives, zeros)
         return [collapse(lives[0], z.shape).expand(z.shape) for z in zeros]
 
-    def settle(self, site: Site, wanted: Sequence[Layout], lives: Sequence[Tensor], options: Options) -> list[Layout]:
-        sources = site.memo.get("sources")
-        if sources is None or site.memo.get("blind") or self.pieces(site, wanted[0], sources[0]) is not None:
+    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+        """Where several inputs hold more than the result wants (others read them too), it is cheaper to join what they
+        hold and to select once, afterwards."""
+        sources = self.sources(site, facts.zeros)
+        if sources is None or site.memo.get("blind"):
             return list(wanted)
-        return [box_of(lives[0], options)] if wanted[0].is_product() else [product_sorted(wanted[0])]
+        held = self.held(site, facts, sources[0])
+        live = facts.lives[0]
+        if int((self.owners(site, (held & ~live).nonzero()[:, self.axis(site)].contiguous()).bincount() > 0).sum()) > 1:
+            return [box_of(held, facts.options)]
+        if self.pieces(site, wanted[0], sources[0]) is not None:
+            return list(wanted)
+        return [box_of(live, facts.options)] if wanted[0].is_product() else [product_sorted(wanted[0])]
+
+    def held(self, site: Site, facts: SiteFacts, source: Tensor) -> Tensor:
+        """What the inputs hold for all their readers, as a mask of the result."""
+        shapes = self.labelled(site, facts.zeros)
+        flat = torch.cat([live.expand(s).reshape(-1) for live, s in zip(facts.inputs_live, shapes, strict=True)])
+        return flat[source]
+
+    def owners(self, site: Site, place: Tensor) -> Tensor:
+        """The input that each index along the axis comes from."""
+        ends = torch.tensor([site.shape(n)[self.axis(site)] for n in site.inputs]).cumsum(0)
+        return torch.searchsorted(ends, place, right=True)
 
     def pieces(self, site: Site, layout: Layout, source: Tensor) -> list[tuple[int, int]] | None:
         """Where along the axis each input's part begins and how long it is; None if the parts are interleaved."""
@@ -521,8 +540,7 @@ class Join(Movement):
         place = layout.kept(axis)
         if place is None:
             return None
-        ends = torch.tensor([site.shape(n)[axis] for n in site.inputs]).cumsum(0)
-        owner = torch.searchsorted(ends, place, right=True)
+        owner = self.owners(site, place)
         if bool((owner.diff() < 0).any()):
             return None
         counts = torch.bincount(owner, minlength=len(site.inputs)).tolist()
@@ -594,7 +612,7 @@ class Split(Movement):
             used = used | o.of(live)
         return [Want(first, used)]
 
-    def settle(self, site: Site, wanted: Sequence[Layout], lives: Sequence[Tensor], options: Options) -> list[Layout]:
+    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         """The parts agree on the other axes: rows that one part keeps, all keep."""
         axis = self.axis(site)
         used = [i for i, out in enumerate(site.outputs) if out is not None]
@@ -607,10 +625,10 @@ class Split(Movement):
             return list(wanted)
         if len({wanted[i].compact for i in used}) > 1:
             return list(wanted)
-        union = lives[used[0]]
+        union = facts.lives[used[0]]
         for i in used[1:]:
-            union = union | lives[i]
-        shared = box_of(union, options)
+            union = union | facts.lives[i]
+        shared = box_of(union, facts.options)
         return [shared if i in used else w for i, w in enumerate(wanted)]
 
     @staticmethod

@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 
 from passes.layout import Layout, collapse, product
 from passes.program import Site, is_tensor
-from passes.rules.base import UNREAD, Options, Rule, SiteFacts, Want, Wish, box_of, compact
+from passes.rules.base import ANYTHING, UNREAD, Rule, SiteFacts, Want, Wish, box_of, compact
 from passes.selection import Selection
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ class Pointwise(Rule):
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         return [collapse(lives[0], compact(zero)).expand(zero.shape) for zero in zeros]
 
-    def settle(self, site: Site, wanted: Sequence[Layout], lives: Sequence[Tensor], options: Options) -> list[Layout]:
+    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         layout = wanted[0]
         if all(aligned(layout, site.shape(n)) is not None for n in (*site.inputs, *site.parameters)):
             return [layout]
-        return [product_of(layout, lives[0])]
+        return [product_of(layout, facts.lives[0])]
 
     def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
         out = outs[0]
@@ -179,16 +179,20 @@ class Sum(Pointwise):
 
 
 class Identity(Pointwise):
-    """The same elements, perhaps in another dtype, memory or graph: copies, casts, dropout."""
+    """The same elements, perhaps in another dtype, memory or graph: copies, casts, dropout. Of a second tensor
+    (`type_as`) only the dtype is read."""
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        return [zeros[0]]
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
-        return [*super().needed(site, lives, zeros[:1]), *(torch.zeros_like(z) for z in zeros[1:])]
+        return [lives[0], *(torch.zeros_like(z) for z in zeros[1:])]
 
-    def combine(self, site: Site, zeros: Sequence[Tensor]) -> Tensor:
-        return zeros[0]
+    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+        return list(wanted)
 
-    def keeps_zero(self, site: Site) -> bool:
-        return True
+    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+        return [Want(outs[0], outs[0].of(facts.lives[0])), *(ANYTHING for _ in site.inputs[1:])]
 
 
 class Fill(Pointwise):
@@ -270,8 +274,8 @@ class PReLU(Pointwise):
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         return [collapse(lives[0], compact(zeros[0])), *(torch.ones_like(z) for z in zeros[1:])]
 
-    def settle(self, site: Site, wanted: Sequence[Layout], lives: Sequence[Tensor], options: Options) -> list[Layout]:
-        return [wanted[0] if wanted[0].kept(1) is not None else product_of(wanted[0], lives[0])]
+    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+        return [wanted[0] if wanted[0].kept(1) is not None else product_of(wanted[0], facts.lives[0])]
 
     def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
         return [Want(outs[0], outs[0].of(facts.lives[0]))] if len(site.inputs) == 1 else None

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from passes.layout import Layout, collapse
 from passes.program import Site
-from passes.rules.base import Contraction, Options, Rule, SiteFacts, Want, Wish, compact, unlabelled
+from passes.rules.base import Contraction, Rule, SiteFacts, Want, Wish, compact, unlabelled
 from passes.rules.pointwise import product_of
 
 if TYPE_CHECKING:
@@ -76,11 +76,11 @@ class Einsum(Rule):
 
     # Layouts
 
-    def settle(self, site: Site, wanted: Sequence[Layout], lives: Sequence[Tensor], options: Options) -> list[Layout]:
+    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         found = self.letters(site)
         if found is None or coordinates(wanted[0], found[1], self.shared(found)) is not None:
             return list(wanted)
-        return [product_of(wanted[0], lives[0])]
+        return [product_of(wanted[0], facts.lives[0])]
 
     @staticmethod
     def shared(found: tuple[list[str], str]) -> str:

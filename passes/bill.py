@@ -1,0 +1,166 @@
+"""The accounts of a rewrite: what every contraction costs before, after and at the limit, and what explains the rest."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+
+from passes.accounts import Accounts, Cost, Kept, Layer
+from passes.emit import Rewritten
+from passes.layout import Layout
+from passes.plan import Plan, SitePlan
+from passes.rules.base import Contraction, SiteFacts
+
+GROUPS = "groups of a convolution made equally wide"
+ROWS = "rows of a view made equally wide (attention heads)"
+MEETING = "kept because another branch of a sum keeps it"
+MULTIPLE = "grown to the channel multiple"
+LAST = "a tensor keeps at least one channel"
+
+
+def bill(plan: Plan, rewritten: Rewritten, seconds: Mapping[str, float]) -> Accounts:
+    """The accounts of a plan that was rewritten."""
+    layers: list[Layer] = []
+    kept: list[Kept] = []
+    limit_channels = after_channels = before_channels = 0
+    for item in plan.sites:
+        whole = [Layout.whole(len(item.site.shape(n))) for n in item.site.inputs]
+        gives = [Layout.whole(layout.rank) for layout in item.gives]
+        rule = item.site.rule
+        dense = rule.cost(item.site, whole, gives)
+        if dense is None:
+            kept += _copied(plan, item)
+            continue
+        ins = [layout if layout is not None else Layout.whole(0) for layout in item.ins]
+        after = rule.cost(item.site, ins, item.gives) if item.native else dense
+        limit = rule.limit(item.site, item.facts)
+        assert after is not None and limit is not None
+        layers.append(_layer(item, dense, after, limit))
+        before_channels += dense.outputs
+        after_channels += after.outputs
+        limit_channels += limit.outputs
+        if after.macs > limit.macs or after.outputs > limit.outputs:
+            kept.append(Kept(item.site.node.name, _reason(plan, item), after.outputs - limit.outputs, after.macs - limit.macs))
+    before_bytes, after_bytes, limit_bytes = _activations(plan)
+    dense_parameters = sum(p.numel() for p in plan.program.module.parameters())
+    new_parameters = sum(p.numel() for p in rewritten.module.parameters())
+    return Accounts(
+        before=Cost(dense_parameters, sum(x.macs[0] for x in layers) + _unplanned(plan), before_channels + _unplanned_channels(plan), before_bytes),
+        after=Cost(new_parameters, sum(x.macs[1] for x in layers), after_channels, after_bytes),
+        limit=Cost(_limit_parameters(plan, rewritten), sum(x.macs[2] for x in layers), limit_channels, limit_bytes),
+        layers=tuple(layers),
+        recombinations=rewritten.recombinations,
+        kept=tuple(kept),
+        seconds=dict(seconds),
+    )
+
+
+def _layer(item: SitePlan, dense: Contraction, after: Contraction, limit: Contraction) -> Layer:
+    name = str(item.site.node.target).removeprefix("aten.").removesuffix(".default")
+    return Layer(
+        item.site.node.name,
+        name,
+        (dense.inputs, after.inputs),
+        (dense.outputs, after.outputs),
+        (dense.macs, after.macs, limit.macs),
+    )
+
+
+def _missing(plan: Plan) -> list[tuple[SiteFacts, Contraction]]:
+    """Contractions that the small network no longer has."""
+    planned = {item.site.node for item in plan.sites}
+    found = []
+    for site in plan.program.sites:
+        if site.node in planned:
+            continue
+        whole = [Layout.whole(len(site.shape(n))) for n in site.inputs]
+        cost = site.rule.cost(site, whole, [Layout.whole(len(site.out_shape))])
+        if cost is not None:
+            found.append((plan.facts.at(site), cost))
+    return found
+
+
+def _unplanned(plan: Plan) -> int:
+    return sum(cost.macs for _, cost in _missing(plan))
+
+
+def _unplanned_channels(plan: Plan) -> int:
+    return sum(cost.outputs for _, cost in _missing(plan))
+
+
+def _reason(plan: Plan, item: SitePlan) -> str:
+    """Why a contraction is larger than its limit."""
+    if not item.native:
+        return f"{item.site.rule.family}: its weight is computed in forward"
+    if getattr(item.site.rule, "family", "") == "contraction" and item.site.rule.widths(item.site).groups > 1:  # type: ignore[attr-defined]
+        return GROUPS
+    if plan.options.multiple > 1:
+        return MULTIPLE
+    if plan.options.mode != "recombine":
+        return MEETING
+    if any(len(layout.axes) > 1 for layout in (*item.gives, *(x for x in item.ins if x is not None))):
+        return ROWS
+    live = item.facts.lives[0]
+    return ROWS if bool(live.any()) and int(live.sum()) > 1 else LAST
+
+
+def _copied(plan: Plan, item: SitePlan) -> list[Kept]:
+    """Operators that are not followed: they get zeros filled in, which costs copies and no multiplications."""
+    if item.native:
+        return []
+    dead = 0
+    for node in item.site.inputs:
+        have = plan.layout[node]
+        dead += math.prod(have.compact) - have.labels.numel()
+    if not dead:
+        return []
+    return [Kept(item.site.node.name, f"{item.site.rule.reason or item.site.rule.family}: {item.site.node.target} reads everything", dead, 0)]
+
+
+def _activations(plan: Plan) -> tuple[int, int, int]:
+    """Bytes of all results written: before, after, and at the limit."""
+    before = after = limit = 0
+    for site in plan.program.sites:
+        if site.rule.family == "movement" or all(n.op == "get_attr" for n in site.inputs):
+            continue
+        for out in site.outputs:
+            if out is None:
+                continue
+            shape, size = plan.program.shape(out), out.meta["val"].element_size()
+            before += math.prod(shape) * size
+            if out not in plan.layout:
+                continue
+            after += math.prod(plan.layout[out].shrunk(shape)) * size
+            live = plan.facts.live(out)
+            limit += math.prod(shape) // max(1, live.numel()) * int(live.sum()) * size
+    return before, after, limit
+
+
+def _limit_parameters(plan: Plan, rewritten: Rewritten) -> int:
+    """Parameters if every weight had live rows times live columns only."""
+    total = sum(p.numel() for p in rewritten.module.parameters())
+    seen: dict[str, int] = defaultdict(int)
+    for item in plan.sites:
+        if item.site.rule.family != "contraction" or not item.site.parameters:
+            continue
+        weight = item.site.parameters[0]
+        shape = item.site.shape(weight)
+        limit = item.site.rule.limit(item.site, item.facts)
+        after = rewritten.kept.get(str(weight.target))
+        if limit is None or after is None or len(shape) < 2:
+            continue
+        widths = item.site.rule.widths(item.site)  # type: ignore[attr-defined]
+        axis = item.site.rule.axis(item.site)  # type: ignore[attr-defined]
+        rows = item.site.rule.channels(item.facts.lives[0], axis, widths.outputs)  # type: ignore[attr-defined]
+        columns = item.site.rule.channels(item.facts.inputs_live[0], axis, widths.inputs)  # type: ignore[attr-defined]
+        pairs = int((rows.view(widths.groups, -1).sum(1) * columns.view(widths.groups, -1).sum(1)).sum())
+        best = pairs * math.prod(shape[2:])
+        name = str(weight.target)
+        seen[name] = max(seen[name], best)
+    return total - sum(max(0, math.prod(rewritten.kept[n].new_shape) - best) for n, best in seen.items())
+
+
+__all__ = ["bill", "torch"]

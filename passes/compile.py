@@ -1,0 +1,58 @@
+"""The whole of the compiler on a captured graph: facts, plan, rewrite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import GraphModule
+
+from passes.emit import Rewritten, rewrite
+from passes.errors import VanishedError
+from passes.facts import Facts, channel_facts
+from passes.modes import restore_modes
+from passes.normalise import normalise
+from passes.plan import Plan, plan_layouts
+from passes.program import Program
+
+Phase = Callable[[str], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Removed:
+    """The small network with the plan that it was made from."""
+
+    module: GraphModule
+    plan: Plan
+    rewritten: Rewritten
+
+
+def remove_zero_channels(
+    captured: GraphModule, *, mode: str = "recombine", channel_multiple: int = 1, clock: Phase | None = None
+) -> Removed:
+    """The network without its zeroed channels. `captured` (from `passes.capture`) is normalised in place."""
+    phase = clock or (lambda name: nullcontext())
+    with phase("analysis"):
+        program = Program(normalise(captured))
+        facts = channel_facts(program)
+        refuse_vanished(program, facts)
+        plan = plan_layouts(program, facts, mode=mode, channel_multiple=channel_multiple)
+    with phase("rewrite"):
+        rewritten = rewrite(plan)
+        restore_modes(rewritten.module, rewritten.ranks)
+    return Removed(rewritten.module, plan, rewritten)
+
+
+def refuse_vanished(program: Program, facts: Facts) -> None:
+    """Raise VanishedError if an output would be zero whatever comes in."""
+    for index, node in enumerate(program.output_tensors):
+        if node not in facts.zero or node.op in ("placeholder", "get_attr"):
+            continue
+        site = program.at.get(node)
+        if bool(facts.zero[node].all()) and site is not None and site.inputs:
+            raise VanishedError(
+                f"output {index} ({node.name}, shape {program.shape(node)}) is zero for every input: "
+                "all channels that lead to it are zeroed. Zero fewer of them."
+            )
