@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from l1rr_fx.archive import load
 from l1rr_fx.compiler import prune
-from l1rr_fx.compiler import prune
 from l1rr_fx.inspect import Inspection, inspect
 from l1rr_fx.optimizer import pruned_optimizer_state
 from l1rr_fx.pruned import Pruned
@@ -35,7 +34,6 @@ __all__ = [
     "__version__",
     "inspect",
     "load",
-    "prune",
     "prune",
     "pruned_optimizer_state",
 ]

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from passes.errors import CaptureError, InputError
 from passes.functional import functionalise
+from passes.regions import inline_regions
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def capture(
         raise _explained(model, args, kwargs, error) from error
     assert isinstance(module, GraphModule)
     module.training = model.training
+    inline_regions(module)
     _strip(module)
     return functionalise(module)
 

@@ -86,7 +86,7 @@ class _Rewriter:
         self.tensors: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
         self.kept: dict[str, Selection] = {}
-        self.cache: dict[tuple[Node, str], list[tuple[Layout, Node]]] = defaultdict(list)
+        self.cache: dict[tuple[Node, Node], list[tuple[Layout, Node]]] = defaultdict(list)
         self.recombine = Recombiner(self.graph, self._constant)
         self.recombinations: list[Recombination] = []
         self.ranks: dict[str, int] = {}  # of the results, by the name of the new call
@@ -112,16 +112,24 @@ class _Rewriter:
     def take(self, node: Node, want: Layout, reader: str) -> Node:
         """The new node that holds an old value in the layout `want`."""
         have = self.plan.layout[node]
+        if node not in self.new:
+            return self._zeros(node, want)
         return self._recombined(self.new[node], node, have, want, reader)
 
+    def _zeros(self, node: Node, want: Layout) -> Node:
+        """A value of which nothing is live and that nobody computes."""
+        value, shape = node.meta["val"], self.plan.program.shape(node)
+        options = {"dtype": value.dtype, "device": value.device}
+        return self.graph.call_function(aten.zeros.default, (list(want.shrunk(shape)),), options)
+
     def _recombined(self, new: Node, old: Node, have: Layout, want: Layout, reader: str) -> Node:
-        for layout, found in self.cache[new, ""]:
+        for layout, found in self.cache[old, new]:
             if layout.same(want):
                 return found
         self.recombine.rank = want.rank
         written = self.recombine(new, have, want)
         if written.kind is not None:
-            self.cache[new, ""].append((want, written.node))
+            self.cache[old, new].append((want, written.node))
             self.recombinations.append(self._bill(written, old, have, want, reader))
         return written.node
 
@@ -239,9 +247,6 @@ class _Rewriter:
             _place(root, name, tensor)
         self.graph.eliminate_dead_code()
         module = GraphModule(root, self.graph, type(self.old).__name__)
-        for name in self.buffers:
-            if hasattr(module, name):
-                module._non_persistent_buffers_set.add(name)
         for name, twin in self.parameters.twins.items():
             if name in self.tensors:
                 _place(module, twin, self.tensors[name])

@@ -209,6 +209,7 @@ UNDO: dict[Any, Undo] = {
     aten.detach.default: _same,
     aten.dropout.default: _same,
     aten.view.default: _reshaped,
+    aten.view_as.default: _reshaped,
     aten.reshape.default: _reshaped,
     aten.flatten.using_ints: _reshaped,
     aten.squeeze.dim: _reshaped,

@@ -36,6 +36,7 @@ def normalise(module: GraphModule) -> GraphModule:
             continue
         _join_slices(graph, node)
     _fuse_shuffles(graph)
+    _merge_projections(graph)
     graph.eliminate_dead_code()
     module.recompile()
     return module
@@ -175,6 +176,15 @@ def _addmm(graph: Graph, node: Node) -> None:
         _replace(node, call(graph, aten.add.Tensor, call(graph, aten.mm.default, left, right), bias))
 
 
+def _convolution(graph: Graph, node: Node) -> None:
+    """A convolution of one image without a batch axis."""
+    image, weight = node.args[:2]
+    if isinstance(image, Node) and isinstance(weight, Node) and image.meta["val"].dim() == weight.meta["val"].dim() - 1:
+        batch = call(graph, aten.unsqueeze.default, image, 0)
+        result = call(graph, node.target, batch, *node.args[1:])
+        _replace(node, call(graph, aten.squeeze.dim, result, 0))
+
+
 def _bounds(node: Node, shape: Any, first: int = 1) -> tuple[int, int, int] | None:
     """(axis, start, stop) of a slice with step 1 along an axis of known length, else None."""
     axis, start, stop, step = (*node.args[first:], *(None,) * 4)[:4]
@@ -216,6 +226,17 @@ def _join_slices(graph: Graph, source: Node) -> None:
                 continue
             with graph.inserting_before(node):
                 _replace(node, call(graph, operator.getitem, anchor, edges.index(start)))
+
+
+def _merge_projections(graph: Graph) -> None:
+    """One node for each result of a call, however often it is taken out."""
+    first: dict[tuple[Any, Any], Node] = {}
+    for node in list(graph.nodes):
+        if node.target is operator.getitem and isinstance(node.args[0], Node):
+            known = first.setdefault((node.args[0], str(node.args[1])), node)
+            if known is not node:
+                _replace(node, known)
+                graph.erase_node(node)
 
 
 def _fuse_shuffles(graph: Graph) -> None:
@@ -284,4 +305,16 @@ FORMS: dict[Any, Callable[[Graph, Node], None]] = {
     aten.narrow.default: _narrow,
     aten.index.Tensor: _index,
     aten.addmm.default: _addmm,
+    **dict.fromkeys(
+        (
+            aten.conv1d.default,
+            aten.conv2d.default,
+            aten.conv3d.default,
+            aten.conv1d.padding,
+            aten.conv2d.padding,
+            aten.conv_transpose1d.default,
+            aten.conv_transpose2d.input,
+        ),
+        _convolution,
+    ),
 }

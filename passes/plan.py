@@ -100,8 +100,18 @@ class _Planner:
         return Plan(self.program, self.facts, self.options, self.layout, plans)
 
     def _wish(self, node: Node, wish: Wish, family: str) -> None:
-        if wish is not UNREAD:
+        if wish is UNREAD:
+            return
+        if self._is_dead(node):
+            self.layout.setdefault(node, box_of(self.live(node), Options()))  # read as zeros, computed by nobody
+        else:
             self.wishes[node].append((wish, family))
+
+    def _is_dead(self, node: Node) -> bool:
+        """Whether nothing of a computed tensor of known shape is live."""
+        if node.op != "call_function" or bool(self.live(node).any()):
+            return False
+        return all(self.program.is_static(node, a) for a in range(len(self.program.shape(node))))
 
     def live(self, node: Node) -> Tensor:
         if node not in self.lives:

@@ -179,7 +179,7 @@ class Program:
 
     def _size(self, node: Node) -> Any:
         value = node.meta.get("val")
-        return None if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, Tensor)) else value
+        return value if isinstance(value, (bool, int, float)) else None
 
     def concrete(self, argument: Any) -> Any:
         """An argument with every symbolic size replaced by its value at the example input; tensors stay nodes."""

@@ -27,8 +27,6 @@ OVERLOADS: Mapping[str, Rule] = {
     "min.other": pointwise.POINTWISE,
     "max.default": mixing.Mixing(mixing.named(99), keeps_zero=False),
     "min.default": mixing.Mixing(mixing.named(99), keeps_zero=False),
-    "linalg_vector_norm.default": mixing.Mixing(mixing.named(2), keeps_zero=False),
-    "split.default": UNKNOWN,
 }
 """Where overloads of one name do different things."""
 

@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from passes.layout import Layout, collapse, grown, product
 from passes.program import Site
-from passes.rules.base import ANYTHING, Contraction, Rule, SiteFacts, Want, Wish, replaced
+from passes.rules.base import ANYTHING, UNREAD, Contraction, Rule, SiteFacts, Want, Wish, replaced
 from passes.selection import Selection
 
 if TYPE_CHECKING:
@@ -146,6 +146,8 @@ class Weighted(Rule):
     def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
         if not self.is_plain(site):
             return None
+        if not bool(facts.inputs_live[0].any()) and all(site.program.is_static(site.node, a) for a in range(outs[0].rank)):
+            return [UNREAD]
         widths, axis = self.widths(site), self.axis(site)
         shape = site.shape(site.inputs[0])
         rows = outs[0].kept(axis)
@@ -188,7 +190,7 @@ class Weighted(Rule):
             return [Selection.whole(site.shape(p)) for p in site.parameters]
         widths, axis = self.widths(site), self.axis(site)
         rows = kept_or_all(outs[0], axis, widths.outputs)
-        columns = kept_or_all(ins[0], axis, widths.inputs)
+        columns = kept_or_all(ins[0], axis, widths.inputs) if ins[0].rank else torch.zeros(0, dtype=torch.int64)
         found = [self.weight_selection(site, widths, rows, columns)]
         if len(site.parameters) > 1 or site.parameters[0] is not weight_of(site.node):
             found.append(Selection((widths.outputs,), (rows,)).simplified())
@@ -197,7 +199,7 @@ class Weighted(Rule):
     def weight_selection(self, site: Site, widths: Widths, rows: Tensor, columns: Tensor) -> Selection:
         shape = site.shape(weight_of(site.node))
         window = (None,) * (len(shape) - 2)
-        if widths.groups == 1:
+        if widths.groups == 1 or not len(columns):
             pair = (columns, rows) if self.transposed else (rows, columns)
             return Selection(shape, (*pair, *window)).simplified()
         first, second = (columns, rows) if self.transposed else (rows, columns)
@@ -218,6 +220,8 @@ class Weighted(Rule):
 
     def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
         widths, axis = self.widths(site), self.axis(site)
+        if to.inputs[0] is None:
+            return [self.constant(site, to, outs[0])]
         if widths.groups == 1 or not self.is_plain(site):
             return [to.copy()]
         groups = len(self.present(widths, kept_or_all(outs[0], axis, widths.outputs)))
@@ -225,10 +229,23 @@ class Weighted(Rule):
             return [to.call(site.node.target, to.args, {**to.kwargs, "groups": groups})]
         return [to.call(site.node.target, replaced(to.args, 6, groups), to.kwargs)]
 
+    def constant(self, site: Site, to: Emitter, out: Layout) -> Node:
+        """The result where nothing comes in: the bias everywhere."""
+        value, shape = site.node.meta["val"], list(out.shrunk(site.out_shape))
+        zeros = to.call(aten.zeros.default, (shape,), {"dtype": value.dtype, "device": value.device})
+        bias = to.args[2] if len(to.args) > 2 else to.kwargs.get("bias")
+        if bias is None:
+            return zeros
+        axis = self.axis(site)
+        shaped = to.call(aten.reshape.default, (bias, [-1 if a == axis else 1 for a in range(len(shape))]))
+        return to.call(aten.add.Tensor, (zeros, shaped))
+
     # Accounts
 
     def cost(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> Contraction | None:
         widths, axis = self.widths(site), self.axis(site)
+        if not ins[0].rank:
+            return Contraction(0, len(kept_or_all(outs[0], axis, widths.outputs)), 0)
         rows = kept_or_all(outs[0], axis, widths.outputs)
         columns = kept_or_all(ins[0], axis, widths.inputs)
         groups = len(self.present(widths, rows)) if widths.groups > 1 else 1

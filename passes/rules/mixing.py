@@ -76,7 +76,7 @@ class Mixing(Rule):
         zero = self.outer(site, zeros[0], every=True)
         if len(site.inputs) > 1 or not self.keeps_zero:
             zero = torch.zeros_like(zero)
-        return [zero for _ in site.outputs]
+        return [zero if index == 0 else torch.zeros_like(zero) for index in range(len(site.outputs))]
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         live = lives[0]
@@ -180,7 +180,8 @@ POOLS = (
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(POOLS, POOLING),
-    **dict.fromkeys(("mean", "sum", "amax", "amin", "linalg_vector_norm", "norm"), REDUCTION),
+    **dict.fromkeys(("mean", "sum", "amax", "amin"), REDUCTION),
+    **dict.fromkeys(("linalg_vector_norm", "norm"), Mixing(named(2), keeps_zero=True)),
     **dict.fromkeys(("var", "std", "logsumexp", "argmax", "argmin", "max", "min", "prod", "any", "all"), STATISTIC),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax", "sort"), LINEWISE),
     "cumsum": CUMULATIVE,

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
+VIEWS = (aten.view.default, aten._unsafe_view.default)
+
 Touched = Callable[[Site], tuple[int, ...]]
 
 
@@ -79,8 +81,9 @@ class Movement(Rule):
         return found
 
     def run(self, site: Site, args: Any, kwargs: Any) -> Any:
-        """The operator on labels."""
-        return site.node.target(*args, **kwargs)  # type: ignore[operator]
+        """The operator on labels; they may lie anywhere in memory, so a view is a reshape."""
+        target = aten.reshape.default if site.node.target in VIEWS else site.node.target
+        return target(*args, **kwargs)  # type: ignore[operator]
 
     def _numbered(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         """For each input its labels, in the shape that the operator is to see."""
@@ -170,6 +173,9 @@ class Reindex(Movement):
         """The axes along which something really moves."""
         assert self.touched is not None
         return self.touched(site)
+
+    def sources(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor] | None:
+        return super().sources(site, zeros) if self.moved(site) else None
 
     def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
         if site.memo.get("vanishes") and to.native:
@@ -540,6 +546,7 @@ class Join(Movement):
         place = layout.kept(axis)
         if place is None:
             return None
+        place = place.contiguous()
         owner = self.owners(site, place)
         if bool((owner.diff() < 0).any()):
             return None
@@ -653,9 +660,9 @@ def product_sorted(layout: Layout) -> Layout:
     return product(layout.compact, [layout.coordinate(a).unique() for a in range(layout.rank)])
 
 
-def _argument_axes(index: int) -> Touched:
+def _argument_axes(index: int, default: Any = 0) -> Touched:
     def axes(site: Site) -> tuple[int, ...]:
-        rank, given = len(site.shape(site.inputs[0])), site.argument(index, "dims", site.argument(index, "dim", 0))
+        rank, given = len(site.shape(site.inputs[0])), site.argument(index, "dims", site.argument(index, "dim", default))
         return tuple(int(a) % rank for a in (given if isinstance(given, (list, tuple)) else [given]))
 
     return axes
@@ -691,7 +698,7 @@ RULES: dict[str, Rule] = {
     "split_with_sizes": Split(),
     "slice": Reindex(_argument_axes(1)),
     "flip": Reindex(_argument_axes(1)),
-    "roll": Reindex(_argument_axes(2)),
+    "roll": Reindex(_argument_axes(2, ())),
     "index_select": Select(_argument_axes(1)),
     "repeat": Repeat(_repeated_axes),
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), Reindex(_channel)),

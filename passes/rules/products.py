@@ -220,7 +220,9 @@ class Attention(Einsum):
         return [to.call(site.node.target, to.args, kwargs)]
 
     def cost(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> Contraction | None:
-        query, key, value = (layout.shrunk(site.shape(n)) for n, layout in zip(site.inputs[:3], ins[:3], strict=True))
+        if self.letters(site) is None:
+            return None
+        query, key, value = (layout.shrunk(site.shape(n)) for n, layout in zip(site.inputs, ins, strict=True))
         scores = math.prod(query[:-1]) * key[-2]
         return Contraction(query[-1], value[-1], scores * (query[-1] + value[-1]))
 

@@ -1,0 +1,76 @@
+# make demo: the main job on a real image.  make test: everything that must hold.  make help: the rest.
+# Each makes .venv itself; PYTHON=python3.12 picks another interpreter (3.10 or newer).
+
+PYTHON ?= python3
+JOBS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts -c constraints.txt
+# One thread for each process: small networks gain nothing from more, and sums and timings become reproducible.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+FRAME := pyproject.toml constraints.txt
+
+.PHONY: help demo test lint zoo fuzz bench clean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+demo: $(VENV)/.demo ## zero, prune and compare a trained detector on a real aerial image; writes demo-output/
+	@$(BIN)/l1rr-fx demo --output demo-output
+
+test: lint ## ruff, mypy and the tests, in less than 15 minutes
+	@echo "== tests: $(JOBS) processes"
+	@$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS)
+
+lint: $(VENV)/.test ## ruff and mypy
+	@echo "== ruff: rules"
+	@$(BIN)/ruff check .
+	@echo "== ruff: format"
+	@$(BIN)/ruff format --check .
+	@echo "== mypy: strict, on l1rr_fx and passes"
+	@$(BIN)/mypy
+
+zoo: $(VENV)/.test ## every model of the zoo: hours
+	@echo "== every model of the zoo: hours"
+	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) -m zoo
+
+fuzz: $(VENV)/.test ## the property tests with many more examples
+	@echo "== property tests, the long profile"
+	@$(ONE_THREAD) HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n $(JOBS) -m "property or fuzz"
+
+bench: $(VENV)/.test ## time of capture, analysis and rewrite against Torch-Pruning
+	@echo "== benchmarks/compile_time.py"
+	@$(ONE_THREAD) $(BIN)/python benchmarks/compile_time.py
+
+clean: ## remove .venv, caches and outputs
+	@echo "== removing .venv, caches and outputs"
+	@rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "l1rr-fx needs Python 3.10 or newer; '$(PYTHON)' is missing or older (try: make PYTHON=python3.12)" >&2; exit 1; }
+	@echo "== making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "'$(PYTHON) -m venv' failed (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+
+# torch comes first and alone, so that nothing that follows chooses another build of it.
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	@echo "== installing torch (the largest part; minutes the first time)"
+	@$(PIP) torch
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch $(FRAME)
+	@echo "== installing l1rr-fx and what the demo needs"
+	@$(PIP) -e '.[demo]'
+	@$(PIP) --no-deps deepforest
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch $(FRAME)
+	@echo "== installing l1rr-fx and what the tests need"
+	@$(PIP) -e '.[test]'
+	@echo "== installing the networks of the zoo (without their dependencies)"
+	@$(PIP) --no-deps torchvision timm ultralytics deepforest
+	@touch $@ $(VENV)/.demo

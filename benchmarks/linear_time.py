@@ -1,0 +1,140 @@
+"""Does pruning stay linear in the depth of the network, in time and in memory?
+
+    python -m benchmarks.linear_time                       # narrow networks: seconds for each block
+    python -m benchmarks.linear_time --width 128 --blocks 50 100 200     # wide ones: memory against the weights
+
+Residual networks (conv, batch norm, ReLU, conv, batch norm, addition) with half of the channels dead, each in a process
+of its own at one thread. Peak memory is the growth of the resident set while `prune` runs. Run it from the root of the
+repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCKS = (50, 100, 200, 400, 800)
+SAMPLED_EVERY_S = 0.002
+
+
+class Block(nn.Module):
+    """A basic residual block of constant width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+
+    def forward(self, value: Tensor) -> Tensor:
+        inner = self.bn1(self.conv1(value)).relu()
+        return torch.relu(self.bn2(self.conv2(inner)) + value)
+
+
+def residual_network(blocks: int, width: int) -> nn.Module:
+    """A stem, `blocks` residual blocks and a classifier; half of each batch norm's channels are dead, at random."""
+    torch.manual_seed(0)
+    body = [Block(width) for _ in range(blocks)]
+    stem = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    model = nn.Sequential(*stem, *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            dead = torch.randperm(width)[: width // 2]
+            module.weight.data[dead], module.bias.data[dead] = 0, 0
+    return model.eval()
+
+
+class PeakMemory:
+    """`with PeakMemory() as peak:` then `peak.grown` is the largest growth of the resident set in bytes, sampled."""
+
+    def __enter__(self) -> PeakMemory:
+        import psutil
+
+        self._resident = lambda: int(psutil.Process().memory_info().rss)
+        self.grown = 0
+        self._start = self._resident()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(SAMPLED_EVERY_S):
+            self.grown = max(self.grown, self._resident() - self._start)
+
+
+def measured(blocks: int, width: int) -> dict[str, Any]:
+    """One row; a small network is pruned first, so that first-call costs are not counted."""
+    from l1rr_fx import prune
+
+    torch.set_num_threads(1)
+    images = torch.randn(1, 3, 8, 8)
+    prune(residual_network(2, 8), (images,), verify=False)
+    model = residual_network(blocks, width)
+    size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    with PeakMemory() as peak:
+        started = time.perf_counter()
+        pruned = prune(model, (images,), verify=False)
+        whole = time.perf_counter() - started
+    seconds = pruned.report.accounts.seconds
+    return {
+        "blocks": blocks,
+        "capture_s": seconds["capture"],
+        "analysis_s": seconds["analysis"],
+        "rewrite_s": seconds["rewrite"],
+        "whole_s": whole,
+        "ms_per_block": 1e3 * (seconds["analysis"] + seconds["rewrite"]) / blocks,
+        "model_mb": size / 1e6,
+        "grown_mb": peak.grown / 1e6,
+        "grown_over_model": peak.grown / size,
+        "over_limit": pruned.report.macs_over_limit,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--blocks", type=int, nargs="+", default=list(BLOCKS))
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--child", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measured(options.child, options.width)))
+        return
+    rows = []
+    for blocks in options.blocks:
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.linear_time",
+            "--child",
+            str(blocks),
+            "--width",
+            str(options.width),
+        ]
+        output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+        rows.append(json.loads(output.splitlines()[-1]))
+        if len(rows) == 1:
+            print(f"Width {options.width}, one thread.\n\n| {' | '.join(rows[0])} |\n|{' --- |' * len(rows[0])}")
+        print(f"| {' | '.join(f'{value:.4g}' for value in rows[-1].values())} |", flush=True)
+    times = [row["ms_per_block"] for row in rows]
+    print(f"\nTime per block, largest over smallest: {max(times) / min(times):.2f}")
+
+
+if __name__ == "__main__":
+    main()

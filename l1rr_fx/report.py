@@ -1,0 +1,229 @@
+"""What a pruning did: a report that prints as tables and goes to JSON and back."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import types
+import typing
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, Literal
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from passes.accounts import RECOMBINATION_KINDS, Accounts, Cost, Kept
+from passes.errors import InputError
+
+FORMAT = "l1rr-fx report"
+VERSION = 1
+SHOWN_REASONS = 12
+WIDTH = 110
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was removed, what is left and why.
+
+    `deviation` is the largest relative deviation from the zeroed model (None: not verified), `first_difference` the
+    first node that differs where it is too large. `pieces` names the submodules that were captured one by one where the
+    whole model could not be; it is empty otherwise.
+    """
+
+    accounts: Accounts
+    mode: str
+    deviation: float | None = None
+    first_difference: str | None = None
+    pieces: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def before(self) -> Cost:
+        return self.accounts.before
+
+    @property
+    def after(self) -> Cost:
+        return self.accounts.after
+
+    @property
+    def limit(self) -> Cost:
+        """The least that any exact channel-level method can reach: live inputs x live outputs of every contraction."""
+        return self.accounts.limit
+
+    @property
+    def macs_over_limit(self) -> float:
+        """MACs after / MACs at the limit; 1.0 is the best there is."""
+        if self.limit.macs == 0:
+            return 1.0 if self.after.macs == 0 else math.inf
+        return self.after.macs / self.limit.macs
+
+    def __str__(self) -> str:
+        return _printed(self)
+
+    def __rich__(self) -> RenderableType:
+        accounts = self.accounts
+        parts: list[RenderableType] = [self._headline(), _cost_table(self)]
+        if accounts.recombinations:
+            parts.append(_recombination_table(accounts))
+        if accounts.kept:
+            parts.append(_kept_table(accounts.kept))
+        parts.extend(Text(f"note: {note}") for note in self.notes)
+        return Group(*parts)
+
+    def _headline(self) -> Text:
+        lines = [f"mode {self.mode}: MACs after / limit = {self.macs_over_limit:.4f}"]
+        if self.deviation is None:
+            lines.append("not verified against the zeroed model")
+        else:
+            lines.append(f"largest deviation from the zeroed model: {self.deviation:.2e} (relative)")
+        if self.first_difference is not None:
+            lines.append(f"first node that differs: {self.first_difference}")
+        if self.pieces:
+            lines.append(f"captured in {len(self.pieces)} pieces: {', '.join(self.pieces)}")
+        return Text("\n".join(lines))
+
+    def details(self) -> str:
+        """A table with one row for each contraction: its widths and MACs before, after and at the limit."""
+        table = Table("layer", "operator", title="Layers", title_justify="left")
+        for heading in ("inputs", "outputs", "MACs before", "after", "limit"):
+            table.add_column(heading, justify="right")
+        for layer in self.accounts.layers:
+            widths = (f"{before:,} -> {after:,}" for before, after in (layer.inputs, layer.outputs))
+            table.add_row(Text(layer.node), Text(layer.operator), *widths, *(f"{macs:,}" for macs in layer.macs))
+        return _printed(table)
+
+    def to_json(self) -> str:
+        """The whole report as a JSON document; `Report.from_json` gives an equal report back."""
+        document = {"format": FORMAT, "version": VERSION, **_plain(asdict(self))}
+        return json.dumps(document, indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The report that `to_json` wrote. Raises InputError, naming the field, where the text is anything else."""
+        try:
+            document = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"the report is not JSON: {error}") from error
+        if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
+            raise InputError(f'this is not a report: "format" is not "{FORMAT}"')
+        if (version := document.pop("version", None)) != VERSION:
+            raise InputError(f"the report has version {version!r}; this l1rr-fx reads version {VERSION}")
+        report = _read(cls, document, "report")
+        assert isinstance(report, cls)
+        return report
+
+
+def _printed(content: RenderableType) -> str:
+    """What rich shows for `content`, as plain text."""
+    out = io.StringIO()
+    Console(file=out, width=WIDTH, color_system=None, highlight=False, markup=False, emoji=False).print(content)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _cost_table(report: Report) -> Table:
+    table = Table("", title="Cost of one forward pass", title_justify="left")
+    for heading in ("before", "after", "limit", "after / before"):
+        table.add_column(heading, justify="right")
+    rows = (
+        ("parameters", "parameters"),
+        ("MACs", "macs"),
+        ("channels", "channels"),
+        ("activation bytes", "activation_bytes"),
+    )
+    for title, name in rows:
+        before, after, limit = (getattr(cost, name) for cost in (report.before, report.after, report.limit))
+        share = f"{after / before:.1%}" if before else "-"
+        table.add_row(title, f"{before:,}", f"{after:,}", f"{limit:,}", share)
+    return table
+
+
+def _recombination_table(accounts: Accounts) -> Table:
+    table = Table("recombinations", title="Channels rearranged", title_justify="left")
+    table.add_column("number", justify="right")
+    table.add_column("bytes moved", justify="right")
+    for kind in RECOMBINATION_KINDS:
+        of_kind = [each for each in accounts.recombinations if each.kind == kind]
+        if of_kind:
+            table.add_row(kind, f"{len(of_kind):,}", f"{sum(each.bytes_moved for each in of_kind):,}")
+    return table
+
+
+def _kept_table(kept: tuple[Kept, ...]) -> Table:
+    """The dead channels that stay, by reason: the dearest first, what is beyond `SHOWN_REASONS` as one sum."""
+    by_reason: dict[str, list[Kept]] = defaultdict(list)
+    for each in kept:
+        by_reason[each.reason].append(each)
+    dearest = sorted(by_reason.items(), key=lambda item: -sum(each.macs for each in item[1]))
+    table = Table("why", "where", title="Dead channels that stay", title_justify="left")
+    for heading in ("nodes", "channels", "MACs"):
+        table.add_column(heading, justify="right")
+
+    def add(reason: str, of_reason: list[Kept]) -> None:
+        top = max(of_reason, key=lambda each: each.macs).node
+        channels, macs = sum(each.channels for each in of_reason), sum(each.macs for each in of_reason)
+        table.add_row(Text(reason), Text(top), f"{len(of_reason):,}", f"{channels:,}", f"{macs:,}")
+
+    for reason, of_reason in dearest[:SHOWN_REASONS]:
+        add(reason, of_reason)
+    if rest := dearest[SHOWN_REASONS:]:
+        add(f"{len(rest)} other reasons", [each for _, of_reason in rest for each in of_reason])
+    return table
+
+
+def _plain(value: Any) -> Any:
+    """`value` with infinities and NaN as the strings "inf", "-inf" and "nan", which JSON lacks."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _read(wanted: Any, value: Any, where: str) -> Any:
+    """`value`, out of JSON, as the annotated type `wanted`; InputError names the place where it does not fit."""
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if is_dataclass(wanted):
+        return _read_dataclass(wanted, value, where)
+    if origin is Literal:
+        return value if value in arguments else _misfit(f"one of {', '.join(arguments)}", value, where)
+    if origin in (typing.Union, types.UnionType):  # X | None is the only union of a report
+        return None if value is None else _read(arguments[0], value, where)
+    if origin is tuple:
+        return _read_tuple(arguments, value, where)
+    if origin is Mapping:
+        items = value.items() if isinstance(value, dict) else _misfit("an object", value, where)
+        return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in items}
+    if wanted is float and (type(value) in (int, float) or value in ("inf", "-inf", "nan")):
+        return float(value)
+    return value if type(value) is wanted else _misfit(f"a value of type {wanted.__name__}", value, where)
+
+
+def _read_dataclass(wanted: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        return _misfit("an object", value, where)
+    names = [field.name for field in fields(wanted)]
+    if unexpected := [*(set(names) ^ set(value))]:
+        raise InputError(f"{where}: the field {sorted(unexpected)[0]!r} is missing or unknown")
+    hints = typing.get_type_hints(wanted)
+    return wanted(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names})
+
+
+def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        _misfit("a list", value, where)
+    if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+        _misfit(f"{len(arguments)} values", value, where)
+    types_ = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+    return tuple(_read(each, item, f"{where}[{i}]") for i, (each, item) in enumerate(zip(types_, value, strict=True)))
+
+
+def _misfit(wanted: str, value: Any, where: str) -> typing.NoReturn:
+    raise InputError(f"{where}: {wanted} is wanted, not {str(value)[:40]!r}")

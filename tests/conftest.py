@@ -1,0 +1,47 @@
+"""What holds for every test: one thread, float32 by default, Hypothesis profiles.
+
+`HYPOTHESIS_PROFILE=fuzz` runs the long property tests; `ci`, the default, the short ones.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+PROPERTIES = 10  # parametrised property tests that share a profile's examples
+
+_COMMON = settings(
+    deadline=None,  # the first capture in a process takes seconds, the rest milliseconds
+    print_blob=True,
+    suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much),
+)
+settings.register_profile("ci", _COMMON, max_examples=2_000 // PROPERTIES)
+settings.register_profile("fuzz", _COMMON, max_examples=10_000 // PROPERTIES)
+settings.register_profile("smoke", _COMMON, max_examples=5)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # torch's own, of itself: copy.deepcopy of the tree of a graph module's outputs
+    config.addinivalue_line("filterwarnings", "ignore:.*LeafSpec:FutureWarning")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Small networks gain nothing from threads, and timings and sums become reproducible."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def clean_torch_state() -> Iterator[None]:
+    """Every test starts with float32 as the default type, gradients on and the same random numbers."""
+    torch.manual_seed(0)
+    yield
+    left_over = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    assert left_over == torch.float32, f"the test left {left_over} as the default dtype"

