@@ -2,13 +2,19 @@
 
     python benchmarks/train_trees.py
 
+It takes about 11 minutes of one core that has bfloat16 instructions.
+
 After a fifth of the steps every optimiser step is followed by a proximal step of a constant L1 penalty on the batch
 norms' scales and shifts (Liu et al. 2017, "Network Slimming"). It falls on the half of the channels with the smallest
 |gamma| (Yun et al. 2019, "Trimming the l1 regularizer"): on all of them it mostly shrinks whole layers evenly, which
 the next batch norm undoes, until all collapse at once (tried: at strength 0.3 no scale was zero after 1500 steps, at 2
-nearly all were after 750). So zeroing up to about half of all channels by |gamma| costs almost no precision. The table
-printed at the end says how much, on the strip of the training image that is never trained on; the test image is not
-looked at.
+nearly all were after 750). At the end 48 % of the channels have a |gamma| below 0.001 and half one above 0.4: zeroing
+the first costs no precision, zeroing a few per cent more ruins the detector. The table printed at the end shows it, on
+the strip of the training image that is never trained on. Every choice was made on that strip.
+
+    channels zeroed     0 to 48 %    49 %    50 %    52 %    54 %
+    AP30                     .823    .814    .814    .086       0
+    AP50                     .685    .681    .625    .046       0
 
 Targets are assigned by alignment of score and overlap (Feng et al. 2021, "TOOD"), boxes learn by generalised IoU.
 A run that was stopped goes on from its last saved state if given the same --state.
@@ -37,7 +43,7 @@ from l1rr_fx.demo.detector import STRIDES, TreeDetector
 from l1rr_fx.demo.run import CHECKPOINT, precision, smallest_channels, zero_smallest
 from l1rr_fx.demo.trees import Scene, training_scenes
 
-RATIOS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+RATIOS = (0.0, 0.2, 0.3, 0.4, 0.45, 0.48, 0.5, 0.52, 0.6)
 
 
 @dataclass(frozen=True)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
-from torch.fx import GraphModule
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from l1rr_fx.pieces import prune_pieces
 from l1rr_fx.pruned import Pruned
 from l1rr_fx.report import Report
 from passes.bill import bill
 from passes.capture import capture
-from passes.compile import remove_zero_channels
-from passes.errors import VerifyError
-from passes.verify import relative_deviation, run_aside, tolerance
+from passes.compile import Removed, remove_zero_channels
+from passes.errors import CaptureError, VerifyError
+from passes.verify import first_difference, relative_deviation, run_aside, run_graph, tolerance
 
 log = logging.getLogger(__name__)
 
@@ -37,31 +40,102 @@ def prune(
 
     `args` and `kwargs` are one example input; sizes that may change later are named in `dynamic_shapes`, as for
     `torch.export.export`. `model` is not changed. `mode` says how residual branches meet ("recombine", "union" or
-    "exclude"), `channel_multiple` rounds channel counts up where dead channels are left. With `verify` both networks are
-    run on the example and compared.
+    "exclude"), `channel_multiple` rounds channel counts up where dead channels are left. With `verify` both networks
+    are run on the example and compared.
 
     Raises InputError, CaptureError, VanishedError or VerifyError, each of them an L1RRError.
     """
     clock = Clock()
-    with clock("capture"):
-        captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+    try:
+        with clock("capture"):
+            captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+    except CaptureError as error:
+        return _in_pieces(model, args, kwargs or {}, error, clock, mode, channel_multiple, verify)
     result = remove_zero_channels(captured, mode=mode, channel_multiple=channel_multiple, clock=clock)
     deviation = None
     if verify:
         with clock("verify"):
-            deviation = check(model, result.module, args, kwargs or {})
+            deviation = check(model, result.module, args, kwargs or {}, result)
     report = Report(bill(result.plan, result.rewritten, clock.seconds), mode, deviation)
     return Pruned(result.module, report, result.rewritten.kept)
 
 
-def check(model: nn.Module, module: GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-    """The deviation of the small network on the example; raises VerifyError if rounding does not explain it."""
+def _in_pieces(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    failure: CaptureError,
+    clock: Clock,
+    mode: str,
+    channel_multiple: int,
+    verify: bool,
+) -> Pruned:
+    """The model with its capturable parts pruned, in a copy of its own code."""
+    pieces = prune_pieces(model, args, kwargs, failure, mode=mode, channel_multiple=channel_multiple, clock=clock)
+    deviation, notes = None, pieces.notes
+    if verify:
+        with clock("verify"):
+            deviation, remarks = check_pieces(model, pieces.module, args, kwargs)
+            notes = (*notes, *remarks)
+    accounts = replace(pieces.accounts, seconds=dict(clock.seconds))
+    report = Report(accounts, mode, deviation, pieces=pieces.names, notes=notes)
+    return Pruned(pieces.module, report, pieces.kept)
+
+
+def check_pieces(
+    model: nn.Module, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[float, tuple[str, ...]]:
+    """As `check`, with a remark if rounding changed a decision of the model's own code, such as which box is kept.
+
+    Where the networks differ in the model's precision they are run again in float64: there rounding decides nothing.
+    """
+    try:
+        return check(model, module, args, kwargs), ()
+    except (AttributeError, KeyError, TypeError) as error:
+        raise VerifyError(f"the model's own code reaches into a pruned submodule: {error}") from error
+    except VerifyError as coarse:
+        tensors = pytree.tree_leaves((args, dict(kwargs), list(model.parameters())))
+        if all(t.dtype == torch.float64 for t in tensors if isinstance(t, Tensor) and t.is_floating_point()):
+            raise
+        zeroed, pruned = copy.deepcopy(model).double(), copy.deepcopy(module).double()
+        doubled = pytree.tree_map(_double, (args, dict(kwargs)))
+        remark = f"in the model's own precision {coarse}: rounding changes decisions of its code; compared in float64"
+        return check(zeroed, pruned, *doubled), (remark,)
+
+
+def _double(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+def check(
+    model: nn.Module,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    removed: Removed | None = None,
+) -> float:
+    """The deviation of the small network on the example; raises VerifyError if rounding does not explain it.
+
+    With `removed`, a deviation that is too large is looked into once more, in float64: either it was rounding after
+    all, and is returned, or the error names the node where it comes in.
+    """
     zeroed = run_aside(model, args, kwargs)
-    pruned = run_aside(module, args, kwargs)
-    deviation = relative_deviation(zeroed, pruned)
     allowed = tolerance(zeroed)
-    if not deviation <= allowed:
-        raise VerifyError(f"the pruned network deviates by {deviation:.3g} from the zeroed one (allowed: {allowed:.0e})")
+    try:
+        deviation = relative_deviation(zeroed, run_aside(module, args, kwargs))
+        message = f"the pruned network deviates by {deviation:.3g} from the zeroed one (allowed: {allowed:.0e})"
+    except (RuntimeError, IndexError) as error:
+        deviation, message = float("inf"), f"the pruned network does not run: {error}"
+    if deviation <= allowed:
+        return deviation
+    if removed is None:
+        raise VerifyError(message)
+    if difference := first_difference(removed.plan, removed.rewritten, args, kwargs):
+        raise VerifyError(f"{message}; in float64 the first difference is at {difference}")
+    captured = relative_deviation(zeroed, run_graph(removed.plan.program.module, args, kwargs))
+    if not captured <= allowed:
+        raise VerifyError(f"{message}; the graph that was captured deviates from the model already, by {captured:.3g}")
+    log.warning("%s; in float64 all nodes agree, so this is rounding", message)
     return deviation
 
 
@@ -79,6 +153,3 @@ class Clock:
         finally:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
             log.debug("%s: %.3f s", phase, self.seconds[phase])
-
-
-__all__ = ["Clock", "check", "prune", "torch"]

@@ -6,20 +6,12 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 
-import torch
 
 from passes.accounts import Accounts, Cost, Kept, Layer
 from passes.emit import Rewritten
 from passes.layout import Layout
-from passes.plan import Plan, SitePlan
+from passes.plan import LAST, Plan, SitePlan
 from passes.rules.base import Contraction, SiteFacts
-
-GROUPS = "groups of a convolution made equally wide"
-ROWS = "rows of a view made equally wide (attention heads)"
-MEETING = "kept because another branch of a sum keeps it"
-MULTIPLE = "grown to the channel multiple"
-LAST = "a tensor keeps at least one channel"
-
 
 def bill(plan: Plan, rewritten: Rewritten, seconds: Mapping[str, float]) -> Accounts:
     """The accounts of a plan that was rewritten."""
@@ -94,17 +86,11 @@ def _unplanned_channels(plan: Plan) -> int:
 def _reason(plan: Plan, item: SitePlan) -> str:
     """Why a contraction is larger than its limit."""
     if not item.native:
-        return f"{item.site.rule.family}: its weight is computed in forward"
-    if getattr(item.site.rule, "family", "") == "contraction" and item.site.rule.widths(item.site).groups > 1:  # type: ignore[attr-defined]
-        return GROUPS
-    if plan.options.multiple > 1:
-        return MULTIPLE
-    if plan.options.mode != "recombine":
-        return MEETING
-    if any(len(layout.axes) > 1 for layout in (*item.gives, *(x for x in item.ins if x is not None))):
-        return ROWS
-    live = item.facts.lives[0]
-    return ROWS if bool(live.any()) and int(live.sum()) > 1 else LAST
+        return f"{item.site.rule.family}: its weight or its form is not followed"
+    for node in (*item.site.outputs, *item.site.inputs):
+        if node is not None and node in plan.growth:
+            return plan.growth[node]
+    return item.site.rule.growth(item.site) or LAST
 
 
 def _copied(plan: Plan, item: SitePlan) -> list[Kept]:
@@ -162,5 +148,3 @@ def _limit_parameters(plan: Plan, rewritten: Rewritten) -> int:
         seen[name] = max(seen[name], best)
     return total - sum(max(0, math.prod(rewritten.kept[n].new_shape) - best) for n, best in seen.items())
 
-
-__all__ = ["bill", "torch"]

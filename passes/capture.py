@@ -5,7 +5,10 @@ Capture is `torch.export`, not decomposed, so that `chunk`, `batch_norm` and the
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import os
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -17,8 +20,9 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from passes.errors import CaptureError, InputError
-from passes.functional import functionalise
+from passes.functional import functionalise_graph
 from passes.regions import inline_regions
+from passes.verify import run_aside
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +53,8 @@ def capture(
     """
     check_arguments(model, args, kwargs)
     try:
-        with warnings.catch_warnings():
+        # torch prints the half-made graph of a failed attempt to stderr, thousands of lines
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
@@ -65,7 +70,9 @@ def capture(
     module.training = model.training
     inline_regions(module)
     _strip(module)
-    return functionalise(module)
+    functionalise_graph(module.graph)
+    module.recompile()
+    return module
 
 
 def check_arguments(model: object, args: object, kwargs: object) -> None:
@@ -92,8 +99,7 @@ def _explained(
     line = _guilty_line(error)
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     try:
-        with torch.no_grad():
-            model(*args, **dict(kwargs or {}))
+        run_aside(model, args, kwargs or {})
     except Exception as plain:  # any error of the user's own forward
         reason = str(plain).strip().splitlines()[0] if str(plain).strip() else ""
         return InputError(
@@ -109,7 +115,7 @@ def _explained(
 
 def _guilty_line(error: BaseException) -> str:
     """The innermost line of user code in the traceback (not torch's), as ' at file:line: code'."""
-    torch_home = str(torch.__path__[0])
+    torch_home = str(torch.__path__[0]) + os.sep  # and not torchvision
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not frame.filename.startswith((torch_home, __file__, "<")):
             return f"\n  at {frame.filename}:{frame.lineno}: {frame.line}"

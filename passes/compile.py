@@ -12,8 +12,7 @@ from torch.fx import GraphModule
 from passes.emit import Rewritten, rewrite
 from passes.errors import VanishedError
 from passes.facts import Facts, channel_facts
-from passes.modes import restore_modes
-from passes.normalise import normalise
+from passes.normalise import normalise_graph
 from passes.plan import Plan, plan_layouts
 from passes.program import Program
 
@@ -35,13 +34,13 @@ def remove_zero_channels(
     """The network without its zeroed channels. `captured` (from `passes.capture`) is normalised in place."""
     phase = clock or (lambda name: nullcontext())
     with phase("analysis"):
-        program = Program(normalise(captured))
+        normalise_graph(captured.graph)
+        program = Program(captured)
         facts = channel_facts(program)
         refuse_vanished(program, facts)
         plan = plan_layouts(program, facts, mode=mode, channel_multiple=channel_multiple)
     with phase("rewrite"):
         rewritten = rewrite(plan)
-        restore_modes(rewritten.module, rewritten.ranks)
     return Removed(rewritten.module, plan, rewritten)
 
 

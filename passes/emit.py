@@ -16,8 +16,9 @@ from torch.fx.node import map_arg
 from passes.accounts import Recombination
 from passes.capture import attribute
 from passes.layout import Layout, identity
+from passes.modes import restore_graph_modes
 from passes.plan import Plan, SitePlan
-from passes.program import Site, is_projection, is_tensor
+from passes.program import Site, is_projection, is_tensor, reads_elements
 from passes.recombine import Recombiner, Written, positions
 from passes.selection import Selection
 
@@ -26,12 +27,15 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True, eq=False)
 class Rewritten:
-    """The small network, which part of each original parameter it has, and the recombinations it needed."""
+    """The small network, which part of each original parameter it has, and the recombinations it needed.
+
+    `values` names, for each original value that the network computes, the node that holds it, in the plan's layout.
+    """
 
     module: GraphModule
     kept: Mapping[str, Selection]
     recombinations: tuple[Recombination, ...]
-    ranks: Mapping[str, int]
+    values: Mapping[str, str]
 
 
 def rewrite(plan: Plan) -> Rewritten:
@@ -44,6 +48,7 @@ class Emitter:
 
     def __init__(self, rewriter: _Rewriter, plan: SitePlan, inputs: list[Node | None], parameters: list[Node]) -> None:
         self.graph = rewriter.graph
+        self.zeros = rewriter.zeros
         self.site = plan.site
         self.native = plan.native
         self.inputs = inputs
@@ -83,6 +88,7 @@ class _Rewriter:
         self.old = plan.program.module
         self.graph = Graph()
         self.new: dict[Node, Node] = {}
+        self.values: dict[str, str] = {}
         self.tensors: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
         self.kept: dict[str, Selection] = {}
@@ -105,7 +111,7 @@ class _Rewriter:
             elif node.op == "output":
                 self._output(node)
         module = self._module()
-        return Rewritten(module, self.kept, tuple(self.recombinations), self.ranks)
+        return Rewritten(module, self.kept, tuple(self.recombinations), self.values)
 
     # Values
 
@@ -113,14 +119,21 @@ class _Rewriter:
         """The new node that holds an old value in the layout `want`."""
         have = self.plan.layout[node]
         if node not in self.new:
-            return self._zeros(node, want)
+            return self.zeros(node, want)
         return self._recombined(self.new[node], node, have, want, reader)
 
-    def _zeros(self, node: Node, want: Layout) -> Node:
+    def zeros(self, node: Node, want: Layout) -> Node:
         """A value of which nothing is live and that nobody computes."""
-        value, shape = node.meta["val"], self.plan.program.shape(node)
-        options = {"dtype": value.dtype, "device": value.device}
-        return self.graph.call_function(aten.zeros.default, (list(want.shrunk(shape)),), options)
+        sources = self.plan.program.size_sources(node)
+        assert sources is not None
+        sizes: list[Any] = []
+        for axis, source in enumerate(sources):
+            if isinstance(source, tuple):
+                sizes.append(self.graph.call_function(aten.sym_size.int, (self.new[source[0]], source[1])))
+            else:
+                sizes.append(want.size(axis, source))
+        value = node.meta["val"]
+        return self.graph.call_function(aten.zeros.default, (sizes,), {"dtype": value.dtype, "device": value.device})
 
     def _recombined(self, new: Node, old: Node, have: Layout, want: Layout, reader: str) -> Node:
         for layout, found in self.cache[old, new]:
@@ -146,8 +159,12 @@ class _Rewriter:
     def scalar(self, node: Node) -> Node:
         """The new node of an old size, written when it is first asked for."""
         if node not in self.new:
-            self.new[node] = self.graph.node_copy(node, lambda n: self.new[n] if is_tensor(n) else self.scalar(n))
+            whole = reads_elements(node)
+            self.new[node] = self.graph.node_copy(node, lambda n: self._source(n, whole) if is_tensor(n) else self.scalar(n))
         return self.new[node]
+
+    def _source(self, node: Node, whole: bool) -> Node:
+        return self.take(node, Layout.whole(len(self.plan.program.shape(node))), node.name) if whole else self.new[node]
 
     def _value(self, node: Node) -> Node:
         """A parameter or buffer that is read as a value: its part in the planned layout."""
@@ -245,12 +262,16 @@ class _Rewriter:
         root = nn.Module()
         for name, tensor in {**self.tensors, **self.buffers}.items():
             _place(root, name, tensor)
-        self.graph.eliminate_dead_code()
+        for old, new in self.new.items():
+            if old in self.plan.layout:
+                new.meta.setdefault("value", old.name)
+        restore_graph_modes(root, self.graph, self.ranks)  # replaces nodes, and hands their meta on
+        self.values = {node.meta.pop("value"): node.name for node in self.graph.nodes if "value" in node.meta}
         module = GraphModule(root, self.graph, type(self.old).__name__)
         for name, twin in self.parameters.twins.items():
             if name in self.tensors:
                 _place(module, twin, self.tensors[name])
-        module.train(self.old.training)
+        module.training = self.old.training
         return module
 
 

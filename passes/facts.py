@@ -31,7 +31,7 @@ class Facts:
     def at(self, site: Site, options: Options = Options()) -> SiteFacts:
         """The facts that a rule sees."""
         return SiteFacts(
-            tuple(self.live(out) if out is not None else torch.zeros(1, dtype=torch.bool) for out in site.outputs),
+            tuple(self.live(out) if out is not None else _unread(site, i) for i, out in enumerate(site.outputs)),
             tuple(self.zero[node] for node in site.inputs),
             tuple(self.live(node) for node in site.inputs),
             options,
@@ -81,11 +81,20 @@ def _needed(program: Program, zero: Mapping[Node, Tensor]) -> dict[Node, Tensor]
     for node in program.output_tensors:
         if node in needed:
             needed[node] = torch.ones_like(zero[node])
+    for node in program.read_as_numbers:
+        needed[node] = torch.ones_like(zero[node])
     for site in reversed(program.sites):
         lives = [
-            needed[out] & ~zero[out] if out is not None else torch.zeros(1, dtype=torch.bool) for out in site.outputs
+            needed[out] & ~zero[out] if out is not None else _unread(site, i) for i, out in enumerate(site.outputs)
         ]
         found = site.rule.needed(site, lives, [zero[n] for n in site.inputs])
         for node, mask in zip(site.inputs, found, strict=True):
             needed[node] = needed[node] | mask
     return needed
+
+
+def _unread(site: Site, index: int) -> Tensor:
+    """The liveness of a result that nobody reads."""
+    value = site.node.meta["val"]
+    part = value if isinstance(value, Tensor) else value[index]
+    return torch.zeros((1,) * part.dim() if isinstance(part, Tensor) else (), dtype=torch.bool)

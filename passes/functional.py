@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch._ops import OpOverload
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from passes.errors import CaptureError
 
@@ -24,13 +24,16 @@ def functionalise(module: GraphModule) -> GraphModule:
 
     Raises CaptureError where a write goes through a view that we cannot undo.
     """
-    if not any(writes(node) for node in module.graph.nodes):
-        return module
-    _Memory(module).run()
-    module.graph.eliminate_dead_code()
-    module.graph.lint()
+    functionalise_graph(module.graph)
     module.recompile()
     return module
+
+
+def functionalise_graph(graph: Graph) -> None:
+    """The same on a graph whose module is not to be run."""
+    if any(writes(node) for node in graph.nodes):
+        _Memory(graph).run()
+        graph.eliminate_dead_code()
 
 
 def writes(node: Node) -> bool:
@@ -64,9 +67,8 @@ def _name(node: Node) -> str:
 class _Memory:
     """Follows, node by node, which functional value stands for each original tensor at this point of the program."""
 
-    def __init__(self, module: GraphModule) -> None:
-        self.module = module
-        self.graph = module.graph
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
         self.now: dict[Node, Node] = {}  # original tensor -> the node that holds its present content
         self.parent: dict[Node, Node] = {}  # view -> what it looks at
         self.clock: dict[Node, int] = {}  # tensor -> when its content was last brought up to date
@@ -154,6 +156,7 @@ class _Memory:
         value = source
         if target.meta["val"].dtype != source.meta["val"].dtype:
             value = self.graph.call_function(aten.to.dtype, (value, target.meta["val"].dtype))
+            value.meta["val"] = source.meta["val"].to(target.meta["val"].dtype)
         if target.meta["val"].shape == source.meta["val"].shape:
             return self.graph.call_function(aten.alias.default, (value,))
         return self.graph.call_function(aten.expand_as.default, (value, target))
@@ -190,7 +193,15 @@ def _same(graph: Any, base: Node, value: Node, view: Node) -> Node:
 
 def _reshaped(graph: Any, base: Node, value: Node, view: Node) -> Node:
     """For a view with the same elements in the same order: the value in the base's shape."""
-    return graph.call_function(aten.reshape.default, (value, [int(n) for n in base.meta["val"].shape]))  # type: ignore[no-any-return]
+    sizes: list[Any] = []
+    for axis, size in enumerate(base.meta["val"].shape):
+        if isinstance(size, torch.SymInt):
+            node = graph.call_function(aten.sym_size.int, (base, axis))
+            node.meta["val"] = size
+            sizes.append(node)
+        else:
+            sizes.append(size)
+    return graph.call_function(aten.reshape.default, (value, sizes))  # type: ignore[no-any-return]
 
 
 def _transposed(graph: Any, base: Node, value: Node, view: Node) -> Node:

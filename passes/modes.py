@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 
 from passes.capture import attribute
@@ -69,54 +69,63 @@ SLOTS = ("weight", "bias", "running_mean", "running_var")
 
 def restore_modes(module: GraphModule, ranks: Mapping[str, int]) -> GraphModule:
     """Turn batch norm and dropout calls into modules, in place; `ranks` gives the rank of each batch norm's input."""
-    count = 0
-    for node in list(module.graph.nodes):
-        if node.op != "call_function":
-            continue
-        if node.target is aten.batch_norm.default:
-            _restore_batch_norm(module, node, ranks.get(node.name, 4))
-        elif node.target in DROPOUTS:
-            count += 1
-            name = f"_dropout_{count}"
-            dropout = DROPOUTS[node.target](float(node.args[1]))
-            _replace(module, node, name, dropout.train(bool(node.args[2])), node.args[:1])
-    module.graph.eliminate_dead_code()
+    restore_graph_modes(module, module.graph, ranks)
     module.recompile()
     return module
 
 
-def _replace(module: GraphModule, node: Node, name: str, new: nn.Module, args: tuple[Any, ...]) -> None:
-    if not isinstance(attribute_or_none(module, name), type(new)):
-        module.add_submodule(name, new)
-    with module.graph.inserting_before(node):
-        call = module.graph.call_module(name, args)
+def restore_graph_modes(root: nn.Module, graph: Graph, ranks: Mapping[str, int]) -> None:
+    """The same on a graph whose attributes lie in `root`."""
+    counts: dict[str, int] = {"_dropout": 0, "_batch_norm": 0}
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target is aten.batch_norm.default:
+            _restore_batch_norm(root, node, ranks.get(node.name, 4), counts)
+        elif node.target in DROPOUTS:
+            dropout = DROPOUTS[node.target](float(node.args[1])).train(bool(node.args[2]))
+            _replace(root, node, _numbered("_dropout", counts), dropout, node.args[:1])
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output"):
+            graph.erase_node(node)
+
+
+def _numbered(prefix: str, counts: dict[str, int]) -> str:
+    counts[prefix] += 1
+    return f"{prefix}_{counts[prefix]}"
+
+
+def _replace(root: nn.Module, node: Node, name: str, new: nn.Module, args: tuple[Any, ...]) -> None:
+    place_module(root, name, new)
+    with node.graph.inserting_before(node):
+        call = node.graph.call_module(name, args)
     call.meta.update(node.meta)
     node.replace_all_uses_with(call)
-    module.graph.erase_node(node)
+    node.graph.erase_node(node)
 
 
-def attribute_or_none(module: nn.Module, name: str) -> Any:
-    """What lies under a dotted name, if anything does."""
-    value: Any = module
-    for part in name.split("."):
-        value = getattr(value, part, None)
-    return value
+def place_module(root: nn.Module, name: str, new: nn.Module) -> None:
+    """Put a module under a dotted name."""
+    owner, _, leaf = name.rpartition(".")
+    parent = attribute(root, owner) if owner else root
+    if getattr(parent, leaf, None) is not new:
+        setattr(parent, leaf, new)
 
 
-def _restore_batch_norm(module: GraphModule, node: Node, rank: int) -> None:
+def _restore_batch_norm(root: nn.Module, node: Node, rank: int, counts: dict[str, int]) -> None:
     x, *tensors, training, momentum, eps, _cudnn = node.args
-    owner = _owner(module, tensors)
+    owner = _owner(root, tensors)
     if owner is None:
-        name = f"_batch_norm_{sum(1 for n, _ in module.named_modules() if n.startswith('_batch_norm_'))}"
-        _replace(module, node, name, BatchNormCall(float(momentum), float(eps)).train(bool(training)), (x, *tensors))  # type: ignore[arg-type]
+        norm = BatchNormCall(float(momentum), float(eps)).train(bool(training))  # type: ignore[arg-type]
+        _replace(root, node, _numbered("_batch_norm", counts), norm, (x, *tensors))
         return
-    present = attribute(module, owner)
-    if type(present) is nn.Module:
-        module.add_submodule(owner, _batch_norm(present, BATCH_NORMS[rank], float(momentum), float(eps)).train(bool(training)))  # type: ignore[arg-type]
-    _replace(module, node, owner, attribute(module, owner), (x,))
+    present = attribute(root, owner)
+    if not isinstance(present, nn.modules.batchnorm._BatchNorm):
+        present = _batch_norm(present, BATCH_NORMS[rank], float(momentum), float(eps)).train(bool(training))  # type: ignore[arg-type]
+    _replace(root, node, owner, present, (x,))
 
 
-def _owner(module: GraphModule, tensors: list[Any]) -> str | None:
+def _owner(root: nn.Module, tensors: list[Any]) -> str | None:
     """The common name under which weight, bias and statistics lie, if nothing else lies there."""
     names = [str(t.target) if isinstance(t, Node) and t.op == "get_attr" else None for t in tensors]
     if names[2] is None or names[3] is None or (names[0] is None) != (names[1] is None):
@@ -125,7 +134,7 @@ def _owner(module: GraphModule, tensors: list[Any]) -> str | None:
     leaves = [n.rpartition(".")[2] if n is not None else slot for n, slot in zip(names, SLOTS, strict=True)]
     if len(owners) != 1 or leaves != list(SLOTS) or not (owner := owners.pop()):
         return None
-    found = attribute(module, owner)
+    found = attribute(root, owner)
     if isinstance(found, nn.modules.batchnorm._BatchNorm):
         return owner
     held = {n for n, _ in (*found.named_parameters(recurse=False), *found.named_buffers(recurse=False))}

@@ -24,7 +24,13 @@ aten = torch.ops.aten
 
 def normalise(module: GraphModule) -> GraphModule:
     """Rewrite, in place, the spellings above; returns `module`, which computes the same."""
-    graph = module.graph
+    normalise_graph(module.graph)
+    module.recompile()
+    return module
+
+
+def normalise_graph(graph: Graph) -> None:
+    """The same on a graph whose module is not to be run."""
     for node in list(graph.nodes):
         form = FORMS.get(node.target) if node.op == "call_function" else None
         if form is None:
@@ -38,8 +44,6 @@ def normalise(module: GraphModule) -> GraphModule:
     _fuse_shuffles(graph)
     _merge_projections(graph)
     graph.eliminate_dead_code()
-    module.recompile()
-    return module
 
 
 def call(graph: Graph, target: Any, *args: Any) -> Node:

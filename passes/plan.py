@@ -7,12 +7,10 @@ reader still wants another layout, the rewrite recombines: no branch is forced t
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -20,10 +18,30 @@ from passes.errors import InputError
 from passes.facts import Facts
 from passes.groups import residual_values
 from passes.layout import Layout, identity
-from passes.program import Program, Site, is_projection, is_tensor
+from passes.program import Program, Site, is_projection, is_tensor, reads_elements
 from passes.rules.base import ANYTHING, UNREAD, Anything, Options, SiteFacts, Want, Wish, box_of
 
 MODES = ("exclude", "union", "recombine")
+
+LIVE_PER_FILLER = 4
+"""A tensor takes on one dead channel for at most so many live ones, to spare a copy; beyond that it is recombined."""
+
+GROUPS = "groups of a convolution made equally wide"
+ROWS = "rows of a view made equally wide"
+MEETING = "kept because another branch of a sum keeps it"
+MULTIPLE = "grown to the channel multiple"
+LAST = "a tensor keeps at least one channel"
+OUTPUT = "output of the network"
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A reader's wish, the family of the reader, and why it may want dead channels."""
+
+    wish: Wish
+    family: str
+    reason: str
+
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +59,13 @@ class SitePlan:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The layouts of the small network."""
+    """The layouts of the small network; `growth` says why a tensor keeps channels that are dead."""
 
     program: Program
     facts: Facts
     options: Options
     layout: Mapping[Node, Layout]
+    growth: Mapping[Node, str]
     sites: Sequence[SitePlan]
 
 
@@ -71,7 +90,8 @@ class _Planner:
         self.program = program
         self.facts = facts
         self.options = options
-        self.wishes: dict[Node, list[tuple[Wish, str]]] = defaultdict(list)
+        self.wishes: dict[Node, list[Reading]] = defaultdict(list)
+        self.growth: dict[Node, str] = {}
         self.layout: dict[Node, Layout] = {}
         self.lives: dict[Node, Tensor] = {}
         self.kept_whole = residual_values(program) if options.mode == "exclude" else frozenset()
@@ -79,7 +99,7 @@ class _Planner:
 
     def run(self) -> Plan:
         for node in self.program.output_tensors:
-            self._wish(node, Want(Layout.whole(len(self.program.shape(node)))), "output")
+            self._wish(node, Reading(Want(Layout.whole(len(self.program.shape(node)))), "output", OUTPUT))
         pending: list[tuple[Site, SiteFacts, list[Layout], list[Wish] | None]] = []
         scalars = {user for user in self.program.output.all_input_nodes if not is_tensor(user)}
         for node in reversed(self.program.module.graph.nodes):
@@ -93,25 +113,27 @@ class _Planner:
             elif node in scalars and not is_projection(node):
                 for argument in node.all_input_nodes:
                     if is_tensor(argument):
-                        self._wish(argument, ANYTHING, "size")
+                        whole = Want(Layout.whole(len(self.program.shape(argument))))
+                        wish = whole if reads_elements(node) else ANYTHING
+                        self.wishes[argument].append(Reading(wish, "size", OUTPUT))
                     else:
                         scalars.add(argument)
         plans = [self._resolve(*item) for item in reversed(pending)]
-        return Plan(self.program, self.facts, self.options, self.layout, plans)
+        return Plan(self.program, self.facts, self.options, self.layout, self.growth, plans)
 
-    def _wish(self, node: Node, wish: Wish, family: str) -> None:
-        if wish is UNREAD:
+    def _wish(self, node: Node, reading: Reading) -> None:
+        if reading.wish is UNREAD:
             return
         if self._is_dead(node):
             self.layout.setdefault(node, box_of(self.live(node), Options()))  # read as zeros, computed by nobody
         else:
-            self.wishes[node].append((wish, family))
+            self.wishes[node].append(reading)
 
     def _is_dead(self, node: Node) -> bool:
-        """Whether nothing of a computed tensor of known shape is live."""
+        """Whether nothing of a computed tensor, whose shape can be had without computing it, is live."""
         if node.op != "call_function" or bool(self.live(node).any()):
             return False
-        return all(self.program.is_static(node, a) for a in range(len(self.program.shape(node))))
+        return self.program.size_sources(node) is not None
 
     def live(self, node: Node) -> Tensor:
         if node not in self.lives:
@@ -123,15 +145,26 @@ class _Planner:
         preferred = [
             self._choose(out) if out is not None else Layout.whole(len(site.out_shape)) for out in site.outputs
         ]
+        site.outputs = tuple(out if out in self.wishes else None for out in site.outputs)
         outs = site.rule.settle(site, preferred, facts)
-        for out, layout in zip(site.outputs, outs, strict=True):
-            if out is not None:
-                self.layout[out] = layout
+        reason = site.rule.growth(site)
+        for out, layout, live in zip(site.outputs, outs, facts.lives, strict=True):
+            if out is None:
+                continue
+            self.layout[out] = layout
+            if layout.labels.numel() > int(live.sum()):
+                self.growth.setdefault(out, reason or self._default_growth())
+                reason = reason or self.growth[out]
         wishes = site.rule.wants(site, outs, facts)
         for index, node in enumerate(site.inputs):
             wish = Want(Layout.whole(len(self.program.shape(node)))) if wishes is None else wishes[index]
-            self._wish(node, wish, site.rule.family)
+            self._wish(node, Reading(wish, site.rule.family, reason or ROWS))
         return site, facts, outs, wishes
+
+    def _default_growth(self) -> str:
+        if self.options.mode != "recombine":
+            return MEETING
+        return MULTIPLE if self.options.multiple > 1 else LAST
 
     def _choose(self, node: Node) -> Layout:
         """The layout that most readers want and that keeps nothing alive which is dead, else the smallest."""
@@ -140,19 +173,23 @@ class _Planner:
             return Layout(tuple(live.shape), identity(tuple(live.shape)))
         if node not in self.wishes:
             return box_of(live, self.options)
-        candidates: list[tuple[Layout, int]] = []
-        for wish, family in self.wishes[node]:
-            if not isinstance(wish, Want) or not self._acceptable(wish, live, family):
+        candidates: list[tuple[Layout, int, str]] = []
+        for reading in self.wishes[node]:
+            wish = reading.wish
+            if not isinstance(wish, Want) or not self._acceptable(wish, live, reading.family):
                 continue
-            for index, (layout, votes) in enumerate(candidates):
+            for index, (layout, votes, reason) in enumerate(candidates):
                 if layout.same(wish.layout):
-                    candidates[index] = (layout, votes + 1)
+                    candidates[index] = (layout, votes + 1, reason)
                     break
             else:
-                candidates.append((wish.layout, 1))
+                candidates.append((wish.layout, 1, reading.reason))
         if not candidates:
             return box_of(live, self.options)
-        return max(candidates, key=lambda pair: pair[1])[0]
+        layout, _, reason = max(candidates, key=lambda candidate: candidate[1])
+        if layout.labels.numel() > int(live.sum()):
+            self.growth[node] = reason
+        return layout
 
     def _acceptable(self, wish: Want, live: Tensor, family: str) -> bool:
         layout = wish.layout
@@ -162,6 +199,8 @@ class _Planner:
         if int(kept.sum()) != layout.labels.numel() or bool((live & ~kept).any()):
             return False
         alive = layout.of(live)
+        if self.options == Options() and int((~alive).sum()) * LIVE_PER_FILLER > int(live.sum()):
+            return False
         if self.options.mode != "recombine" and family == "pointwise":
             return True
         return bool(alive.all()) if wish.used is None else not bool((wish.used & ~alive).any())
@@ -171,9 +210,9 @@ class _Planner:
         if node not in self.wishes:
             return
         rank = len(self.program.shape(node))
-        wanted = [wish.layout for wish, _ in self.wishes[node] if isinstance(wish, Want)]
+        wanted = [r.wish.layout for r in self.wishes[node] if isinstance(r.wish, Want)]
         alike = wanted and all(wanted[0].same(layout) for layout in wanted[1:])
-        flexible = any(isinstance(wish, Anything) for wish, _ in self.wishes[node])
+        flexible = any(isinstance(r.wish, Anything) for r in self.wishes[node])
         if node.op == "placeholder" or not alike or flexible or str(node.target) in self.shared:
             compact = tuple(self.facts.zero[node].shape) if node in self.facts.zero else (1,) * rank
             self.layout[node] = Layout(compact, identity(compact))
@@ -191,7 +230,8 @@ class _Planner:
             if isinstance(wish, Want):
                 ins.append(wish.layout)
             elif isinstance(wish, Anything):
-                ins.append(site.rule.accept(site, index, self.layout[node]))
+                have = box_of(self.live(node), Options()) if node.op == "placeholder" else self.layout[node]
+                ins.append(site.rule.accept(site, index, have))
             else:
                 ins.append(None)
         return SitePlan(site, facts, tuple(ins), tuple(outs), tuple(site.rule.native(site, outs)), native=True)
@@ -205,5 +245,3 @@ def _shared_parameters(program: Program) -> frozenset[str]:
             owners[program.tensor(node).data_ptr()].append(str(node.target))
     return frozenset(name for names in owners.values() if len(names) > 1 for name in names)
 
-
-__all__ = ["MODES", "Plan", "SitePlan", "math", "plan_layouts", "torch"]

@@ -29,6 +29,12 @@ def is_projection(node: Node) -> bool:
     return node.target is operator.getitem and is_tensor(node)
 
 
+def reads_elements(node: Node) -> bool:
+    """Whether the node makes a number out of a tensor's elements (not of its shape)."""
+    value = node.meta.get("val")
+    return not isinstance(value, (Tensor, list, tuple)) and node.target is not torch.ops.aten.sym_size.int
+
+
 def flat_inputs(node: Node) -> tuple[Node, ...]:
     """Every tensor that the call reads, in the order of its arguments, repeated where it is read twice."""
     found: list[Node] = []
@@ -81,7 +87,7 @@ class Program:
 
         self.module = module
         self._shapes: dict[Node, tuple[int, ...]] = {}
-        self._connections: dict[str, Tensor] = {}
+        self._connections: dict[str, Tensor | None] = {}
         self.sites: list[Site] = []
         self.at: dict[Node, Site] = {}
         self._calls: dict[Node, Site] = {}
@@ -128,13 +134,26 @@ class Program:
         """The tensors that the network returns."""
         return tuple(dict.fromkeys(flat_inputs(self.output)))
 
-    def connections(self, weight: Node) -> Tensor:
-        """Which pairs (first axis, second axis) of a weight have an entry that is not zero; bool."""
+    @cached_property
+    def read_as_numbers(self) -> tuple[Node, ...]:
+        """The tensors whose elements become numbers of the program (`item`)."""
+        return tuple(
+            argument
+            for node in self.module.graph.nodes
+            if node.op == "call_function" and reads_elements(node)
+            for argument in node.all_input_nodes
+            if is_tensor(argument)
+        )
+
+    def connections(self, weight: Node) -> Tensor | None:
+        """Which pairs (first axis, second axis) of a weight have an entry that is not zero; bool. None if all have."""
         name = str(weight.target)
         if name not in self._connections:
-            value = self.tensor(weight)
-            nonzero = (value != 0).cpu()
-            self._connections[name] = nonzero.flatten(2).any(-1) if nonzero.dim() > 2 else nonzero
+            nonzero = self.tensor(weight) != 0
+            if bool(nonzero.all()):
+                self._connections[name] = None
+            else:
+                self._connections[name] = (nonzero.flatten(2).any(-1) if nonzero.dim() > 2 else nonzero).cpu()
         return self._connections[name]
 
     @cached_property
@@ -152,6 +171,30 @@ class Program:
     def is_static(self, node: Node, axis: int) -> bool:
         """Whether the length of the axis is the same for every input."""
         return not isinstance(node.meta["val"].shape[axis], torch.SymInt)
+
+    def size_sources(self, node: Node) -> list[int | tuple[Node, int]] | None:
+        """For each axis of a tensor its length, or the (input, axis) that it always equals; None if it is neither."""
+        found: list[int | tuple[Node, int]] = []
+        for size in node.meta["val"].shape:
+            if not isinstance(size, torch.SymInt):
+                found.append(int(size))
+                continue
+            source = self._symbols.get(str(size.node.expr))
+            if source is None:
+                return None
+            found.append(source)
+        return found
+
+    @cached_property
+    def _symbols(self) -> dict[str, tuple[Node, int]]:
+        """Where each symbolic length of the inputs can be read."""
+        found: dict[str, tuple[Node, int]] = {}
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder" and is_tensor(node):
+                for axis, size in enumerate(node.meta["val"].shape):
+                    if isinstance(size, torch.SymInt):
+                        found.setdefault(str(size.node.expr), (node, axis))
+        return found
 
     def tensor(self, node: Node) -> Tensor:
         """The value of a parameter or buffer."""

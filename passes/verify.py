@@ -1,14 +1,29 @@
-"""Proof by running: the small network against the zeroed one, and the first node that differs if they do."""
+"""Proof by running: the small network against the zeroed one, and the first node that differs if they do.
+
+The networks are equal up to the reassociation of sums. Where more than `tolerance` lies between their outputs, rounding
+may still be the reason: a `topk` that falls the other way, a deep network in half precision. `first_difference` tells
+the two apart. It runs both graphs side by side in float64, node by node: rounding is then far below what is allowed,
+and whatever is above it is an error, with the name of the node where it comes in.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
+
+if TYPE_CHECKING:
+    from passes.emit import Rewritten
+    from passes.layout import Layout
+    from passes.plan import Plan
 
 TOLERANCE: Mapping[torch.dtype, float] = {
     torch.float64: 1e-10,
@@ -32,9 +47,8 @@ def relative_deviation(zeroed: Any, pruned: Any) -> float:
     for a, b in zip(left, right, strict=True):
         if isinstance(a, Tensor) != isinstance(b, Tensor):
             return float("inf")
-        if not isinstance(a, Tensor):
-            continue
-        worst = max(worst, _deviation(a, b))
+        if isinstance(a, Tensor):
+            worst = max(worst, _deviation(a, b))
     return worst
 
 
@@ -72,3 +86,138 @@ def run_aside(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
         torch.random.set_rng_state(generator)
         for name, buffer in module.named_buffers():
             buffer.copy_(buffers[name])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A value that the small network gets wrong: the original's node, by how much, and the line that computes it."""
+
+    node: str
+    operator: str
+    deviation: float
+    source: str | None = None
+
+    def __str__(self) -> str:
+        where = f"\n  {self.source}" if self.source else ""
+        return f"{self.node} ({self.operator}), which deviates by {self.deviation:.3g}{where}"
+
+
+def first_difference(
+    plan: Plan, rewritten: Rewritten, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> Difference | None:
+    """The first node whose value the small network gets wrong, both computed in float64; None if there is none.
+
+    Compared are the elements that the small network holds and that some output depends on. Nothing is changed, and no
+    more values are kept at a time than the graphs need. Raises RuntimeError where an operator does not know float64.
+    """
+    inputs = (args, dict(kwargs or {}))
+    old_of = {new: old for old, new in rewritten.values.items()}
+    waiting: dict[str, Any] = {}
+    original = _Run(plan.program.module, inputs).values()
+    for node, value in _Run(rewritten.module, inputs).values():
+        name = "output" if node.op == "output" else old_of.get(node.name)
+        if name is None:
+            continue
+        while name not in waiting:
+            old, found = next(original)
+            if old.op == "output" or old.name in rewritten.values:
+                waiting["output" if old.op == "output" else old.name] = (old, found)
+        old, found = waiting.pop(name)
+        deviation = relative_deviation(found, value) if name == "output" else _held_deviation(plan, old, found, value)
+        if not deviation <= TOLERANCE[torch.float64]:
+            return Difference(old.name, str(old.target), deviation, source_line(old))
+    return None
+
+
+def _held_deviation(plan: Plan, old: Node, value: Any, held: Any) -> float:
+    """The deviation of the elements that the small network holds of an original value and that are needed."""
+    if not isinstance(value, Tensor) or not isinstance(held, Tensor):
+        return 0.0 if type(value) is type(held) else float("inf")
+    layout = plan.layout[old]
+    expected = _elements(value, layout)
+    needed = plan.facts.needed.get(old)
+    if needed is None or expected.shape != held.shape:
+        return _deviation(expected, held)
+    wanted = _elements(needed.to(value.device).expand(value.shape), layout)
+    return _deviation(torch.where(wanted, expected, 0), torch.where(wanted, held, 0))
+
+
+def _elements(value: Tensor, layout: Layout) -> Tensor:
+    """The elements of an original value that a layout keeps, in the shape that they have in the small network."""
+    if not layout.axes:
+        return value
+    index = []
+    for axis, size in enumerate(value.shape):
+        if axis in layout.axes:
+            index.append(layout.coordinate(axis).to(value.device))
+        else:
+            index.append(
+                torch.arange(size, device=value.device).view([-1 if a == axis else 1 for a in range(value.dim())])
+            )
+    return value[tuple(index)]
+
+
+def source_line(node: Node) -> str | None:
+    """The line of the model's own code that made a node, and the module it ran in; None where neither was recorded."""
+    trace = str(node.meta.get("stack_trace") or "")
+    frames = re.findall(r'File "([^"]+)", line (\d+), in .*\n\s*(.*)', trace)
+    own = [frame for frame in frames if not frame[0].startswith(str(torch.__path__[0]))] or frames
+    modules = list((node.meta.get("nn_module_stack") or {}).values())
+    parts = [f"in {modules[-1][0]}"] if modules and modules[-1][0] else []
+    parts += ["at {}:{}: {}".format(*own[-1])] if own else []
+    return " ".join(parts) or None
+
+
+def run_graph(module: GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The outputs of a graph, flat, as its nodes compute them; nothing is changed, and no code is generated."""
+    return [value for _, value in _Run(module, (args, dict(kwargs)), doubled=False).values()][-1]
+
+
+class _Run(Interpreter):
+    """Runs a graph and tells the value of each node in turn; changes nothing and keeps only what is still read.
+
+    With `doubled` everything is computed in float64.
+    """
+
+    def __init__(self, module: GraphModule, inputs: Any, *, doubled: bool = True) -> None:
+        super().__init__(module)
+        self.doubled = doubled
+        self.args_iter = iter([self._copy(leaf) for leaf in pytree.tree_leaves(inputs)])
+
+    def values(self) -> Iterator[tuple[Node, Any]]:
+        """Each node with its value, in the order of the graph."""
+        for node in self.graph.nodes:
+            with torch.no_grad():
+                value = self.run_node(node)
+            self.env[node] = value
+            yield node, value
+            for unread in self.user_to_last_uses.get(node, []):
+                del self.env[unread]
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._copy(super().get_attr(target, args, kwargs))  # the statistics of a batch norm are written
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if not self.doubled:
+            return super().call_function(target, args, kwargs)
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            return super().call_function(target, map_aggregate(args, _doubled), map_aggregate(kwargs, _doubled))
+        finally:
+            torch.set_default_dtype(default)
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        module = copy.deepcopy(self.fetch_attr(target))
+        return (module.double() if self.doubled else module)(*args, **kwargs)
+
+    def _copy(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.detach().to(_doubled(value.dtype) if self.doubled else value.dtype, copy=True)
+
+
+def _doubled(argument: Any) -> Any:
+    """An argument of a call, with float64 in place of any other floating-point type."""
+    is_float = isinstance(argument, torch.dtype) and argument.is_floating_point
+    return torch.float64 if is_float else argument

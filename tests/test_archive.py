@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 from torch.nn import functional as F
 
-from l1rr_fx import archive
-from l1rr_fx.archive import GRAPH, LIMITS, MANIFEST, REPORT, TENSORS, load, save
+from l1rr_fx.archive import files, load, network, save
+from l1rr_fx.archive.files import GRAPH, LIMITS, MANIFEST, REPORT, TENSORS
 from l1rr_fx.pruned import Pruned
 from l1rr_fx.report import Report
 from passes.accounts import Accounts, Cost
@@ -188,9 +188,9 @@ def test_a_loaded_network_trains(saved: Path) -> None:
 
 
 ARGUMENTS = [
-    None, True, 3, 2**80, 0.1, -0.0, math.inf, -math.inf, math.nan, "two\nlines'\"\\", 1 + 2j, slice(None, -1, 2),
+    None, True, 3, 2**80, 0.1, -0.0, math.inf, -math.inf, math.nan, "two\nlines'\"\\", 1 + 2j,
     torch.float16, torch.int64, torch.strided, torch.channels_last, torch.device("cpu"), [1, [2.5, None]],
-    (1, (2,), ()), {"a": [1], "b": {"c": None}},
+    (1, (2,), ()),
 ]  # fmt: skip
 
 
@@ -304,7 +304,7 @@ def test_empty_and_missing_directories_are_filled(tmp_path: Path) -> None:
         load(target)
 
 
-@pytest.mark.parametrize("step", ["_write_all", "_move", "_sync"])
+@pytest.mark.parametrize("step", ["write_all", "move_to", "_sync"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_failure_leaves_nothing_half_written(
     step: str, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -317,7 +317,7 @@ def test_a_failure_leaves_nothing_half_written(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(archive, step, full)
+    monkeypatch.setattr(files if step == "_sync" else network, step, full)
     with pytest.raises(InputError, match=r"saved: cannot be written: No space left"):
         switching().save(target, overwrite=overwrite)
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
@@ -342,7 +342,7 @@ def test_the_old_network_returns_if_the_new_one_cannot_be_moved(saved: Path, mon
 
 
 def test_what_is_too_large_to_load_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "LIMITS", {**LIMITS, TENSORS: 64})
+    monkeypatch.setattr(files, "LIMITS", {**LIMITS, TENSORS: 64})
     with pytest.raises(InputError, match=rf"{TENSORS} would be"):
         switching().save(tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []

@@ -87,6 +87,10 @@ class Rule:
         """For each result, the layout that the call will give, as near as possible to the one wanted."""
         return list(wanted)
 
+    def growth(self, site: Site) -> str | None:
+        """Why the call itself keeps dead channels, if it may."""
+        return None
+
     def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
         """For each input, the layout that the call needs to give `outs`; None where it must have everything whole."""
         return None

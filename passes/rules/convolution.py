@@ -33,16 +33,20 @@ class Widths:
     groups: int
     outputs: int
     inputs: int
-    connected: Tensor  # bool, (groups, out per group, in per group)
+    connected: Tensor | None  # bool, (groups, out per group, in per group); None: all are
 
     def feed(self, alive: Tensor) -> Tensor:
         """Which outputs some input of `alive` reaches."""
-        grouped = alive.view(self.groups, 1, -1)
+        grouped = alive.reshape(self.groups, 1, -1)
+        if self.connected is None:
+            return grouped.any(-1).expand(self.groups, self.outputs // self.groups).reshape(-1)
         return (self.connected & grouped).any(-1).view(-1)
 
     def reads(self, live: Tensor) -> Tensor:
         """Which inputs some output of `live` reads."""
-        grouped = live.view(self.groups, -1, 1)
+        grouped = live.reshape(self.groups, -1, 1)
+        if self.connected is None:
+            return grouped.any(1).expand(self.groups, self.inputs // self.groups).reshape(-1)
         return (self.connected & grouped).any(1).view(-1)
 
     def groups_of(self, channels: Tensor, *, outputs: bool) -> Tensor:
@@ -72,35 +76,45 @@ class Weighted(Rule):
             return 1
         return int(site.argument(6, "groups", 1))
 
-    def widths(self, site: Site) -> Widths:
+    def widths(self, site: Site, zeros: Sequence[Tensor] = ()) -> Widths:
+        """The channels; of a computed weight the connections are known once the zeros of the inputs are."""
         found = site.memo.get("widths")
         if not isinstance(found, Widths):
             groups, shape = self.groups(site), site.shape(site.inputs[0])
             inputs, outputs = shape[self.axis(site)], site.out_shape[self.axis(site)]
-            weight = weight_of(site.node)
-            nonzero = site.program.connections(weight) if weight.op == "get_attr" else None
-            if nonzero is None:
-                connected = torch.ones(groups, outputs // groups, inputs // groups, dtype=torch.bool)
-            elif self.transposed:
-                connected = nonzero.view(groups, inputs // groups, outputs // groups).transpose(1, 2)
-            else:
-                connected = nonzero.view(groups, outputs // groups, inputs // groups)
+            connected = self.nonzero(site, zeros)
+            if connected is not None and self.transposed:
+                connected = connected.reshape(groups, inputs // groups, outputs // groups).transpose(1, 2)
+            elif connected is not None:
+                connected = connected.reshape(groups, outputs // groups, inputs // groups)
             found = site.memo["widths"] = Widths(groups, outputs, inputs, connected)
         return found
+
+    def nonzero(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
+        """Which pairs of the weight's first two axes have an entry that is not zero; None if all have."""
+        weight = weight_of(site.node)
+        if weight.op == "get_attr":
+            return site.program.connections(weight)
+        zero = collapse(zeros[site.inputs.index(weight)], [*zeros[site.inputs.index(weight)].shape[:2], *[1] * (len(site.shape(weight)) - 2)], every=True)
+        return ~zero.reshape(zero.shape[:2]).expand(site.shape(weight)[:2])
 
     def is_plain(self, site: Site) -> bool:
         """Whether weight and bias are parameters, so that they can be sliced."""
         return len(site.inputs) == 1
 
+    def is_followed(self, site: Site) -> bool:
+        """Whether the call can be made smaller: its weight is a parameter, or is computed and has no groups."""
+        return self.is_plain(site) or (self.groups(site) == 1 and site.inputs.count(site.inputs[0]) == 1)
+
     # Facts
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
-        widths, axis, rank = self.widths(site), self.axis(site), len(site.out_shape)
+        widths, axis, rank = self.widths(site, zeros), self.axis(site), len(site.out_shape)
         alive = ~self.channels(zeros[0], axis, widths.inputs, every=True)
         zero = ~widths.feed(alive)
         bias = bias_of(site.node)
         if isinstance(bias, Node):
-            zero &= (site.program.tensor(bias) == 0).cpu() if bias.op == "get_attr" else torch.tensor(False)
+            zero &= (site.program.tensor(bias) == 0).cpu() if bias.op == "get_attr" else zeros[site.inputs.index(bias)].view(-1)
         if not self.linear:
             return [along(zero, axis, rank)]
         alive_rows = collapse(zeros[0], [1 if a == axis else n for a, n in enumerate(zeros[0].shape)], every=True)
@@ -114,8 +128,20 @@ class Weighted(Rule):
             result = result.any(axis, keepdim=True)
         if self.linear:
             result = result & collapse(lives[0], [1 if a == axis else n for a, n in enumerate(lives[0].shape)])
-        anything = bool(lives[0].any())
-        return [collapse(result, zeros[0].shape).expand(zeros[0].shape), *(torch.full_like(z, anything) for z in zeros[1:])]
+        needed_x = collapse(result, zeros[0].shape).expand(zeros[0].shape)
+        return [needed_x, *(self.needed_of_parameter(site, node, lives[0], zeros) for node in site.inputs[1:])]
+
+    def needed_of_parameter(self, site: Site, node: Node, live: Tensor, zeros: Sequence[Tensor]) -> Tensor:
+        """What of a computed weight or bias is needed: live rows, and columns whose input is not zero."""
+        widths, axis, zero = self.widths(site), self.axis(site), zeros[site.inputs.index(node)]
+        rows = self.channels(live, axis, widths.outputs)
+        if node is not weight_of(site.node):
+            return collapse(rows, zero.shape).expand(zero.shape)
+        columns = ~self.channels(zeros[0], axis, widths.inputs, every=True)
+        pairs = rows.view(widths.groups, -1, 1) & columns.view(widths.groups, 1, -1)
+        pairs = pairs.transpose(1, 2) if self.transposed else pairs
+        pairs = pairs.reshape(site.shape(node)[:2]).view(*site.shape(node)[:2], *[1] * (zero.dim() - 2))
+        return collapse(pairs, zero.shape).expand(zero.shape)
 
     @staticmethod
     def channels(mask: Tensor, axis: int, size: int, *, every: bool = False) -> Tensor:
@@ -131,12 +157,15 @@ class Weighted(Rule):
         if kept is None or not layout.is_product():
             kept = grown(self.channels(facts.lives[0], axis, widths.outputs), facts.options.multiple)
             layout = product(layout.compact, [kept if a == axis else layout.coordinate(a).unique() for a in range(layout.rank)])
-        if widths.groups == 1 or not self.is_plain(site):
+        if widths.groups == 1 or not self.is_followed(site):
             return [layout]
         if self.is_depthwise(widths):
             return [layout]
         live = self.channels(facts.lives[0], axis, widths.outputs).clone()
         return [Layout.along(layout.rank, axis, widths.outputs, equal_groups(live, widths.groups, live.view(widths.groups, -1).any(1)))]
+
+    def growth(self, site: Site) -> str | None:
+        return None if self.groups(site) == 1 else "groups of a convolution made equally wide"
 
     @staticmethod
     def is_depthwise(widths: Widths) -> bool:
@@ -144,9 +173,11 @@ class Weighted(Rule):
         return widths.groups == widths.inputs == widths.outputs
 
     def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
-        if not self.is_plain(site):
+        if not self.is_followed(site):
             return None
-        if not bool(facts.inputs_live[0].any()) and all(site.program.is_static(site.node, a) for a in range(outs[0].rank)):
+        if not self.is_plain(site):
+            return self.wants_computed(site, outs[0], facts)
+        if not bool(facts.inputs_live[0].any()) and site.program.size_sources(site.node) is not None:
             return [UNREAD]
         widths, axis = self.widths(site), self.axis(site)
         shape = site.shape(site.inputs[0])
@@ -171,6 +202,29 @@ class Weighted(Rule):
         layout = Layout.along(len(shape), axis, widths.inputs, columns)
         return [Want(layout, layout.of(self.spread(live, axis, layout)))]
 
+    def wants_computed(self, site: Site, out: Layout, facts: SiteFacts) -> list[Wish] | None:
+        """The inputs of a call whose weight or bias is computed: live columns of x, and rows times columns of it."""
+        widths, axis = self.widths(site), self.axis(site)
+        rows = kept_or_all(out, axis, widths.outputs)
+        columns = grown(self.channels(facts.inputs_live[0], axis, widths.inputs), 1)
+        shape = tuple(widths.inputs if a == axis else n for a, n in enumerate(out.compact))
+        others = [out.kept(a) if n != 1 else None for a, n in enumerate(out.compact)]
+        layout = product(shape, [columns if a == axis else kept for a, kept in enumerate(others)])
+        live_columns = self.channels(facts.inputs_live[0], axis, widths.inputs)
+        wishes: list[Wish] = [Want(layout, layout.of(self.spread(live_columns, axis, layout)))]
+        live_rows = self.channels(facts.lives[0], axis, widths.outputs)
+        for node in site.inputs[1:]:
+            size = site.shape(node)
+            if node is not weight_of(site.node):
+                wishes.append(Want(Layout.along(1, 0, widths.outputs, rows), live_rows[rows]))
+                continue
+            kept = (columns, rows) if self.transposed else (rows, columns)
+            first, second = (live_columns, live_rows) if self.transposed else (live_rows, live_columns)
+            box = product((*size[:2], *[1] * (len(size) - 2)), [*kept, *[None] * (len(size) - 2)])
+            used = first.view(-1, 1) & second.view(1, -1)
+            wishes.append(Want(box, box.of(used.view(box.compact))))
+        return wishes
+
     @staticmethod
     def spread(live: Tensor, axis: int, layout: Layout) -> Tensor:
         return along(live, axis, layout.rank).expand(layout.compact)
@@ -186,15 +240,14 @@ class Weighted(Rule):
         return Layout.along(have.rank, axis, widths.inputs, kept)
 
     def select(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Selection]:
-        if not self.is_plain(site):
-            return [Selection.whole(site.shape(p)) for p in site.parameters]
         widths, axis = self.widths(site), self.axis(site)
         rows = kept_or_all(outs[0], axis, widths.outputs)
         columns = kept_or_all(ins[0], axis, widths.inputs) if ins[0].rank else torch.zeros(0, dtype=torch.int64)
-        found = [self.weight_selection(site, widths, rows, columns)]
-        if len(site.parameters) > 1 or site.parameters[0] is not weight_of(site.node):
-            found.append(Selection((widths.outputs,), (rows,)).simplified())
-        return found[-len(site.parameters) :]
+        weight = weight_of(site.node)
+        return [
+            self.weight_selection(site, widths, rows, columns) if p is weight else Selection((widths.outputs,), (rows,)).simplified()
+            for p in site.parameters
+        ]
 
     def weight_selection(self, site: Site, widths: Widths, rows: Tensor, columns: Tensor) -> Selection:
         shape = site.shape(weight_of(site.node))
@@ -222,7 +275,7 @@ class Weighted(Rule):
         widths, axis = self.widths(site), self.axis(site)
         if to.inputs[0] is None:
             return [self.constant(site, to, outs[0])]
-        if widths.groups == 1 or not self.is_plain(site):
+        if widths.groups == 1:
             return [to.copy()]
         groups = len(self.present(widths, kept_or_all(outs[0], axis, widths.outputs)))
         if "groups" in to.kwargs:
@@ -231,13 +284,12 @@ class Weighted(Rule):
 
     def constant(self, site: Site, to: Emitter, out: Layout) -> Node:
         """The result where nothing comes in: the bias everywhere."""
-        value, shape = site.node.meta["val"], list(out.shrunk(site.out_shape))
-        zeros = to.call(aten.zeros.default, (shape,), {"dtype": value.dtype, "device": value.device})
+        zeros = to.zeros(site.node, out)
         bias = to.args[2] if len(to.args) > 2 else to.kwargs.get("bias")
         if bias is None:
             return zeros
         axis = self.axis(site)
-        shaped = to.call(aten.reshape.default, (bias, [-1 if a == axis else 1 for a in range(len(shape))]))
+        shaped = to.call(aten.reshape.default, (bias, [-1 if a == axis else 1 for a in range(out.rank)]))
         return to.call(aten.add.Tensor, (zeros, shaped))
 
     # Accounts

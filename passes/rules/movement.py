@@ -368,7 +368,24 @@ class Reshape(Movement):
                     return None
                 box = first
                 flags = None if flags is None else flags.any(axis, keepdim=True)
-        return Want(Layout(shape, box), flags)
+        return Want(Layout(shape, box), flags) if self.confirmed(site, Layout(shape, box), out) else None
+
+    def confirmed(self, site: Site, given: Layout, out: Layout) -> bool:
+        """Whether the call really gives `out` from `given`.
+
+        One input label may stand for several elements of a labelled axis (windows that became rows); then labels alone
+        do not tell whether these are in order, and the elements are numbered one by one.
+        """
+        if math.prod(given.compact) == math.prod(out.compact):
+            return True
+        full_in, full_out = site.shape(site.inputs[0]), site.out_shape
+        numbers = self.replay(site, torch.arange(math.prod(full_in)).view(full_in), full_out)
+        wanted = out.refined(full_out).of(numbers)
+        return torch.equal(self.replay(site, given.refined(full_in).labels, out.shrunk(full_out)), wanted)
+
+    def replay(self, site: Site, elements: Tensor, shape: Sequence[int]) -> Tensor:
+        """The movement on numbered elements."""
+        return elements.reshape(tuple(shape))
 
     @staticmethod
     def merged_sizes(site: Site, out: Layout, source: Tensor, shape: tuple[int, ...]) -> list[int] | None:
@@ -458,7 +475,10 @@ class PixelShuffle(Reshape):
                 if not bool((box == first).all()):
                     return None
                 box, flags = first, None if flags is None else flags.any(axis, keepdim=True)
-        return Want(Layout(shape, box), flags)
+        return Want(Layout(shape, box), flags) if self.confirmed(site, Layout(shape, box), out) else None
+
+    def replay(self, site: Site, elements: Tensor, shape: Sequence[int]) -> Tensor:
+        return site.node.target(elements, site.node.args[1])  # type: ignore[operator, no-any-return]
 
     def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         layout = wanted[0]
@@ -567,6 +587,8 @@ class Join(Movement):
         if pieces is None:
             return None
         axis, traced, wishes = self.axis(site), outs[0].of(sources[0]), list[Wish]()
+        if all(site.shape(n)[axis] == 1 for n in site.inputs):
+            live = live.any(axis, keepdim=True).expand(live.shape)  # stacked branches: each keeps its own channels
         start = 0
         for (first, count), shape in zip(pieces, self.labelled(site, facts.zeros), strict=True):
             if count:

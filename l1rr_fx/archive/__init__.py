@@ -1,0 +1,19 @@
+"""Saving and loading of a pruned network, without pickle.
+
+A saved network is a directory of four files:
+
+    manifest.json         the version of the format, the size and the SHA-256 of each other file
+    graph.json            nodes, modules, and which tensor is which parameter, buffer or kept index
+    tensors.safetensors   the tensors, each memory once
+    report.json           `Report.to_json`
+
+Nothing in it is run when it is loaded. torch.fx generates Python code from a graph, so every name that goes into that
+code must be an identifier (`names`), and every operator one that computes tensors and numbers from tensors and numbers
+and writes to nothing (`operators`).
+"""
+
+from __future__ import annotations
+
+from l1rr_fx.archive.network import check_target, load, save
+
+__all__ = ["check_target", "load", "save"]

@@ -1,0 +1,145 @@
+"""What could go, before anything is zeroed: the verdicts, and that what is called free does go when it is zeroed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import l1rr_fx
+from l1rr_fx.inspect import NETWORK_OUTPUT, ONLY_CHANNEL, InspectedLayer, inspect
+from passes.errors import CaptureError, InputError
+
+X = torch.rand(1, 3, 8, 8)
+
+
+class Residual(nn.Module):
+    """Two branches that meet, a chunk, a pixel shuffle, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.block = nn.Conv2d(8, 8, 3, padding=1)
+        self.wide = nn.Conv2d(8, 32, 1)
+        self.narrow = nn.Conv2d(4, 1, 1)
+        self.head = nn.Conv2d(4, 6, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = F.relu(self.norm(self.stem(x)))
+        h = h + self.block(h)
+        a, b = F.pixel_shuffle(self.wide(h), 2).chunk(2, 1)
+        gate: Tensor = self.narrow(a)
+        result: Tensor = self.head(b * gate.sigmoid())
+        return {"boxes": result.sigmoid().flatten(2)}
+
+
+def by_name(inspection: l1rr_fx.Inspection) -> dict[str, InspectedLayer]:
+    return {layer.node: layer for layer in inspection.layers}
+
+
+def test_verdicts_and_groups() -> None:
+    inspection = inspect(Residual(), (X,))
+    stem, block, wide, narrow, head = inspection.layers
+    assert [layer.blocked for layer in inspection.layers] == [None, None, None, ONLY_CHANNEL, NETWORK_OUTPUT]
+    assert [layer.channels for layer in inspection.layers] == [8, 8, 32, 1, 6]
+    assert stem.group == block.group == 1
+    assert len({block.group, wide.group, narrow.group, head.group}) == 4
+    assert (inspection.channels, inspection.free_channels, inspection.groups) == (55, 48, 4)
+    assert inspection.blocked_channels == {NETWORK_OUTPUT: 6, ONLY_CHANNEL: 1}
+
+
+def test_it_prints_as_a_table() -> None:
+    text = str(inspect(Residual(), (X,)))
+    assert text.startswith("Residual: 55 channels of 5 layers in 4 groups; 48 could go, 87.3%")
+    assert "no: network output" in text
+
+
+class Head(nn.Module):
+    """A convolution, whatever is to be tried on its channels, and a convolution."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor], after: int = 8) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 1)
+        self.between = between
+        self.b = nn.Conv2d(after, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.b(self.between(self.a(x)))
+        return result
+
+
+def heads(h: Tensor) -> Tensor:
+    q = h.flatten(2).reshape(1, 2, 4, 64)
+    return torch.softmax(q @ q.transpose(2, 3), -1).matmul(q).reshape(1, 8, 8, 8)
+
+
+BETWEEN: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "nothing": (lambda h: h, 8),
+    "an activation that zero does not pass": (torch.sigmoid, 8),
+    "group norm": (lambda h: F.group_norm(h, 4), 8),
+    "softmax": (lambda h: h.softmax(1), 8),
+    "pixel shuffle": (lambda h: F.pixel_shuffle(h, 2)[..., :8, :8], 2),
+    "channel shuffle": (lambda h: F.channel_shuffle(h, 2), 8),
+    "a chunk": (lambda h: torch.mul(*h.chunk(2, 1)), 4),
+    "glu": (lambda h: F.glu(h, 1), 4),
+    "attention": (heads, 8),
+    "itself": (lambda h: torch.cat([h, h], 1), 16),
+}
+
+
+@pytest.mark.parametrize("case", BETWEEN)
+def test_what_is_free_goes_when_it_is_zeroed(case: str) -> None:
+    model = Head(*BETWEEN[case])
+    layer = inspect(model, (X,)).layers[0]
+    assert layer.blocked is None
+    for dead in (range(4, 8), range(1, 8, 2)):
+        zeroed = Head(*BETWEEN[case])
+        with torch.no_grad():
+            for parameter in zeroed.a.parameters():
+                parameter[list(dead)] = 0
+        kept = l1rr_fx.prune(zeroed, (X,)).kept
+        if "a.weight" in kept and kept["a.weight"].new_shape[0] == 4:
+            return
+    pytest.fail("nothing went")
+
+
+def test_an_unknown_operator_is_named() -> None:
+    layer = inspect(Head(lambda h: h.logcumsumexp(1)), (X,)).layers[0]
+    assert layer.blocked is None
+    assert layer.refilled == "logcumsumexp, unknown operator"
+    assert "zeros filled in for logcumsumexp" in str(inspect(Head(lambda h: h.logcumsumexp(1)), (X,))).replace(
+        "\n", " "
+    )
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_nothing_is_changed(training: bool) -> None:
+    model = Residual().train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rows = inspect(model, (X,))
+    assert model.training == training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert inspect(model, (X,)) == rows
+
+
+def test_the_weights_do_not_matter() -> None:
+    model = Residual()
+    rows = inspect(model, (X,))
+    with torch.no_grad():
+        model.block.weight.zero_()
+    assert inspect(model, (X,)) == rows
+
+
+def test_bad_models_are_refused() -> None:
+    class Branches(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x.sum() > 0 else x
+
+    with pytest.raises(InputError, match=r"torch\.nn\.Module is wanted"):
+        inspect(X, (X,))  # type: ignore[arg-type]
+    with pytest.raises(CaptureError, match="Branches"):
+        inspect(Branches(2, 2), (torch.ones(2),))

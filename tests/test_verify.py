@@ -1,0 +1,217 @@
+"""Errors put into the compiler on purpose: the node that is named is the guilty one, and rounding is not an error."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import l1rr_fx
+from l1rr_fx.compiler import check
+from passes.capture import capture
+from passes.compile import Removed, remove_zero_channels
+from passes.emit import _Rewriter
+from passes.errors import VerifyError
+from passes.recombine import Recombiner
+from passes.rules.convolution import Weighted
+from passes.selection import Selection
+from passes.verify import first_difference, relative_deviation, run_graph, tolerance
+
+X = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """A residual net whose branches are dead in different channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.b = nn.Conv2d(8, 8, 3, padding=1)
+        self.c = nn.Conv2d(8, 5, 1)
+        self.eval()
+        with torch.no_grad():
+            for module, dead in ((self.norm, [0, 3, 4]), (self.b, [0, 5])):
+                for parameter in module.parameters():
+                    parameter[dead] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.silu(self.norm(self.a(x)))
+        h = h + self.b(h)
+        return self.c(h.sigmoid())
+
+
+def removed(model: nn.Module, x: Tensor = X) -> Removed:
+    return remove_zero_channels(capture(model, (x,)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("training", [False, True])
+def test_nothing_differs(dtype: torch.dtype, training: bool) -> None:
+    model = Net().to(dtype).train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = removed(model, X.to(dtype))
+    assert first_difference(found.plan, found.rewritten, (X.to(dtype),)) is None
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_every_value_of_the_small_network_is_known() -> None:
+    found = removed(Net())
+    assert [*found.rewritten.values] == [
+        "x", "conv2d", "batch_norm", "silu", "conv2d_1", "add", "sigmoid", "conv2d_2",
+    ]  # fmt: skip
+    names = {node.name for node in found.module.graph.nodes}
+    assert names >= {*found.rewritten.values.values()}
+    assert not any("value" in node.meta for node in found.module.graph.nodes)
+
+
+PARAMETERS = {
+    "a.weight": "conv2d",
+    "a.bias": "conv2d",
+    "norm.weight": "batch_norm",
+    "norm.running_var": "batch_norm",
+    "b.weight": "conv2d_1",
+    "c.bias": "conv2d_2",
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_wrong_parameter_is_found(name: str) -> None:
+    found = removed(Net())
+    with torch.no_grad():
+        dict([*found.module.named_parameters(), *found.module.named_buffers()])[name].mul_(1 + 1e-6)
+    difference = first_difference(found.plan, found.rewritten, (X,))
+    assert difference is not None
+    assert difference.node == PARAMETERS[name]
+    assert 1e-10 < difference.deviation < 1e-5
+
+
+def test_the_message_names_operator_module_and_line() -> None:
+    found = removed(Net())
+    with torch.no_grad():
+        found.module.get_parameter("b.weight").mul_(2)
+    message = str(first_difference(found.plan, found.rewritten, (X,)))
+    assert message.startswith("conv2d_1 (aten.conv2d.default), which deviates by ")
+    assert f"in b at {__file__}:" in message
+    assert message.endswith("h = h + self.b(h)")
+
+
+def swapped(selection: Selection, tensor: Tensor) -> Tensor:
+    """What `Selection.apply` gives, its last two rows exchanged where it has many."""
+    right = RIGHT_SELECTION(selection, tensor)
+    return right[[*range(len(right) - 2), len(right) - 1, len(right) - 2]] if selection.shape[0] == 8 else right
+
+
+def shifted(*args: object) -> object:
+    """What `Recombiner._along` gets, its index turned by one."""
+    rewriter, x, axis, index, size = args
+    assert isinstance(index, Tensor)
+    return RIGHT_RECOMBINATION(rewriter, x, axis, index.roll(1), size)
+
+
+def not_padded(self: Weighted, site: object, to: object, ins: object, outs: object) -> object:
+    nodes = RIGHT_CONVOLUTION(self, site, to, ins, outs)
+    for node in nodes:
+        node.args = (*node.args[:4], [0, 0], *node.args[5:]) if node.args[4:] == ([1, 1],) else node.args
+    return nodes
+
+
+DEVIATES = r"deviates by .* \(allowed: 1e-04\)"
+RIGHT_SELECTION, RIGHT_RECOMBINATION = Selection.apply, Recombiner._along
+RIGHT_CONVOLUTION = Weighted.emit
+BROKEN: dict[str, tuple[type, str, Callable[..., object], str, str]] = {
+    "rows of a weight": (Selection, "apply", swapped, "conv2d", DEVIATES),
+    "recombination": (Recombiner, "_along", shifted, "add", DEVIATES),
+    "padding of a convolution": (Weighted, "emit", not_padded, "conv2d", "does not run: The size of tensor a .*"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_rule_is_found(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, attribute, wrong, guilty, message = BROKEN[case]
+    monkeypatch.setattr(owner, attribute, wrong)
+    with pytest.raises(VerifyError, match=rf"{message}; in float64 the first difference is at {guilty} \(aten\."):
+        l1rr_fx.prune(Net(), (X,))
+
+
+def test_a_broken_output_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def doubled(self: _Rewriter, node: torch.fx.Node) -> None:
+        right(self, node)
+        output = next(iter(reversed(self.graph.nodes)))
+        with self.graph.inserting_before(output):
+            (value,) = output.args[0]
+            output.args = ((self.graph.call_function(torch.ops.aten.add.Tensor, (value, value)),),)
+
+    right = _Rewriter._output
+    monkeypatch.setattr(_Rewriter, "_output", doubled)
+    with pytest.raises(VerifyError, match=r"is at output \(output\), which deviates by 1$"):
+        l1rr_fx.prune(Net(), (X,))
+
+
+class Chaos(nn.Module):
+    """A network that magnifies rounding until nothing else is left of a float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 64, 3)
+        self.b = nn.Conv2d(64, 1, 3, bias=False)
+        with torch.no_grad():
+            for parameter in self.a.parameters():
+                parameter[::2] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.b(self.a(x)) * 1e6).sin()
+
+
+def test_rounding_is_not_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    model = Chaos()
+    with caplog.at_level(logging.WARNING):
+        pruned = l1rr_fx.prune(model, (X,))
+    assert pruned.report.deviation is not None
+    assert pruned.report.deviation > tolerance(X)
+    assert "so this is rounding" in caplog.text
+    assert l1rr_fx.prune(model.double(), (X.double(),)).report.deviation is not None
+
+
+def test_a_wrong_capture_is_not_taken_for_rounding() -> None:
+    found = removed(Net())
+    other = Net()
+    with pytest.raises(VerifyError, match="captured deviates from the model already"):
+        check(other, found.module, (X,), {}, found)
+
+
+def test_a_graph_runs_without_its_code() -> None:
+    model = Net().train()
+    before = model.norm.running_mean.clone()
+    (found,) = run_graph(capture(model, (X,)), (X,), {})
+    assert torch.equal(model.norm.running_mean, before)
+    assert relative_deviation(model(X), found) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("zeroed", "pruned", "deviation"),
+    [
+        ([torch.ones(2)], [torch.ones(2)], 0.0),
+        (torch.tensor([4.0, 2.0]), torch.tensor([4.0, 1.0]), 0.25),
+        (torch.zeros(2), torch.full((2,), 0.5), 0.5),
+        (torch.ones(2), torch.ones(3), float("inf")),
+        (torch.ones(2), [torch.ones(2), torch.ones(2)], float("inf")),
+        (torch.ones(1), torch.tensor([torch.nan]), float("inf")),
+        (torch.tensor([torch.nan, 2.0]), torch.tensor([torch.nan, 2.0]), 0.0),
+        (torch.tensor([torch.inf, 2.0]), torch.tensor([torch.inf, 1.0]), 0.5),
+        (torch.ones(0), torch.ones(0), 0.0),
+        (3, 3, 0.0),
+        (torch.ones(1), 1.0, float("inf")),
+    ],
+)
+def test_relative_deviation(zeroed: object, pruned: object, deviation: float) -> None:
+    assert relative_deviation(zeroed, pruned) == deviation
+
+
+def test_the_least_precise_output_sets_the_tolerance() -> None:
+    assert tolerance([torch.ones(1, dtype=torch.float64), torch.ones(1)]) == 1e-4
+    assert tolerance(torch.ones(1, dtype=torch.int64)) == 1e-10
