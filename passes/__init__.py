@@ -1,1 +1,80 @@
-"""The compiler: zeroed channels out of a torch.fx graph. Knows torch and networkx only."""
+"""The compiler: zeroed channels out of a torch.fx graph. Knows torch and networkx only.
+
+    captured = capture(model, args)                  # a functional graph of ATen operators
+    small = remove_zero_channels(captured).module    # the same network without its zeroed channels
+
+or step by step, each of them usable alone:
+
+    program = Program(normalise(captured))
+    facts = channel_facts(program)                   # what is zero, what is needed
+    plan = plan_layouts(program, facts)              # what every tensor of the small network holds
+    rewritten = rewrite(plan)                        # the small network
+
+`passes.infra` has them as passes of torch.fx.
+"""
+
+from __future__ import annotations
+
+from passes.accounts import Accounts, Cost, Kept, Layer, Recombination
+from passes.capture import capture
+from passes.compile import Removed, remove_zero_channels
+from passes.emit import Rewritten, rewrite
+from passes.errors import (
+    CaptureError,
+    InputError,
+    L1RRError,
+    LoadError,
+    RewriteError,
+    VanishedError,
+    VerifyError,
+)
+from passes.facts import Facts, channel_facts
+from passes.functional import functionalise
+from passes.groups import channel_groups
+from passes.infra import Functionalise, Normalise, RemoveZeroChannels, RestoreModes
+from passes.layout import Layout
+from passes.modes import restore_modes
+from passes.normalise import normalise
+from passes.plan import Plan, plan_layouts
+from passes.program import Program, Site
+from passes.selection import Selection
+from passes.verify import Difference, first_difference, relative_deviation
+
+__all__ = [
+    "Accounts",
+    "CaptureError",
+    "Cost",
+    "Difference",
+    "Facts",
+    "Functionalise",
+    "InputError",
+    "Kept",
+    "L1RRError",
+    "Layer",
+    "Layout",
+    "LoadError",
+    "Normalise",
+    "Plan",
+    "Program",
+    "Recombination",
+    "RemoveZeroChannels",
+    "Removed",
+    "RestoreModes",
+    "RewriteError",
+    "Rewritten",
+    "Selection",
+    "Site",
+    "VanishedError",
+    "VerifyError",
+    "capture",
+    "channel_facts",
+    "channel_groups",
+    "first_difference",
+    "functionalise",
+    "normalise",
+    "plan_layouts",
+    "relative_deviation",
+    "remove_zero_channels",
+    "restore_modes",
+    "rewrite",
+]

@@ -10,6 +10,8 @@ import networkx as nx
 from torch.fx import Node
 
 from passes.program import Program, Site
+from passes.rules.convolution import Weighted
+from passes.rules.pointwise import Sum
 
 COUPLING = ("pointwise", "channel affine", "mixing")
 
@@ -33,21 +35,24 @@ def channel_groups(program: Program) -> nx.Graph:
 def couples(site: Site) -> bool:
     """Whether the operator leaves every channel in its place."""
     rule = site.rule
-    if rule.family in COUPLING:
-        return True
-    is_depthwise = getattr(rule, "is_depthwise", None)
-    return is_depthwise is not None and not getattr(rule, "linear", False) and bool(is_depthwise(rule.widths(site)))  # type: ignore[attr-defined]
+    if isinstance(rule, Weighted):
+        return not rule.linear and rule.is_depthwise(rule.widths(site))
+    return rule.family in COUPLING
 
 
 def _same_channels(program: Program, a: Node, b: Node) -> bool:
-    shapes = program.shape(a), program.shape(b)
-    return all(len(s) > 1 for s in shapes) and shapes[0][1] == shapes[1][1] != 1 and len(shapes[0]) == len(shapes[1])
+    one, other = program.shape(a), program.shape(b)
+    if len(one) != len(other) or len(one) < 2:
+        return False
+    return one == other or one[1] == other[1] != 1
 
 
 def is_meeting(site: Site) -> bool:
     """Whether branches of the network meet here in a sum."""
     computed = [n for n in site.inputs if n.op not in ("get_attr", "placeholder")]
-    return type(site.rule).__name__ == "Sum" and len(set(computed)) > 1 and all(site.shape(n) == site.out_shape for n in computed)
+    return (
+        isinstance(site.rule, Sum) and len(set(computed)) > 1 and all(site.shape(n) == site.out_shape for n in computed)
+    )
 
 
 def residual_values(program: Program) -> frozenset[Node]:

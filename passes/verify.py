@@ -18,12 +18,22 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_aggregate
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
     from passes.emit import Rewritten
     from passes.layout import Layout
     from passes.plan import Plan
+
+aten = torch.ops.aten
+
+DROPOUTS = {
+    aten.dropout.default,
+    aten.alpha_dropout.default,
+    aten.feature_dropout.default,
+    aten.feature_alpha_dropout.default,
+}
 
 TOLERANCE: Mapping[torch.dtype, float] = {
     torch.float64: 1e-10,
@@ -76,13 +86,18 @@ def tolerance(outputs: Any) -> float:
 
 @torch.no_grad()
 def run_aside(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The module's outputs, its buffers left as they were and its inputs not written into."""
+    """The module's outputs without dropout, its buffers left as they were and its inputs not written into."""
+    dropouts = [each for each in module.modules() if isinstance(each, _DropoutNd) and each.training]
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     args, kwargs = copy.deepcopy(args), copy.deepcopy(dict(kwargs))
     generator = torch.random.get_rng_state()
+    for dropout in dropouts:
+        dropout.training = False
     try:
         return module(*args, **kwargs)
     finally:
+        for dropout in dropouts:
+            dropout.training = True
         torch.random.set_rng_state(generator)
         for name, buffer in module.named_buffers():
             buffer.copy_(buffers[name])
@@ -169,19 +184,26 @@ def source_line(node: Node) -> str | None:
 
 
 def run_graph(module: GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The outputs of a graph, flat, as its nodes compute them; nothing is changed, and no code is generated."""
+    """The outputs of a graph, flat, without dropout; nothing is changed, and no code is generated."""
     return [value for _, value in _Run(module, (args, dict(kwargs)), doubled=False).values()][-1]
+
+
+def drops_out(module: GraphModule) -> bool:
+    """Whether a captured graph calls dropout in training, so that no two runs of the model agree."""
+    return any(node.target in DROPOUTS and node.args[2] for node in module.graph.nodes)
 
 
 class _Run(Interpreter):
     """Runs a graph and tells the value of each node in turn; changes nothing and keeps only what is still read.
 
-    With `doubled` everything is computed in float64.
+    With `doubled` everything is computed in float64. There is no dropout, and other random numbers are those that the
+    graph would draw if it ran alone.
     """
 
     def __init__(self, module: GraphModule, inputs: Any, *, doubled: bool = True) -> None:
         super().__init__(module)
         self.doubled = doubled
+        self.random = torch.random.get_rng_state()
         self.args_iter = iter([self._copy(leaf) for leaf in pytree.tree_leaves(inputs)])
 
     def values(self) -> Iterator[tuple[Node, Any]]:
@@ -198,17 +220,24 @@ class _Run(Interpreter):
         return self._copy(super().get_attr(target, args, kwargs))  # the statistics of a batch norm are written
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if not self.doubled:
-            return super().call_function(target, args, kwargs)
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
+        if target in DROPOUTS:
+            return args[0]
+        default, random = torch.get_default_dtype(), torch.random.get_rng_state()
+        torch.random.set_rng_state(self.random)
+        if self.doubled:
+            torch.set_default_dtype(torch.float64)
+            args, kwargs = map_aggregate(args, _doubled), map_aggregate(kwargs, _doubled)
         try:
-            return super().call_function(target, map_aggregate(args, _doubled), map_aggregate(kwargs, _doubled))
+            return super().call_function(target, args, kwargs)
         finally:
             torch.set_default_dtype(default)
+            self.random = torch.random.get_rng_state()
+            torch.random.set_rng_state(random)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module = copy.deepcopy(self.fetch_attr(target))
+        if isinstance(module, _DropoutNd):
+            return args[0]
         return (module.double() if self.doubled else module)(*args, **kwargs)
 
     def _copy(self, value: Any) -> Any:

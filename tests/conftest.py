@@ -25,9 +25,11 @@ settings.register_profile("smoke", _COMMON, max_examples=5)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # torch's own, of itself: copy.deepcopy of the tree of a graph module's outputs
-    config.addinivalue_line("filterwarnings", "ignore:.*LeafSpec:FutureWarning")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every Hypothesis test is a property test."""
+    for item in items:
+        if getattr(getattr(item, "function", None), "is_hypothesis_test", False):
+            item.add_marker("property")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -35,6 +35,9 @@ REPORTED = Report(Accounts(Cost(9, 8, 7, 6), Cost(5, 4, 3, 2), Cost(4, 3, 2, 1))
 class Everything(nn.Module):
     """Nested inputs and outputs, tied weights, a list of modules, a non-persistent buffer, a bare parameter."""
 
+    order: Tensor
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3, padding=1)
@@ -114,9 +117,10 @@ def test_a_network_comes_back_whole(everything: Pruned, saved: Path) -> None:
     loaded = load(saved)
     args, kwargs = inputs()
     assert same(loaded.module(*args, **kwargs), everything.module(*args, **kwargs))
-    assert loaded.module.graph.python_code("self").src == everything.module.graph.python_code("self").src
-    assert loaded.report == everything.report
     assert isinstance(loaded.module, GraphModule)
+    assert isinstance(everything.module, GraphModule)
+    assert loaded.module.code == everything.module.code
+    assert loaded.report == everything.report
 
 
 def test_parameters_and_buffers_come_back(everything: Pruned, saved: Path) -> None:
@@ -158,7 +162,7 @@ def test_what_was_kept_comes_back(everything: Pruned, saved: Path) -> None:
 def test_modules_that_switch_come_back(tmp_path: Path, training: bool) -> None:
     pruned = switching()
     pruned.module.train(training)
-    pruned.module.drop.train(not training)
+    pruned.module.get_submodule("drop").train(not training)
     pruned.save(tmp_path / "saved")
     loaded = load(tmp_path / "saved").module
     assert repr(loaded.get_submodule("stem.1")) == repr(pruned.module.get_submodule("stem.1"))
@@ -195,7 +199,7 @@ ARGUMENTS = [
 
 
 @pytest.mark.parametrize("argument", ARGUMENTS, ids=repr)
-def test_every_kind_of_argument_comes_back(argument: object, tmp_path: Path) -> None:
+def test_every_kind_of_argument_comes_back(argument: Any, tmp_path: Path) -> None:
     graph = Graph()
     graph.output((graph.placeholder("x"), argument))
     Pruned(GraphModule(nn.Module(), graph), REPORTED).save(tmp_path / "saved")
@@ -255,7 +259,7 @@ UNSAVABLE: dict[str, tuple[Callable[[], Pruned], str]] = {
     "a sparse tensor": (lambda: with_buffer(torch.eye(2).to_sparse()), "b: only dense tensors"),
     "a tensor without content": (lambda: with_buffer(torch.ones(2, device="meta")), "b: only dense tensors"),
     "a tensor's subclass": (lambda: with_buffer(torch.ones(2).as_subclass(OwnTensor)), "class OwnTensor"),
-    "no network": (lambda: nn.Linear(1, 1), "a Pruned is wanted"),
+    "no network": (lambda: nn.Linear(1, 1), "a Pruned is wanted"),  # type: ignore[dict-item, return-value]
 }
 
 
@@ -366,10 +370,10 @@ def test_missing(saved: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("keep", [0, 0.5, -1])
-def test_truncated(saved: Path, name: str, keep: float) -> None:
+@pytest.mark.parametrize("part", ["nothing", "half", "all but a byte"])
+def test_truncated(saved: Path, name: str, part: str) -> None:
     content = (saved / name).read_bytes()
-    (saved / name).write_bytes(content[: keep if keep == -1 else int(len(content) * keep)])
+    (saved / name).write_bytes(content[: {"nothing": 0, "half": len(content) // 2, "all but a byte": -1}[part]])
     refused(saved, name)
 
 

@@ -170,7 +170,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "text": lambda path: path.write_text("a network"),
     "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
     "another zip": lambda path: torch.save({"x": 1}, path),
-    "a directory": lambda path: (path.unlink(), path.mkdir()),
+    "a directory": lambda path: [path.unlink(), path.mkdir()],  # type: ignore[func-returns-value]
 }
 
 
@@ -208,7 +208,8 @@ def test_wrong_options_exit_with_2(here: Path, calls: list[dict[str, Any]], argu
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = str(Path(l1rr_fx.__file__).parent.parent)  # installed or not
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     return subprocess.run(
         [sys.executable, "-m", "l1rr_fx.cli", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
     )

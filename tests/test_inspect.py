@@ -58,6 +58,32 @@ def test_it_prints_as_a_table() -> None:
     assert "no: network output" in text
 
 
+class Grouped(nn.Module):
+    """Depthwise and dense convolutions, a pooling, a squeeze, tokens of one position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 1)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8)
+        self.squeeze = nn.Conv2d(8, 2, 1)
+        self.excite = nn.Conv2d(2, 8, 1)
+        self.b = nn.Conv2d(8, 8, 1)
+        self.tokens = nn.Linear(8, 8)
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.avg_pool2d(self.depthwise(F.relu(self.a(x))), 2)
+        h = h * self.excite(self.squeeze(h.mean((2, 3), keepdim=True))).sigmoid()
+        t = self.b(h).mean((2, 3)).unsqueeze(1)
+        t = t + self.tokens(t)
+        return self.out(t)
+
+
+def test_what_shares_its_channels_is_one_group() -> None:
+    groups = [layer.group for layer in inspect(Grouped(), (X,)).layers]
+    assert groups == [1, 1, 2, 1, 3, 4, 5]
+
+
 class Head(nn.Module):
     """A convolution, whatever is to be tried on its channels, and a convolution."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ class Net(nn.Module):
 
 
 DEAD = {"a": (0, 1, 5, 6), "b": (1, 4)}  # as many in each group of b: a channel kept to fill a group would train again
-OPTIMIZERS: dict[str, Callable[[object], Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "SGD": lambda p: SGD(p, lr=0.1),
     "momentum": lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
     "Adam": lambda p: Adam(p, lr=1e-2, amsgrad=True),
@@ -120,14 +121,14 @@ def test_nothing_is_shared(net: Net) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda p: LBFGS(p), lambda p: Adafactor(p)], ids=["LBFGS", "Adafactor"])
-def test_a_state_that_cannot_be_cut_is_refused(net: Net, make: Callable[[object], Optimizer]) -> None:
+def test_a_state_that_cannot_be_cut_is_refused(net: Net, make: Callable[[Any], Optimizer]) -> None:
     old = make(net.parameters())
 
-    def closure() -> Tensor:
+    def closure() -> float:
         old.zero_grad()
         loss = net(IMAGES[0]).square().mean()
         loss.backward()
-        return loss
+        return float(loss.detach())
 
     old.step(closure)
     zero(net)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 from torch.nn import functional as F
 
 import l1rr_fx
@@ -106,15 +108,14 @@ def swapped(selection: Selection, tensor: Tensor) -> Tensor:
     return right[[*range(len(right) - 2), len(right) - 1, len(right) - 2]] if selection.shape[0] == 8 else right
 
 
-def shifted(*args: object) -> object:
+def shifted(*args: Any) -> Any:
     """What `Recombiner._along` gets, its index turned by one."""
     rewriter, x, axis, index, size = args
-    assert isinstance(index, Tensor)
     return RIGHT_RECOMBINATION(rewriter, x, axis, index.roll(1), size)
 
 
-def not_padded(self: Weighted, site: object, to: object, ins: object, outs: object) -> object:
-    nodes = RIGHT_CONVOLUTION(self, site, to, ins, outs)
+def not_padded(*args: Any) -> list[Node]:
+    nodes = RIGHT_CONVOLUTION(*args)
     for node in nodes:
         node.args = (*node.args[:4], [0, 0], *node.args[5:]) if node.args[4:] == ([1, 1],) else node.args
     return nodes
@@ -139,7 +140,7 @@ def test_a_broken_rule_is_found(case: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_broken_output_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def doubled(self: _Rewriter, node: torch.fx.Node) -> None:
+    def doubled(self: _Rewriter, node: Node) -> None:
         right(self, node)
         output = next(iter(reversed(self.graph.nodes)))
         with self.graph.inserting_before(output):
@@ -177,6 +178,44 @@ def test_rounding_is_not_an_error(caplog: pytest.LogCaptureFixture) -> None:
     assert l1rr_fx.prune(model.double(), (X.double(),)).report.deviation is not None
 
 
+class Random(nn.Module):
+    """Dropout as a module and as a function, and noise for each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 1)
+        self.drop = nn.Dropout2d(0.5)
+        self.b = nn.Conv2d(8, 4, 1)
+        with torch.no_grad():
+            for parameter in self.a.parameters():
+                parameter[:4] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.drop(self.a(x)) + torch.rand(len(x), 1, 1, 1)
+        return self.b(h + torch.rand_like(x[:, :1])) * self.scale(x)
+
+    def scale(self, x: Tensor) -> Tensor:
+        return torch.ones(1)
+
+
+class Functional(Random):
+    def scale(self, x: Tensor) -> Tensor:
+        return F.dropout(x[:, :1], 0.5, self.training)
+
+
+@pytest.mark.parametrize("model", [Random, Functional])
+def test_random_numbers_are_not_an_error(model: type[nn.Module]) -> None:
+    before = torch.random.get_rng_state()
+    pruned = l1rr_fx.prune(model().train(), (X,))
+    deviation = pruned.report.deviation
+    assert deviation is not None
+    assert deviation < 1e-5
+    assert pruned.module.get_submodule("_dropout_1").training
+    found = removed(model().train())
+    assert first_difference(found.plan, found.rewritten, (X,)) is None
+    torch.random.set_rng_state(before)
+
+
 def test_a_wrong_capture_is_not_taken_for_rounding() -> None:
     found = removed(Net())
     other = Net()
@@ -186,9 +225,9 @@ def test_a_wrong_capture_is_not_taken_for_rounding() -> None:
 
 def test_a_graph_runs_without_its_code() -> None:
     model = Net().train()
-    before = model.norm.running_mean.clone()
+    before = model.state_dict()["norm.running_mean"].clone()
     (found,) = run_graph(capture(model, (X,)), (X,), {})
-    assert torch.equal(model.norm.running_mean, before)
+    assert torch.equal(model.state_dict()["norm.running_mean"], before)
     assert relative_deviation(model(X), found) < 1e-6
 
 

@@ -1,0 +1,370 @@
+"""Models that cannot be captured whole: their parts are pruned; the copy computes what the zeroed model does."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import l1rr_fx
+from passes.accounts import Cost
+from tests.oracle import relative_error, zeroed_case
+from tests.torchvision_shim import import_torchvision
+from tests.zoo import Entry, by_name
+
+TOLERANCE = 1e-10  # sums in another order, in float64
+
+
+def block(channels_in: int, channels_out: int, alive: int) -> nn.Sequential:
+    """Conv -> 8 channels of which `alive` live, ReLU, conv; sizes halve."""
+    first = nn.Conv2d(channels_in, 8, 3, padding=1, stride=2)
+    with torch.no_grad():
+        first.weight[alive:] = 0
+        first.bias[alive:] = 0  # type: ignore[index]  # it has one
+    return nn.Sequential(first, nn.ReLU(), nn.Conv2d(8, channels_out, 3, padding=1))
+
+
+def check(model: nn.Module, *inputs: Any, **options: Any) -> l1rr_fx.Pruned:
+    """Prune on the first of `inputs`, compare on all, and see that nothing of the model was touched or taken."""
+    model = model.double().eval()
+    before = copy.deepcopy(model.state_dict())
+    pruned = l1rr_fx.prune(model, *inputs[:1], **options)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert set(pruned.module.state_dict()) <= set(before)
+    ours = {tensor.data_ptr() for tensor in pruned.module.state_dict().values() if tensor.numel()}
+    assert not ours & {tensor.data_ptr() for tensor in model.state_dict().values()}
+    with torch.no_grad():
+        for args in inputs:
+            assert relative_error(pruned.module(*args), model(*args)) <= TOLERANCE
+    return pruned
+
+
+def image(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+# --- detectors -------------------------------------------------------------------------------------------------------
+
+
+def small_retinanet() -> nn.Module:
+    """The detector of the zoo with a smaller backbone and two anchors a cell."""
+    import_torchvision()
+    from torchvision.models.detection import RetinaNet, anchor_utils, backbone_utils
+
+    backbone = backbone_utils.mobilenet_backbone("mobilenet_v3_small", fpn=True, weights=None, trainable_layers=6)
+    anchors = anchor_utils.AnchorGenerator(((32,), (64,), (128,)), ((0.5, 2.0),) * 3)
+    few = {"min_size": 128, "max_size": 160, "topk_candidates": 30, "detections_per_img": 10}
+    model: nn.Module = RetinaNet(backbone, 3, anchor_generator=anchors, score_thresh=0.0, **few)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("entry", "pieces"),
+    [
+        (Entry("retinanet", small_retinanet, 128, whole=True), ("backbone", "head")),
+        (
+            by_name("whole/fasterrcnn_mobilenet_v3_large_320_fpn"),
+            ("backbone", "rpn.head", "roi_heads.box_head"),
+        ),
+    ],
+    ids=["retinanet", "fasterrcnn"],
+)
+def test_detector_on_images_of_other_sizes(entry: Entry, pieces: tuple[str, ...]) -> None:
+    case = zeroed_case(entry, 0.5)
+    model: Any = case.model
+    model.transform.min_size, model.transform.max_size = (140,), 176  # or the coarsest level is a single cell
+    images, others = torch.rand(1, 3, 140, 150).double(), torch.rand(2, 3, 170, 140).double()
+    pruned = check(model, ([*images],), ([*others],), verify=False)
+    with torch.no_grad():
+        assert [len(found["boxes"]) for found in model([*others])] == [10, 10], "nothing was compared"
+    assert pruned.report.pieces == pieces
+    assert pruned.report.macs_over_limit <= 1.01
+    assert pruned.report.after.macs < 0.6 * pruned.report.before.macs
+
+
+# --- control flow ----------------------------------------------------------------------------------------------------
+
+
+class Choosing(nn.Module):
+    """Which head runs depends on the values; the body gives an OrderedDict, and its `width` is read."""
+
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width = 4
+            self.names = ("low", "high")
+            self.low = block(3, 4, alive=3)
+            self.high = block(4, 4, alive=5)
+
+        def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+            low = self.low(x)
+            return OrderedDict(zip(self.names, (low, self.high(low)), strict=True))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = self.Body()
+        self.left = block(4, 2, alive=2)
+        self.right = block(4, 2, alive=6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = self.body(x)
+        assert type(levels) is OrderedDict
+        low, high = levels.values()
+        if bool((high.mean() > 0).item()):
+            low = low + 1
+        out: Tensor = self.left(low) + self.right(low) * self.body.width
+        return out
+
+
+def test_control_flow_on_data_around_capturable_parts() -> None:
+    inputs = [(image(2, 3, 16, 16),), (image(1, 3, 24, 40),), (image(3, 3, 10, 12),)]
+    pruned = check(Choosing(), *inputs)
+    assert pruned.report.pieces == ("body", "left", "right")
+    assert type(pruned.module.body(inputs[0][0])) is OrderedDict  # type: ignore[operator, union-attr]
+    assert "item()" not in "".join(pruned.report.notes[1:])
+
+
+def test_the_report_sums_the_pieces_and_counts_the_parameters_of_the_whole() -> None:
+    model = Choosing()
+    report = check(model, (image(2, 3, 16, 16),)).report
+    assert report.before.parameters == sum(parameter.numel() for parameter in model.parameters())
+    rows = [layer.macs for layer in report.accounts.layers]
+    assert tuple(map(sum, zip(*rows, strict=True))) == (report.before.macs, report.after.macs, report.limit.macs)
+    assert {layer.node.split(".")[0] for layer in report.accounts.layers} == {"body", "left", "right"}
+    assert report.after == report.limit != Cost(0, 0, 0, 0)
+    assert l1rr_fx.Report.from_json(report.to_json()) == report
+
+
+def test_kept_says_what_of_each_parameter_is_left() -> None:
+    model = Choosing().double()
+    pruned = check(model, (image(2, 3, 16, 16),))
+    originals = dict(model.named_parameters())
+    for name, parameter in pruned.module.named_parameters():
+        assert torch.equal(pruned.kept[name].apply(originals[name].detach()), parameter)
+
+
+def test_attributes_of_a_replaced_module_survive_it_and_a_deep_copy() -> None:
+    x = image(2, 3, 16, 16)
+    pruned = check(Choosing(), (x,))
+    twin: Any = copy.deepcopy(pruned.module)
+    assert (twin.body.width, twin.body.names) == (4, ("low", "high"))
+    assert torch.equal(twin(x), pruned.module(x))
+    assert set(twin.state_dict()) == set(pruned.module.state_dict())
+
+
+def test_a_copy_in_float32_agrees_too() -> None:
+    model = Choosing().eval()
+    pruned = l1rr_fx.prune(model, (torch.randn(2, 3, 16, 16),))
+    assert pruned.report.deviation is not None and pruned.report.deviation < 1e-4
+
+
+def test_gradients_reach_the_pieces() -> None:
+    pruned = check(Choosing(), (image(2, 3, 16, 16),))
+    pruned.module.train()
+    pruned.module(image(2, 3, 16, 16)).square().sum().backward()
+    names = [name for name, parameter in pruned.module.named_parameters() if parameter.grad is None]
+    assert not [name for name in names if not name.startswith("body.high")]
+
+
+# --- what the pieces may be ------------------------------------------------------------------------------------------
+
+
+class Stubborn(nn.Module):
+    """Everything is computed by hand, with control flow on data around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.layer.weight
+        return y if y.sum() > 0 else -y  # the guilty line
+
+
+def test_nothing_capturable_names_the_line_and_what_to_try() -> None:
+    with pytest.raises(l1rr_fx.CaptureError) as caught:
+        l1rr_fx.prune(Stubborn(), (torch.randn(2, 4),))
+    message = str(caught.value)
+    assert "test_pieces.py:" in message and "# the guilty line" in message
+    assert "Move that code out of forward" in message
+
+
+class Outer(nn.Module):
+    """Runs `parts` one after the other, with a branch on data between them."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+            x = x if x.sum() > 0 else -x
+        return x
+
+
+def test_a_shared_submodule_stays_shared() -> None:
+    shared = block(3, 3, alive=3)
+    pruned = check(Outer(shared, block(3, 3, alive=2), shared), (image(2, 3, 64, 64),), (image(1, 3, 48, 80),))
+    parts: Any = pruned.module.parts
+    assert parts[0] is parts[2] is not parts[1]
+    assert pruned.report.pieces == ("parts.0", "parts.1")
+    assert any("parts.0 is called 2 times" in note for note in pruned.report.notes)
+
+
+def test_a_layer_shared_by_two_submodules_stays_shared() -> None:
+    one, two = block(3, 3, alive=3), block(3, 3, alive=2)
+    two[0] = one[0]
+    pruned = check(Outer(one, two), (image(2, 3, 64, 64),))
+    parts: Any = pruned.module.parts
+    assert parts[0][0] is parts[1][0]
+
+
+class Scales(nn.Module):
+    """One head on several scales, chosen by value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = block(3, 2, alive=3)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        sizes = (1, 2, 4) if x.sum() > 0 else (4, 2, 1)
+        return [self.head(x[..., ::size, ::size]) for size in sizes]
+
+
+def test_a_submodule_called_on_several_scales() -> None:
+    pruned = check(Scales(), (image(2, 3, 32, 32),), (image(1, 3, 24, 56),), (image(0, 3, 24, 56),))
+    assert pruned.report.pieces == ("head",)
+
+
+class Tied(nn.Module):
+    """The weight of the first linear layer is also read by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.tail = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+        for part in (self.body, self.tail):
+            nn.init.zeros_(part[0].weight[4:])
+            nn.init.zeros_(part[0].bias[4:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.tail(self.body(x)) + self.body[0].weight.shape[0]
+        return y if y.sum() > 0 else -y
+
+
+def test_a_submodule_whose_parameters_are_read_from_outside_is_left() -> None:
+    pruned = check(Tied(), (image(2, 4),))
+    assert "tail" in pruned.report.pieces and "body" not in pruned.report.pieces
+    assert pruned.module.get_parameter("body.0.weight").shape == (8, 4)
+    assert any("read from outside" in note for note in pruned.report.notes)
+
+
+class Fixed(nn.Module):
+    """Its code asks for the number of rows and for an option."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = block(3, 3, alive=3)
+
+    def forward(self, x: Tensor, gain: int = 1) -> Tensor:
+        y: Tensor = self.body(x)
+        return y * gain if y.shape[-1] > 4 else y - gain
+
+
+def test_a_call_that_the_capture_does_not_cover_is_refused_with_its_reason() -> None:
+    pruned = check(Outer(Fixed()), (image(2, 3, 32, 32),), (image(2, 3, 20, 12),))
+    with pytest.raises(l1rr_fx.InputError, match="the pruned parts.0 cannot serve this call: its sizes"):
+        pruned.module(image(2, 3, 32, 8))
+    with pytest.raises(l1rr_fx.InputError, match="structure"):
+        pruned.module.parts[0](image(2, 3, 32, 32), 2)  # type: ignore[operator, index, union-attr]
+
+
+class Boxed:
+    """Not a container that anybody knows."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+class Unboxing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = block(3, 3, alive=3)
+
+    def forward(self, box: Boxed) -> Tensor:
+        out: Tensor = self.inner(box.tensor)
+        return out
+
+
+class Boxing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Unboxing()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.part(Boxed(x))
+        return y if y.sum() > 0 else -y
+
+
+class Paired(nn.Module):
+    """Two inputs, one of them by name, whose sizes must agree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = block(3, 3, alive=3)
+
+    def forward(self, x: Tensor, *, scale: float, more: Tensor) -> Tensor:
+        y: Tensor = self.body(x + more) * scale
+        return y
+
+
+class Pairing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Paired()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.part(x, more=x, scale=2.0)
+        return y if y.sum() > 0 else -y
+
+
+def test_keyword_arguments_and_one_tensor_given_twice() -> None:
+    pruned = check(Pairing(), (image(2, 3, 32, 32),), (image(1, 3, 20, 12),))
+    assert pruned.report.pieces == ("part",)
+    part: Any = pruned.module.part
+    with pytest.raises(l1rr_fx.InputError, match=r"3\.0 is given where 2\.0 was"):
+        part(image(2, 3, 32, 32), more=image(2, 3, 32, 32), scale=3.0)
+    with pytest.raises(l1rr_fx.InputError, match="a size is 30 where"):
+        part(image(2, 3, 32, 32), more=image(2, 3, 32, 30), scale=2.0)
+
+
+def test_a_call_with_a_strange_object_is_left_to_the_children() -> None:
+    pruned = check(Boxing(), (image(2, 3, 32, 32),))
+    assert pruned.report.pieces == ("part.inner",)
+    assert any("called with a Boxed" in note for note in pruned.report.notes)
+
+
+def test_a_vanished_part_is_left_whole() -> None:
+    dead = nn.Conv2d(3, 3, 1)
+    nn.init.zeros_(dead.weight)
+    nn.init.zeros_(dead.bias)  # type: ignore[arg-type]  # it has one
+    pruned = check(Outer(block(3, 3, alive=3), dead), (image(2, 3, 32, 32),))
+    assert pruned.report.pieces == ("parts.0",)
+    assert any(note.startswith("parts.1 left whole") for note in pruned.report.notes)
+
+
+def test_batch_norm_statistics_of_the_model_are_not_touched_in_training() -> None:
+    norm = nn.BatchNorm2d(3)
+    model = Outer(nn.Sequential(block(3, 3, alive=3), norm), block(3, 3, alive=2)).train()
+    x = torch.randn(4, 3, 32, 32)
+    pruned = l1rr_fx.prune(model, (x,))
+    assert int(norm.num_batches_tracked) == 0 and not bool(norm.running_mean.any())  # type: ignore[arg-type, union-attr]
+    with torch.no_grad():
+        assert relative_error(pruned.module(x), model(x)) < 1e-4
+    twin = dict(pruned.module.named_buffers())["parts.0.1.running_mean"]
+    assert torch.allclose(twin, norm.running_mean)  # type: ignore[arg-type]
