@@ -6,6 +6,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -192,7 +193,8 @@ class _Rewriter:
         for name, known in self.buffers.items():
             if known.shape == tensor.shape and known.dtype == tensor.dtype and torch.equal(known, tensor):
                 return self.graph.get_attr(name)
-        name = f"_recombine_{len(self.buffers)}"
+        names = map("_recombine_{}".format, count(len(self.buffers)))
+        name = next(n for n in names if n not in self.buffers and not hasattr(self.old, n))
         self.buffers[name] = tensor.contiguous()
         return self.graph.get_attr(name)
 

@@ -8,6 +8,7 @@ without parameters of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 import torch
@@ -76,23 +77,21 @@ def restore_modes(module: GraphModule, ranks: Mapping[str, int]) -> GraphModule:
 
 def restore_graph_modes(root: nn.Module, graph: Graph, ranks: Mapping[str, int]) -> None:
     """The same on a graph whose attributes lie in `root`."""
-    counts: dict[str, int] = {"_dropout": 0, "_batch_norm": 0}
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
         if node.target is aten.batch_norm.default:
-            _restore_batch_norm(root, node, ranks.get(node.name, 4), counts)
+            _restore_batch_norm(root, node, ranks.get(node.name, 4))
         elif node.target in DROPOUTS:
             dropout = DROPOUTS[node.target](float(node.args[1])).train(bool(node.args[2]))
-            _replace(root, node, _numbered("_dropout", counts), dropout, node.args[:1])
+            _replace(root, node, _free_name(root, "_dropout"), dropout, node.args[:1])
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op not in ("placeholder", "output"):
             graph.erase_node(node)
 
 
-def _numbered(prefix: str, counts: dict[str, int]) -> str:
-    counts[prefix] += 1
-    return f"{prefix}_{counts[prefix]}"
+def _free_name(root: nn.Module, prefix: str) -> str:
+    return next(name for name in map(f"{prefix}_{{}}".format, count()) if not hasattr(root, name))
 
 
 def _replace(root: nn.Module, node: Node, name: str, new: nn.Module, args: tuple[Any, ...]) -> None:
@@ -112,12 +111,12 @@ def place_module(root: nn.Module, name: str, new: nn.Module) -> None:
         setattr(parent, leaf, new)
 
 
-def _restore_batch_norm(root: nn.Module, node: Node, rank: int, counts: dict[str, int]) -> None:
+def _restore_batch_norm(root: nn.Module, node: Node, rank: int) -> None:
     x, *tensors, training, momentum, eps, _cudnn = node.args
     owner = _owner(root, tensors)
     if owner is None:
         norm = BatchNormCall(float(momentum), float(eps)).train(bool(training))  # type: ignore[arg-type]
-        _replace(root, node, _numbered("_batch_norm", counts), norm, (x, *tensors))
+        _replace(root, node, _free_name(root, "_batch_norm"), norm, (x, *tensors))
         return
     present = attribute(root, owner)
     if not isinstance(present, nn.modules.batchnorm._BatchNorm):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import torch
@@ -267,7 +268,7 @@ def _fuse_shuffles(graph: Graph) -> None:
         shuffled.target = aten.index_select.default
         owner = graph.owning_module
         assert owner is not None
-        name = f"_shuffle_{sum(1 for n, _ in owner.named_buffers() if n.startswith('_shuffle_'))}"
+        name = next(n for n in map("_shuffle_{}".format, count()) if not hasattr(owner, n))
         owner.register_buffer(name, index, persistent=False)
         with graph.inserting_before(shuffled):
             constant = graph.get_attr(name)

@@ -96,6 +96,7 @@ class _Planner:
         self.lives: dict[Node, Tensor] = {}
         self.kept_whole = residual_values(program) if options.mode == "exclude" else frozenset()
         self.shared = _shared_parameters(program)
+        self.sliced = {parameter for site in program.sites for parameter in site.parameters}
 
     def run(self) -> Plan:
         for node in self.program.output_tensors:
@@ -213,7 +214,7 @@ class _Planner:
         wanted = [r.wish.layout for r in self.wishes[node] if isinstance(r.wish, Want)]
         alike = wanted and all(wanted[0].same(layout) for layout in wanted[1:])
         flexible = any(isinstance(r.wish, Anything) for r in self.wishes[node])
-        if node.op == "placeholder" or not alike or flexible or str(node.target) in self.shared:
+        if node.op == "placeholder" or not alike or flexible or node in self.sliced or str(node.target) in self.shared:
             compact = tuple(self.facts.zero[node].shape) if node in self.facts.zero else (1,) * rank
             self.layout[node] = Layout(compact, identity(compact))
         else:

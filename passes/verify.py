@@ -183,9 +183,9 @@ def source_line(node: Node) -> str | None:
     return " ".join(parts) or None
 
 
-def run_graph(module: GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The outputs of a graph, flat, without dropout; nothing is changed, and no code is generated."""
-    return [value for _, value in _Run(module, (args, dict(kwargs)), doubled=False).values()][-1]
+def run_graph(module: GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, doubled: bool = False) -> Any:
+    """The outputs of a graph, flat, without dropout, with `doubled` in float64; nothing is changed."""
+    return [value for _, value in _Run(module, (args, dict(kwargs)), doubled=doubled).values()][-1]
 
 
 def drops_out(module: GraphModule) -> bool:

@@ -160,8 +160,10 @@ class Reindex(Movement):
             return None
         shape = tuple(facts.zeros[0].shape)
         touched, full = self.moved(site), site.shape(site.inputs[0])
-        labelled = [a for a in touched if shape[a] != 1]
-        if labelled and any(shape[a] == 1 and full[a] != 1 for a in touched):
+        labelled = [a for a in touched if shape[a] != 1 or full[a] == 1]
+        if labelled and len(labelled) < len(touched):
+            return None
+        if any(shape[a] == 1 and traced.shape[a] != 1 for a in labelled):
             return None
         site.memo["vanishes"] = bool(labelled)
         return [Want(Layout(shape, traced), outs[0].of(facts.lives[0]))]
