@@ -11,7 +11,7 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ def capture(
     check_arguments(model, args, kwargs)
     try:
         # torch prints the half-made graph of a failed attempt to stderr, thousands of lines
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), attributes_kept(model):
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
@@ -73,6 +73,22 @@ def capture(
     functionalise_graph(module.graph)
     module.recompile()
     return module
+
+
+@contextlib.contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what forward stores on its modules: while it is captured these are fake tensors (detectors cache anchors)."""
+    tables = ("_parameters", "_buffers", "_modules")
+    saved = [(m, dict(vars(m)), [dict(vars(m)[t]) for t in tables]) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, contents in saved:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for table, content in zip(tables, contents, strict=True):
+                vars(module)[table].clear()
+                vars(module)[table].update(content)
 
 
 def check_arguments(model: object, args: object, kwargs: object) -> None:

@@ -179,7 +179,7 @@ class _Rewriter:
             place, _, _ = positions(Layout(shape, identity(shape)), layout)
             del flat
             selection = Selection(shape, (None,) * len(shape), place)
-        return self._attribute(str(node.target), selection)
+        return self._attribute(self.parameters.name(node), selection)
 
     def _attribute(self, name: str, selection: Selection) -> Node:
         if name not in self.tensors:
@@ -270,11 +270,19 @@ class _Rewriter:
         restore_graph_modes(root, self.graph, self.ranks)  # replaces nodes, and hands their meta on
         self.values = {node.meta.pop("value"): node.name for node in self.graph.nodes if "value" in node.meta}
         module = GraphModule(root, self.graph, type(self.old).__name__)
-        for name, twin in self.parameters.twins.items():
-            if name in self.tensors:
-                _place(module, twin, self.tensors[name])
+        self._restore_ties(module)
         module.training = self.old.training
         return module
+
+
+    def _restore_ties(self, module: GraphModule) -> None:
+        """Every name under which the original has a stored parameter names it here too."""
+        stored = {id(attribute(self.old, name)): name for name in self.tensors}
+        for twin, tensor in self.old.named_parameters(remove_duplicate=False):
+            name = stored.get(id(tensor))
+            if name is not None and name != twin:
+                _place(module, twin, self.tensors[name])
+                self.kept[twin] = self.kept[name]
 
 
 class _Parameters:
@@ -282,8 +290,7 @@ class _Parameters:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.first: dict[int, str] = {}
-        self.twins: dict[str, str] = {}
+        self.names: dict[tuple[int, torch.Size, str], str] = {}
         self.selections: dict[Site, list[Selection]] = {}
         self.stored: dict[str, Selection] = {}
         readers: dict[str, list[Selection]] = defaultdict(list)
@@ -305,8 +312,11 @@ class _Parameters:
             self.stored[name] = self._union(wanted, whole=name in self.as_values)
 
     def name(self, node: Node) -> str:
-        """The name under which a parameter is stored; tied parameters have one."""
-        return str(node.target)
+        """The name under which a parameter is stored; tied parameters are stored once."""
+        name, tensor = str(node.target), self.plan.program.tensor(node)
+        if tensor.numel() == 0:
+            return name
+        return self.names.setdefault((tensor.data_ptr(), tensor.shape, str(tensor.stride())), name)
 
     @staticmethod
     def _union(wanted: Sequence[Selection], *, whole: bool) -> Selection:

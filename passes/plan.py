@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.fx import Node
@@ -146,7 +146,8 @@ class _Planner:
         preferred = [
             self._choose(out) if out is not None else Layout.whole(len(site.out_shape)) for out in site.outputs
         ]
-        site.outputs = tuple(out if out in self.wishes else None for out in site.outputs)
+        site = replace(site, outputs=tuple(out if out in self.wishes else None for out in site.outputs))
+        facts = self.facts.at(site, self.options)
         outs = site.rule.settle(site, preferred, facts)
         reason = site.rule.growth(site)
         for out, layout, live in zip(site.outputs, outs, facts.lives, strict=True):

@@ -160,10 +160,11 @@ class Reindex(Movement):
             return None
         shape = tuple(facts.zeros[0].shape)
         touched, full = self.moved(site), site.shape(site.inputs[0])
-        labelled = [a for a in touched if shape[a] != 1 or full[a] == 1]
-        if labelled and len(labelled) < len(touched):
+        lengthened = [a for a in touched if full[a] == 1 and outs[0].compact[a] != 1]
+        labelled = [a for a in touched if shape[a] != 1 or a in lengthened]
+        if labelled and any(full[a] != 1 for a in touched if a not in labelled):
             return None
-        if any(shape[a] == 1 and traced.shape[a] != 1 for a in labelled):
+        if any(traced.shape[a] != 1 for a in lengthened):
             return None
         site.memo["vanishes"] = bool(labelled)
         return [Want(Layout(shape, traced), outs[0].of(facts.lives[0]))]
