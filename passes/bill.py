@@ -6,12 +6,12 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 
-
 from passes.accounts import Accounts, Cost, Kept, Layer
 from passes.emit import Rewritten
 from passes.layout import Layout
 from passes.plan import LAST, Plan, SitePlan
 from passes.rules.base import Contraction, SiteFacts
+
 
 def bill(plan: Plan, rewritten: Rewritten, seconds: Mapping[str, float]) -> Accounts:
     """The accounts of a plan that was rewritten."""
@@ -35,12 +35,19 @@ def bill(plan: Plan, rewritten: Rewritten, seconds: Mapping[str, float]) -> Acco
         after_channels += after.outputs
         limit_channels += limit.outputs
         if after.macs > limit.macs or after.outputs > limit.outputs:
-            kept.append(Kept(item.site.node.name, _reason(plan, item), after.outputs - limit.outputs, after.macs - limit.macs))
+            kept.append(
+                Kept(item.site.node.name, _reason(plan, item), after.outputs - limit.outputs, after.macs - limit.macs)
+            )
     before_bytes, after_bytes, limit_bytes = _activations(plan)
     dense_parameters = sum(p.numel() for p in plan.program.module.parameters())
     new_parameters = sum(p.numel() for p in rewritten.module.parameters())
     return Accounts(
-        before=Cost(dense_parameters, sum(x.macs[0] for x in layers) + _unplanned(plan), before_channels + _unplanned_channels(plan), before_bytes),
+        before=Cost(
+            dense_parameters,
+            sum(x.macs[0] for x in layers) + _unplanned(plan),
+            before_channels + _unplanned_channels(plan),
+            before_bytes,
+        ),
         after=Cost(new_parameters, sum(x.macs[1] for x in layers), after_channels, after_bytes),
         limit=Cost(_limit_parameters(plan, rewritten), sum(x.macs[2] for x in layers), limit_channels, limit_bytes),
         layers=tuple(layers),
@@ -103,7 +110,14 @@ def _copied(plan: Plan, item: SitePlan) -> list[Kept]:
         dead += math.prod(have.compact) - have.labels.numel()
     if not dead:
         return []
-    return [Kept(item.site.node.name, f"{item.site.rule.reason or item.site.rule.family}: {item.site.node.target} reads everything", dead, 0)]
+    return [
+        Kept(
+            item.site.node.name,
+            f"{item.site.rule.reason or item.site.rule.family}: {item.site.node.target} reads everything",
+            dead,
+            0,
+        )
+    ]
 
 
 def _activations(plan: Plan) -> tuple[int, int, int]:
@@ -147,4 +161,3 @@ def _limit_parameters(plan: Plan, rewritten: Rewritten) -> int:
         name = str(weight.target)
         seen[name] = max(seen[name], best)
     return total - sum(max(0, math.prod(rewritten.kept[n].new_shape) - best) for n, best in seen.items())
-

@@ -56,9 +56,7 @@ def capture(
         # torch prints the half-made graph of a failed attempt to stderr, thousands of lines
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), attributes_kept(model):
             warnings.simplefilter("ignore")
-            program = torch.export.export(
-                model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
-            )
+            program = torch.export.export(model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False)
             module = program.module(check_guards=False)
     except (KeyboardInterrupt, MemoryError):
         raise

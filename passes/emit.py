@@ -103,7 +103,11 @@ class _Rewriter:
     def run(self) -> Rewritten:
         for node in self.old.graph.nodes:
             if node.op == "placeholder":
-                self.new[node] = self.graph.placeholder(str(node.target), default_value=node.args[0] if node.args else None) if node.args else self.graph.placeholder(str(node.target))
+                self.new[node] = (
+                    self.graph.placeholder(str(node.target), default_value=node.args[0] if node.args else None)
+                    if node.args
+                    else self.graph.placeholder(str(node.target))
+                )
                 self.new[node].name = node.name
             elif node.op == "get_attr" and node in self.plan.layout:
                 self.new[node] = self._value(node)
@@ -161,7 +165,9 @@ class _Rewriter:
         """The new node of an old size, written when it is first asked for."""
         if node not in self.new:
             whole = reads_elements(node)
-            self.new[node] = self.graph.node_copy(node, lambda n: self._source(n, whole) if is_tensor(n) else self.scalar(n))
+            self.new[node] = self.graph.node_copy(
+                node, lambda n: self._source(n, whole) if is_tensor(n) else self.scalar(n)
+            )
         return self.new[node]
 
     def _source(self, node: Node, whole: bool) -> Node:
@@ -185,7 +191,9 @@ class _Rewriter:
         if name not in self.tensors:
             original = attribute(self.old, name)
             data = selection.apply(original.detach())
-            self.tensors[name] = nn.Parameter(data, original.requires_grad) if isinstance(original, nn.Parameter) else data
+            self.tensors[name] = (
+                nn.Parameter(data, original.requires_grad) if isinstance(original, nn.Parameter) else data
+            )
             self.kept[name] = selection
         return self.graph.get_attr(name)
 
@@ -207,8 +215,17 @@ class _Rewriter:
             for node, want in zip(site.inputs, item.ins, strict=True)
         ]
         to = Emitter(self, item, inputs, self._sliced(item))
-        nodes = site.rule.emit(site, to, [w if w is not None else Layout.whole(0) for w in item.ins], item.outs) if item.native else [to.copy()]
-        if len(nodes) == 1 and len(site.outputs) > 1 or not item.native and isinstance(site.node.meta["val"], (list, tuple)):
+        nodes = (
+            site.rule.emit(site, to, [w if w is not None else Layout.whole(0) for w in item.ins], item.outs)
+            if item.native
+            else [to.copy()]
+        )
+        if (
+            len(nodes) == 1
+            and len(site.outputs) > 1
+            or not item.native
+            and isinstance(site.node.meta["val"], (list, tuple))
+        ):
             nodes = to.projected(nodes[0])
         for out, node, gives, wanted in zip(site.outputs, nodes, item.gives, item.outs, strict=True):
             if out is None or out not in self.plan.layout:
@@ -243,7 +260,9 @@ class _Rewriter:
                 if not torch.equal(have, want):
                     where = torch.full((size,), -1)
                     where[have] = torch.arange(len(have))
-                    node = self.graph.call_function(aten.index_select.default, (node, axis, self._constant(where[want])))
+                    node = self.graph.call_function(
+                        aten.index_select.default, (node, axis, self._constant(where[want]))
+                    )
             return node
         flat = self.graph.call_function(aten.reshape.default, (node, [-1]))
         picked = self.graph.call_function(aten.index_select.default, (flat, 0, self._constant(wanted.flat.reshape(-1))))
@@ -273,7 +292,6 @@ class _Rewriter:
         self._restore_ties(module)
         module.training = self.old.training
         return module
-
 
     def _restore_ties(self, module: GraphModule) -> None:
         """Every name under which the original has a stored parameter names it here too."""
@@ -330,7 +348,9 @@ class _Parameters:
         axes = []
         for axis in range(len(first.shape)):
             kept = [s.axes[axis] for s in wanted]
-            axes.append(None if any(k is None for k in kept) else torch.cat([k for k in kept if k is not None]).unique())
+            axes.append(
+                None if any(k is None for k in kept) else torch.cat([k for k in kept if k is not None]).unique()
+            )
         return Selection(first.shape, tuple(axes)).simplified()
 
 

@@ -28,13 +28,13 @@ class Facts:
         """The elements that deserve to exist."""
         return self.needed[node] & ~self.zero[node]
 
-    def at(self, site: Site, options: Options = Options()) -> SiteFacts:
+    def at(self, site: Site, options: Options | None = None) -> SiteFacts:
         """The facts that a rule sees."""
         return SiteFacts(
             tuple(self.live(out) if out is not None else _unread(site, i) for i, out in enumerate(site.outputs)),
             tuple(self.zero[node] for node in site.inputs),
             tuple(self.live(node) for node in site.inputs),
-            options,
+            options or Options(),
         )
 
 
@@ -66,7 +66,9 @@ def _input_zero(program: Program, node: Node) -> Tensor:
     labelled = {1} if len(shape) != 3 else {1, 2}
     if not node.meta["val"].is_floating_point():
         labelled = set()
-    return torch.zeros([n if a in labelled and program.is_static(node, a) else 1 for a, n in enumerate(shape)], dtype=torch.bool)
+    return torch.zeros(
+        [n if a in labelled and program.is_static(node, a) else 1 for a, n in enumerate(shape)], dtype=torch.bool
+    )
 
 
 def _constant_zero(program: Program, node: Node) -> Tensor:

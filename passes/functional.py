@@ -184,7 +184,9 @@ Undo = Callable[[Any, Node, Node, Node], Node]
 
 def _scatter(operator: OpOverload) -> Undo:
     """For a slice or a selection: the base with the view written into it."""
-    return lambda graph, base, value, view: graph.call_function(operator, (base, value, *view.args[1:]), dict(view.kwargs))
+    return lambda graph, base, value, view: graph.call_function(
+        operator, (base, value, *view.args[1:]), dict(view.kwargs)
+    )
 
 
 def _same(graph: Any, base: Node, value: Node, view: Node) -> Node:

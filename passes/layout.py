@@ -93,9 +93,7 @@ class Layout:
         target = tuple(max(a, b) for a, b in zip(self.compact, compact, strict=True))
         if target == self.compact:
             return self
-        shape = [
-            target[a] if self.compact[a] == 1 and target[a] != 1 else n for a, n in enumerate(self.labels.shape)
-        ]
+        shape = [target[a] if self.compact[a] == 1 and target[a] != 1 else n for a, n in enumerate(self.labels.shape)]
         labels = torch.zeros(shape, dtype=torch.int64)
         stride = 1
         for axis in reversed(range(self.rank)):
@@ -168,7 +166,9 @@ def boxed(live: Tensor, multiple: int = 1) -> Layout:
         return Layout.whole(len(compact))
     if len(axes) == 1:
         return Layout.along(len(compact), axes[0], compact[axes[0]], grown(live.reshape(-1), multiple))
-    needs = [collapse(live, tuple(n if a == b else 1 for b, n in enumerate(compact))).view(-1) for a in range(len(compact))]
+    needs = [
+        collapse(live, tuple(n if a == b else 1 for b, n in enumerate(compact))).view(-1) for a in range(len(compact))
+    ]
     kept: list[Tensor | None] = [grown(need, 1) if compact[a] != 1 else None for a, need in enumerate(needs)]
     box = product(compact, kept)
     last = axes[-1]

@@ -192,15 +192,16 @@ def _convolution(graph: Graph, node: Node) -> None:
 
 def _bounds(node: Node, shape: Any, first: int = 1) -> tuple[int, int, int] | None:
     """(axis, start, stop) of a slice with step 1 along an axis of known length, else None."""
-    axis, start, stop, step = (*node.args[first:], *(None,) * 4)[:4]
-    axis = int(axis or 0) % len(shape)  # type: ignore[arg-type]
+    given: list[Any] = [*node.args[first:], None, None, None, None]
+    start, stop, step = given[1:4]
+    axis = int(given[0] or 0) % len(shape)
     if step not in (None, 1) or isinstance(shape[axis], torch.SymInt):
         return None
     length = int(shape[axis])
     ends = [0 if start is None else start, length if stop is None else stop]
     if not all(isinstance(e, int) for e in ends):
         return None
-    begin, end = (min(max(e + length if e < 0 else e, 0), length) for e in ends)  # type: ignore[operator]
+    begin, end = (min(max(e + length if e < 0 else e, 0), length) for e in ends)
     return axis, begin, end
 
 
@@ -224,7 +225,9 @@ def _join_slices(graph: Graph, source: Node) -> None:
             continue
         edges = sorted({0, length, *(e for span in spans for e in span)})
         with graph.inserting_after(source):
-            anchor = graph.call_function(aten.split_with_sizes.default, (source, [b - a for a, b in zip(edges, edges[1:], strict=False)], axis))
+            anchor = graph.call_function(
+                aten.split_with_sizes.default, (source, [b - a for a, b in zip(edges, edges[1:], strict=False)], axis)
+            )
             anchor.meta["val"] = anchor.target(source.meta["val"], *anchor.args[1:])  # type: ignore[operator]
         for start, stop, node in cuts:
             if (start, stop) == (0, length):
@@ -258,8 +261,10 @@ def _fuse_shuffles(graph: Graph) -> None:
         channels = int(shape[1])
         labels = torch.arange(channels).view([1, channels] + [1] * (len(shape) - 2)).expand([hint(n) for n in shape])
         for step in reversed(chain):
-            labels = step.target(labels, *map_arg(step.args[1:], lambda n: hint(n.meta["val"])))  # type: ignore[operator]
-        index = labels[(slice(0, 1), slice(None), *(slice(0, 1) for _ in shape[2:]))].reshape(-1)
+            target: Any = aten.reshape.default if step.target is aten.view.default else step.target
+            labels = target(labels, *map_arg(step.args[1:], lambda n: hint(n.meta["val"])))
+        first = (slice(0, 1), slice(None)) + (slice(0, 1),) * (len(shape) - 2)
+        index = labels[first].reshape(-1)
         expected = index.view([1, channels] + [1] * (len(shape) - 2))
         if not bool((labels == expected).all()) or torch.equal(index, torch.arange(channels)):
             continue

@@ -43,7 +43,6 @@ class Reading:
     reason: str
 
 
-
 @dataclass(frozen=True, eq=False)
 class SitePlan:
     """One call of the small network. `ins`: the layout of each input, None where it is not read. `native`: whether the
@@ -246,4 +245,3 @@ def _shared_parameters(program: Program) -> frozenset[str]:
         if node.op == "get_attr" and is_tensor(node) and node.users:
             owners[program.tensor(node).data_ptr()].append(str(node.target))
     return frozenset(name for names in owners.values() if len(names) > 1 for name in names)
-

@@ -122,7 +122,9 @@ class Program:
         found: list[Node | None] = [None] * len(value)
         for user in node.users:
             if is_projection(user):
-                found[user.args[1]] = user  # type: ignore[call-overload]
+                index = user.args[1]
+                assert isinstance(index, int)
+                found[index] = user
         return tuple(found)
 
     def at_call(self, node: Node) -> Site | None:

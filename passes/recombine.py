@@ -137,12 +137,16 @@ class Recombiner:
         indices: list[Any] = [None] * place.dim()
         for axis in axes:
             stride = math.prod(shape[axis + 1 :])
-            indices[axis] = self.constant((inside.div(stride, rounding_mode="floor") % shape[axis]).reshape(squeezed).contiguous())
+            indices[axis] = self.constant(
+                (inside.div(stride, rounding_mode="floor") % shape[axis]).reshape(squeezed).contiguous()
+            )
         found = self.graph.call_function(aten.index.Tensor, (x, indices))
         if axes[-1] - axes[0] != len(axes) - 1:  # separated index tensors: their axes come first in the result
             rest = [a for a in range(place.dim()) if a not in axes]
             order = [axes + rest]
-            found = self.graph.call_function(aten.permute.default, (found, [order[0].index(a) for a in range(place.dim())]))
+            found = self.graph.call_function(
+                aten.permute.default, (found, [order[0].index(a) for a in range(place.dim())])
+            )
         if bool((place < 0).any()):
             found = self.graph.call_function(aten.masked_fill.Scalar, (found, self.constant(place < 0), 0))
         return found

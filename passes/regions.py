@@ -27,7 +27,9 @@ def inline_regions(module: GraphModule) -> None:
         elif name == "wrap_with_autocast":
             enabled, body, inputs = node.args[2], node.args[4], list(node.args[5:])
             if enabled:
-                raise CaptureError("forward switches autocast on: capture the model without it and prune in one precision")
+                raise CaptureError(
+                    "forward switches autocast on: capture the model without it and prune in one precision"
+                )
             _inline(module, node, body, inputs, detach=False)
 
 

@@ -65,7 +65,9 @@ class Weighted(Rule):
         self.linear = linear
 
     def parameters(self, node: Node) -> tuple[Node | None, ...]:
-        return tuple(a if isinstance(a, Node) and a.op == "get_attr" else None for a in (weight_of(node), bias_of(node)))
+        return tuple(
+            a if isinstance(a, Node) and a.op == "get_attr" else None for a in (weight_of(node), bias_of(node))
+        )
 
     def axis(self, site: Site) -> int:
         """The channel axis of the input and of the result."""
@@ -95,7 +97,11 @@ class Weighted(Rule):
         weight = weight_of(site.node)
         if weight.op == "get_attr":
             return site.program.connections(weight)
-        zero = collapse(zeros[site.inputs.index(weight)], [*zeros[site.inputs.index(weight)].shape[:2], *[1] * (len(site.shape(weight)) - 2)], every=True)
+        zero = collapse(
+            zeros[site.inputs.index(weight)],
+            [*zeros[site.inputs.index(weight)].shape[:2], *[1] * (len(site.shape(weight)) - 2)],
+            every=True,
+        )
         return ~zero.reshape(zero.shape[:2]).expand(site.shape(weight)[:2])
 
     def is_plain(self, site: Site) -> bool:
@@ -114,16 +120,24 @@ class Weighted(Rule):
         zero = ~widths.feed(alive)
         bias = bias_of(site.node)
         if isinstance(bias, Node):
-            zero &= (site.program.tensor(bias) == 0).cpu() if bias.op == "get_attr" else zeros[site.inputs.index(bias)].view(-1)
+            zero &= (
+                (site.program.tensor(bias) == 0).cpu()
+                if bias.op == "get_attr"
+                else zeros[site.inputs.index(bias)].view(-1)
+            )
         if not self.linear:
             return [along(zero, axis, rank)]
         alive_rows = collapse(zeros[0], [1 if a == axis else n for a, n in enumerate(zeros[0].shape)], every=True)
-        return [along(zero, axis, rank).expand([widths.outputs if a == axis else n for a, n in enumerate(alive_rows.shape)])]
+        return [
+            along(zero, axis, rank).expand([widths.outputs if a == axis else n for a, n in enumerate(alive_rows.shape)])
+        ]
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         widths, axis = self.widths(site), self.axis(site)
         needed = widths.reads(self.channels(lives[0], axis, widths.outputs))
-        result = along(needed, axis, zeros[0].dim()).expand([needed.numel() if a == axis else n for a, n in enumerate(zeros[0].shape)])
+        result = along(needed, axis, zeros[0].dim()).expand(
+            [needed.numel() if a == axis else n for a, n in enumerate(zeros[0].shape)]
+        )
         if zeros[0].shape[axis] == 1:
             result = result.any(axis, keepdim=True)
         if self.linear:
@@ -146,7 +160,9 @@ class Weighted(Rule):
     @staticmethod
     def channels(mask: Tensor, axis: int, size: int, *, every: bool = False) -> Tensor:
         """A mask reduced to one bool a channel."""
-        return collapse(mask, [n if a == axis else 1 for a, n in enumerate(mask.shape)], every=every).view(-1).expand(size)
+        return (
+            collapse(mask, [n if a == axis else 1 for a, n in enumerate(mask.shape)], every=every).view(-1).expand(size)
+        )
 
     # Layouts
 
@@ -156,13 +172,22 @@ class Weighted(Rule):
         kept = layout.kept(axis)
         if kept is None or not layout.is_product():
             kept = grown(self.channels(facts.lives[0], axis, widths.outputs), facts.options.multiple)
-            layout = product(layout.compact, [kept if a == axis else layout.coordinate(a).unique() for a in range(layout.rank)])
+            layout = product(
+                layout.compact, [kept if a == axis else layout.coordinate(a).unique() for a in range(layout.rank)]
+            )
         if widths.groups == 1 or not self.is_followed(site):
             return [layout]
         if self.is_depthwise(widths):
             return [layout]
         live = self.channels(facts.lives[0], axis, widths.outputs).clone()
-        return [Layout.along(layout.rank, axis, widths.outputs, equal_groups(live, widths.groups, live.view(widths.groups, -1).any(1)))]
+        return [
+            Layout.along(
+                layout.rank,
+                axis,
+                widths.outputs,
+                equal_groups(live, widths.groups, live.view(widths.groups, -1).any(1)),
+            )
+        ]
 
     def growth(self, site: Site) -> str | None:
         return None if self.groups(site) == 1 else "groups of a convolution made equally wide"
@@ -245,7 +270,9 @@ class Weighted(Rule):
         columns = kept_or_all(ins[0], axis, widths.inputs) if ins[0].rank else torch.zeros(0, dtype=torch.int64)
         weight = weight_of(site.node)
         return [
-            self.weight_selection(site, widths, rows, columns) if p is weight else Selection((widths.outputs,), (rows,)).simplified()
+            self.weight_selection(site, widths, rows, columns)
+            if p is weight
+            else Selection((widths.outputs,), (rows,)).simplified()
             for p in site.parameters
         ]
 
@@ -269,7 +296,8 @@ class Weighted(Rule):
     @staticmethod
     def present(widths: Widths, rows: Tensor) -> Tensor:
         """The groups that live on, in the order of their rows."""
-        return widths.groups_of(rows, outputs=True).unique_consecutive()
+        groups: Tensor = widths.groups_of(rows, outputs=True).unique_consecutive()
+        return groups
 
     def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
         widths, axis = self.widths(site), self.axis(site)

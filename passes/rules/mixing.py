@@ -6,16 +6,15 @@ so there nothing is removed; along the others everything goes through.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.layout import Layout, collapse
+from passes.layout import Layout, collapse, product
 from passes.program import Site
-from passes.rules.base import Rule, SiteFacts, Want, Wish, compact
+from passes.rules.base import Rule, SiteFacts, Want, Wish
 from passes.selection import Selection
 
 Axes = Callable[[Site], tuple[int, ...]]
@@ -83,7 +82,9 @@ class Mixing(Rule):
         for other in lives[1:]:
             live = live | other
         mixed = self.axes(site)
-        whole = collapse(live.reshape(self.inner_shape(site, live)), [1 if a in mixed else n for a, n in enumerate(zeros[0].shape)])
+        whole = collapse(
+            live.reshape(self.inner_shape(site, live)), [1 if a in mixed else n for a, n in enumerate(zeros[0].shape)]
+        )
         return [whole.expand(zeros[0].shape), *(torch.full_like(z, bool(live.any())) for z in zeros[1:])]
 
     def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
@@ -141,8 +142,6 @@ class Normalisation(Mixing):
 
 def whole_along(layout: Layout, axes: Sequence[int]) -> Layout:
     """The product layout that keeps what `layout` keeps, but everything along `axes`."""
-    from passes.layout import product
-
     small = tuple(1 if a in axes else n for a, n in enumerate(layout.compact))
     return product(small, [layout.coordinate(a).unique() for a in range(layout.rank)])
 
@@ -191,5 +190,3 @@ RULES: dict[str, Rule] = {
     "rms_norm": Normalisation(normalised, (2, 2), normalised),
     "group_norm": GROUP_NORM,
 }
-
-__all__ = ["RULES", "Mixing", "Normalisation", "math", "compact"]

@@ -76,7 +76,9 @@ class Movement(Rule):
         results = list(result) if isinstance(result, (list, tuple)) else [result]
         found = [compress(r) for r in results]
         for out, source in zip(site.outputs, found, strict=True):
-            if out is not None and any(n != 1 and not site.program.is_static(out, a) for a, n in enumerate(source.shape)):
+            if out is not None and any(
+                n != 1 and not site.program.is_static(out, a) for a, n in enumerate(source.shape)
+            ):
                 return None
         return found
 
@@ -95,7 +97,10 @@ class Movement(Rule):
         seen = []
         for labels, node in zip(found, site.inputs, strict=True):
             full = site.shape(node)
-            size = [n if touched is None or a in touched else m for a, (n, m) in enumerate(zip(full, labels.shape, strict=True))]
+            size = [
+                n if touched is None or a in touched else m
+                for a, (n, m) in enumerate(zip(full, labels.shape, strict=True))
+            ]
             seen.append(labels.expand(size))
         return seen
 
@@ -110,7 +115,12 @@ class Movement(Rule):
         if sources is None:
             return super().zero(site, zeros)
         shapes = self.labelled(site, zeros)
-        flat = torch.cat([*(z.expand(s).reshape(-1) for z, s in zip(zeros, shapes, strict=True)), torch.tensor([self.fills_zero(site)])])
+        flat = torch.cat(
+            [
+                *(z.expand(s).reshape(-1) for z, s in zip(zeros, shapes, strict=True)),
+                torch.tensor([self.fills_zero(site)]),
+            ]
+        )
         return [flat[source] for source in sources]
 
     def fills_zero(self, site: Site) -> bool:
@@ -229,7 +239,10 @@ class Select(Reindex):
         shape = tuple(facts.zeros[0].shape)
         axis = int(site.node.args[1]) % len(shape)  # type: ignore[arg-type]
         site.memo["vanishes"] = shape[axis] != 1
-        return [Want(Layout(shape, traced), outs[0].of(facts.lives[0])), UNREAD if site.memo["vanishes"] else Want(Layout.whole(1))]
+        return [
+            Want(Layout(shape, traced), outs[0].of(facts.lives[0])),
+            UNREAD if site.memo["vanishes"] else Want(Layout.whole(1)),
+        ]
 
 
 class Pad(Reindex):
@@ -349,7 +362,9 @@ class Reshape(Movement):
         moved = moved.expand([n if m == 1 else s for n, m, s in zip(moved.shape, source.shape, sizes, strict=True)])
         return Layout(tuple(source.shape), back[moved])
 
-    def inverse(self, site: Site, out: Layout, source: Tensor, shape: tuple[int, ...], used: Tensor | None) -> Want | None:
+    def inverse(
+        self, site: Site, out: Layout, source: Tensor, shape: tuple[int, ...], used: Tensor | None
+    ) -> Want | None:
         """The input's layout that gives the result `out`, if there is one."""
         if tuple(source.shape) != out.compact:
             return None
@@ -431,7 +446,9 @@ class Reshape(Movement):
             start = int(to.args[1]) % len(site.shape(site.inputs[0]))
             sizes = [outs[0].size(start + i, n) for i, n in enumerate(to.args[2])]
             return [to.call(aten.unflatten.int, (to.first_input(), start, sizes))]
-        return [to.call(aten.reshape.default, (to.first_input(), [outs[0].size(a, n) for a, n in enumerate(to.args[1])]))]
+        return [
+            to.call(aten.reshape.default, (to.first_input(), [outs[0].size(a, n) for a, n in enumerate(to.args[1])]))
+        ]
 
 
 def matching_groups(full_from: Sequence[int], full_to: Sequence[int]) -> list[tuple[range, range]]:
@@ -461,7 +478,9 @@ class PixelShuffle(Reshape):
         super().__init__()
         self.opposite = opposite
 
-    def inverse(self, site: Site, out: Layout, source: Tensor, shape: tuple[int, ...], used: Tensor | None) -> Want | None:
+    def inverse(
+        self, site: Site, out: Layout, source: Tensor, shape: tuple[int, ...], used: Tensor | None
+    ) -> Want | None:
         if tuple(source.shape) != out.compact:
             return None
         factor = site.node.args[1]
@@ -501,9 +520,7 @@ class Join(Movement):
             shape = torch.broadcast_shapes(*(tuple(z.shape) for z in zeros))
             return [tuple(shape) for _ in zeros]
         others = torch.broadcast_shapes(*([1 if a == axis else n for a, n in enumerate(z.shape)] for z in zeros))
-        return [
-            tuple(site.shape(n)[axis] if a == axis else m for a, m in enumerate(others)) for n in site.inputs
-        ]
+        return [tuple(site.shape(n)[axis] if a == axis else m for a, m in enumerate(others)) for n in site.inputs]
 
     @staticmethod
     def axis(site: Site) -> int:
@@ -672,7 +689,10 @@ class Split(Movement):
         used = [i for i, out in enumerate(site.outputs) if out is not None]
         if not to.native or ins[0].compact[axis] == 1:
             return to.projected(to.copy())
-        sizes = [outs[i].labels.shape[axis] if outs[i].compact[axis] != 1 else site.shape(site.outputs[i])[axis] for i in used]  # type: ignore[arg-type]
+        sizes = [
+            outs[i].labels.shape[axis] if outs[i].compact[axis] != 1 else site.shape(site.outputs[i])[axis]
+            for i in used
+        ]  # type: ignore[arg-type]
         if len(used) == 1:
             return [to.first_input() if i in used else to.first_input() for i in range(len(site.outputs))]
         parts = to.projected(to.call(aten.split_with_sizes.default, (to.first_input(), sizes, axis)), len(used))
@@ -687,7 +707,10 @@ def product_sorted(layout: Layout) -> Layout:
 
 def _argument_axes(index: int, default: Any = 0) -> Touched:
     def axes(site: Site) -> tuple[int, ...]:
-        rank, given = len(site.shape(site.inputs[0])), site.argument(index, "dims", site.argument(index, "dim", default))
+        rank, given = (
+            len(site.shape(site.inputs[0])),
+            site.argument(index, "dims", site.argument(index, "dim", default)),
+        )
         return tuple(int(a) % rank for a in (given if isinstance(given, (list, tuple)) else [given]))
 
     return axes

@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 
 from passes.layout import Layout, collapse, product
 from passes.program import Site, is_tensor
-from passes.rules.base import ANYTHING, UNREAD, Rule, SiteFacts, Want, Wish, box_of, compact
+from passes.rules.base import ANYTHING, UNREAD, Rule, SiteFacts, Want, Wish, compact
 from passes.selection import Selection
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Pointwise(Rule):
         out = outs[0]
         used = out.of(facts.lives[0])
         wishes: list[Wish] = []
-        for node, live in zip(site.inputs, facts.inputs_live, strict=True):
+        for node in site.inputs:
             layout = aligned(out, site.shape(node))
             if layout is None:
                 return None
@@ -175,7 +175,12 @@ class Sum(Pointwise):
     def is_plain(site: Site) -> bool:
         """Whether the call is x + y without a factor, in one dtype."""
         dtypes = {n.meta["val"].dtype for n in (*site.inputs, site.node)}
-        return site.node.target is aten.add.Tensor and len(site.node.args) == 2 and not site.node.kwargs and len(dtypes) == 1
+        return (
+            site.node.target is aten.add.Tensor
+            and len(site.node.args) == 2
+            and not site.node.kwargs
+            and len(dtypes) == 1
+        )
 
 
 class Identity(Pointwise):
@@ -205,7 +210,8 @@ class Fill(Pointwise):
         return False
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
-        is_zero = "zeros" in str(site.node.target) or (len(site.node.args) > 1 and site.node.args[1] == 0)
+        value = site.node.args[1] if len(site.node.args) > 1 else None
+        is_zero = "zeros" in str(site.node.target) or (isinstance(value, (int, float)) and value == 0)
         return [torch.full_like(zeros[0], is_zero)]
 
 
@@ -282,7 +288,10 @@ class PReLU(Pointwise):
 
     def select(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Selection]:
         kept = outs[0].kept(1) if outs[0].compact[1] != 1 else None
-        return [Selection(s, (kept if s[0] == site.out_shape[1] else None,)).simplified() for s in map(site.shape, site.parameters)]
+        return [
+            Selection(s, (kept if s[0] == site.out_shape[1] else None,)).simplified()
+            for s in map(site.shape, site.parameters)
+        ]
 
 
 POINTWISE = Pointwise()
@@ -290,7 +299,18 @@ PRODUCT, QUOTIENT, SUM, IDENTITY, FILL = Product(), Quotient(), Sum(), Identity(
 BATCH_NORM, PRELU = ChannelAffine(), PReLU()
 
 # Operators without torch's own `pointwise` tag that are.
-UNTAGGED = ("hardswish", "log_sigmoid", "masked_fill", "copy", "threshold", "hardsigmoid", "lerp", "subtract", "add", "sub")
+UNTAGGED = (
+    "hardswish",
+    "log_sigmoid",
+    "masked_fill",
+    "copy",
+    "threshold",
+    "hardsigmoid",
+    "lerp",
+    "subtract",
+    "add",
+    "sub",
+)
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(UNTAGGED, POINTWISE),
@@ -298,7 +318,18 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("div", "divide", "true_divide"), QUOTIENT),
     "add": SUM,
     **dict.fromkeys(
-        ("to", "_to_copy", "clone", "contiguous", "detach", "alias", "lift_fresh_copy", "type_as", "dropout", "feature_dropout"),
+        (
+            "to",
+            "_to_copy",
+            "clone",
+            "contiguous",
+            "detach",
+            "alias",
+            "lift_fresh_copy",
+            "type_as",
+            "dropout",
+            "feature_dropout",
+        ),
         IDENTITY,
     ),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "fill", "empty_like"), FILL),
