@@ -25,7 +25,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Recombination:
-    """Channels rearranged between a value and one of its readers; `bytes_moved` counts reads and writes (0 if folded)."""
+    """Channels rearranged between a value and a reader; `bytes_moved` counts reads and writes (0 if folded)."""
 
     value: str
     reader: str

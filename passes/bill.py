@@ -1,4 +1,4 @@
-"""The accounts of a rewrite: what every contraction costs before, after and at the limit, and what explains the rest."""
+"""The accounts of a rewrite: what each contraction costs before, after and at the limit, and what explains the rest."""
 
 from __future__ import annotations
 

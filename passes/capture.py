@@ -1,4 +1,4 @@
-"""From a model to a graph: `capture(model, args)` gives a functional ATen graph module that computes what the model does.
+"""From a model to a graph: `capture(model, args)` gives a functional ATen graph module that computes the same.
 
 Capture is `torch.export`, not decomposed, so that `chunk`, `batch_norm` and the names of parameters survive.
 """
@@ -75,7 +75,7 @@ def capture(
 
 @contextlib.contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Undo what forward stores on its modules: while it is captured these are fake tensors (detectors cache anchors)."""
+    """Undo what forward stores on its modules: under capture these are fake tensors (detectors cache anchors)."""
     tables = ("_parameters", "_buffers", "_modules")
     saved = [(m, dict(vars(m)), [dict(vars(m)[t]) for t in tables]) for m in model.modules()]
     try:
@@ -109,7 +109,7 @@ def check_arguments(model: object, args: object, kwargs: object) -> None:
 def _explained(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, error: Exception
 ) -> CaptureError | InputError:
-    """Our error for whatever `torch.export` raised: a plain call tells wrong arguments from code that cannot be traced."""
+    """Our error for what `torch.export` raised: a plain call tells wrong arguments from code that cannot be traced."""
     line = _guilty_line(error)
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     try:
@@ -122,8 +122,8 @@ def _explained(
         )
     return CaptureError(
         f"{type(model).__name__} cannot be turned into a graph: {first}{line}\n"
-        "  Usual causes are a branch or a loop on the values of a tensor, .item(), numpy in forward, or a library call that "
-        "torch.export does not know. Move that code out of forward, or prune the part before it."
+        "  Usual causes are a branch or a loop on the values of a tensor, .item(), numpy in forward, or a library "
+        "call that torch.export does not know. Move that code out of forward, or prune the part before it."
     )
 
 

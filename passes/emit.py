@@ -18,8 +18,9 @@ from passes.accounts import Recombination
 from passes.capture import attribute
 from passes.layout import Layout, identity
 from passes.modes import restore_graph_modes
+from passes.parameters import StoredParameters
 from passes.plan import Plan, SitePlan
-from passes.program import Site, is_projection, is_tensor, reads_elements
+from passes.program import is_projection, is_tensor, reads_elements
 from passes.recombine import Recombiner, Written, positions
 from passes.selection import Selection
 
@@ -98,7 +99,7 @@ class _Rewriter:
         self.recombinations: list[Recombination] = []
         self.ranks: dict[str, int] = {}  # of the results, by the name of the new call
         self.by_call = {item.site.node: item for item in plan.sites}
-        self.parameters = _Parameters(plan)
+        self.parameters = StoredParameters(plan)
 
     def run(self) -> Rewritten:
         for node in self.old.graph.nodes:
@@ -301,57 +302,6 @@ class _Rewriter:
             if name is not None and name != twin:
                 _place(module, twin, self.tensors[name])
                 self.kept[twin] = self.kept[name]
-
-
-class _Parameters:
-    """What is stored of each parameter: the union over all its uses, under its first name."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.names: dict[tuple[int, torch.Size, str], str] = {}
-        self.selections: dict[Site, list[Selection]] = {}
-        self.stored: dict[str, Selection] = {}
-        readers: dict[str, list[Selection]] = defaultdict(list)
-        self.as_values = {
-            self.name(node) for node in plan.program.module.graph.nodes if node.op == "get_attr" and node in plan.layout
-        }
-        for item in plan.sites:
-            ins = [w if w is not None else Layout.whole(0) for w in item.ins]
-            site = item.site
-            found = (
-                site.rule.select(site, ins, item.gives)
-                if item.native
-                else [Selection.whole(site.shape(p)) for p in site.parameters]
-            )
-            self.selections[site] = found
-            for node, selection in zip(site.parameters, found, strict=True):
-                readers[self.name(node)].append(selection)
-        for name, wanted in readers.items():
-            self.stored[name] = self._union(wanted, whole=name in self.as_values)
-
-    def name(self, node: Node) -> str:
-        """The name under which a parameter is stored; tied parameters are stored once."""
-        name, tensor = str(node.target), self.plan.program.tensor(node)
-        if tensor.numel() == 0:
-            return name
-        return self.names.setdefault((tensor.data_ptr(), tensor.shape, str(tensor.stride())), name)
-
-    @staticmethod
-    def _union(wanted: Sequence[Selection], *, whole: bool) -> Selection:
-        first = wanted[0]
-        if whole:
-            return Selection.whole(first.shape)
-        if all(first.same(other) for other in wanted[1:]):
-            return first
-        if any(s.flat is not None for s in wanted):
-            return Selection.whole(first.shape)
-        axes = []
-        for axis in range(len(first.shape)):
-            kept = [s.axes[axis] for s in wanted]
-            axes.append(
-                None if any(k is None for k in kept) else torch.cat([k for k in kept if k is not None]).unique()
-            )
-        return Selection(first.shape, tuple(axes)).simplified()
 
 
 def _numel(shape: Sequence[int]) -> int:

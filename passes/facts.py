@@ -61,7 +61,7 @@ def _zero(program: Program) -> dict[Node, Tensor]:
 
 
 def _input_zero(program: Program, node: Node) -> Tensor:
-    """Nothing of an input is zero. Its channels (axis 1, and the last of a sequence) are labelled: some may be unread."""
+    """Nothing of an input is zero. Its channels (axis 1, the last of a sequence) are labelled: some may be unread."""
     shape = program.shape(node)
     labelled = {1} if len(shape) != 3 else {1, 2}
     if not node.meta["val"].is_floating_point():

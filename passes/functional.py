@@ -1,8 +1,8 @@
 """In-place operators made functional: `x.relu_()` becomes `relu(x)`, and every later reader of `x` reads that.
 
-A write through a view (`x[:, :4] += 1`) becomes a write of the whole: the view is scattered back into what it looks at,
-up to the tensor that owns the memory. Which results are views, and which arguments are written, the operator's own schema
-says (its alias annotations), so there is no list of operators here but for the inverses of views.
+A write through a view (`x[:, :4] += 1`) becomes a write of the whole: the view is scattered back into what it looks
+at, up to the tensor that owns the memory. Which results are views, and which arguments are written, the operator's own
+schema says (its alias annotations), so there is no list of operators here but for the inverses of views.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ class _Memory:
         """Batch norm's own count of batches: its module counts again when it trains."""
         if not str(owner.target).endswith("num_batches_tracked"):
             raise CaptureError(
-                f"forward writes into the buffer {owner.target} ({node.format_node()}): a pruned copy could not keep it. "
-                "Update it outside forward."
+                f"forward writes into the buffer {owner.target} ({node.format_node()}): a pruned copy could not "
+                "keep it. Update it outside forward."
             )
         node.replace_all_uses_with(owner)
         self.graph.erase_node(node)

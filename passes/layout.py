@@ -1,8 +1,9 @@
 """Which elements of a tensor exist in the small network, and in what order.
 
-A value of the original network has a full shape, such as (2, 64, 20, 20). Along most axes nothing is ever removed; the
-others are *labelled*. The *compact* shape keeps the labelled sizes and has 1 elsewhere: (1, 64, 1, 1). A label is a flat
-index into the compact shape. A `Layout` is a box of labels, one for each element that the small network computes.
+A value of the original network has a full shape, such as (2, 64, 20, 20). Along most axes nothing is ever removed;
+the others are *labelled*. The *compact* shape keeps the labelled sizes and has 1 elsewhere: (1, 64, 1, 1). A label is
+a flat index into the compact shape.
+A `Layout` is a box of labels, one for each element that the small network computes.
 """
 
 from __future__ import annotations
@@ -116,6 +117,10 @@ class Layout:
             return False
         mine, yours = self.refined(other.compact), other.refined(self.compact)
         return mine.labels.shape == yours.labels.shape and torch.equal(mine.labels, yours.labels)
+
+    def as_product(self) -> Layout:
+        """The product of what each axis keeps, in the original order: a box that anything can follow."""
+        return product(self.compact, [self.coordinate(a).unique() for a in range(self.rank)])
 
     def mask(self) -> Tensor:
         """Bool of the compact shape: which labels are kept."""

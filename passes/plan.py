@@ -1,8 +1,8 @@
 """From facts to layouts: what every tensor of the small network holds, and where channels must be recombined.
 
-One sweep from the outputs to the inputs. The readers of a tensor say in which layout they want it; the tensor takes a
-layout that they agree on if this keeps nothing alive but fillers, else the smallest one that holds what is live. Where a
-reader still wants another layout, the rewrite recombines: no branch is forced to another's mask.
+One sweep from the outputs to the inputs. The readers of a tensor say in which layout they want it; the tensor takes
+a layout that they agree on if this keeps nothing alive but fillers, else the smallest one that holds what is live.
+Where a reader still wants another layout, the rewrite recombines: no branch is forced to another's mask.
 """
 
 from __future__ import annotations

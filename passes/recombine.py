@@ -1,8 +1,8 @@
-"""The one primitive: `recombine(x, have, want)` gives the channels of `want`, in order: those that `have` holds come from
-x, the others are zero.
+"""The one primitive: `recombine(x, have, want)` gives the channels of `want`, in order: those that `have` holds come
+from x, the others are zero.
 
-It is written as the cheapest calls that do it: nothing, a slice, padding with zeros, a concatenation of slices, or, where
-order or number make that dear, one gather.
+It is written as the cheapest calls that do it: nothing, a slice, padding with zeros, a concatenation of slices, or,
+where order or number make that dear, one gather.
 """
 
 from __future__ import annotations

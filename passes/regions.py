@@ -1,4 +1,4 @@
-"""Regions of a graph that run under another setting (`torch.no_grad`, autocast), put back into the graph around them."""
+"""Regions of a graph that run under another setting (`torch.no_grad`, autocast), put back into what is around them."""
 
 from __future__ import annotations
 

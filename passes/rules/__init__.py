@@ -8,7 +8,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from passes.rules import convolution, mixing, movement, pointwise, products
+from passes.rules import convolution, joins, mixing, pointwise, products, reindex, reshape
 from passes.rules.base import Rule
 
 UNKNOWN = Rule()
@@ -18,7 +18,9 @@ RULES: Mapping[str, Rule] = {
     **convolution.RULES,
     **products.RULES,
     **mixing.RULES,
-    **movement.RULES,
+    **reindex.RULES,
+    **reshape.RULES,
+    **joins.RULES,
 }
 """By operator name, without its overload ("conv2d", "cat")."""
 

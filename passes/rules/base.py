@@ -1,9 +1,10 @@
 """What a family of operators must tell the compiler.
 
-Forward, `zero`: which elements of the results are zero for every input. Backward, `needed`: which elements of the inputs
-some live element of the results depends on. Then, from the outputs towards the inputs: `settle` turns the layouts that
-readers would like into ones that the operator can give; `wants` says which layouts its inputs must then have. Last,
-`emit` writes the call of the small network. All masks have the compact shape of their tensor (see `passes.layout`).
+Forward, `zero`: which elements of the results are zero for every input. Backward, `needed`: which elements of the
+inputs some live element of the results depends on. Then, from the outputs towards the inputs: `settle` turns the
+layouts that readers would like into ones that the operator can give; `wants` says which layouts its inputs must then
+have. Last, `emit` writes the call of the small network. All masks have the compact shape of their tensor (see
+`passes.layout`).
 
 A rule that cannot follow a case natively says so by returning None from `wants`: the compiler then gives the operator
 its inputs whole, zeros filled in, which is always right.
@@ -122,7 +123,7 @@ class Rule:
 
 @dataclass(frozen=True, eq=False)
 class SiteFacts:
-    """The facts at one site: liveness of its results, zeros and liveness of its inputs; True for what the mask names."""
+    """The facts at one site: what is live of its results, what is zero and what is live of its inputs."""
 
     lives: tuple[Tensor, ...]
     zeros: tuple[Tensor, ...]

@@ -1,7 +1,7 @@
 """Operators that read everything along some axes and are independent along the others.
 
-Pooling, resizing, reductions, softmax, cumulative sums, normalisation: along the mixed axes they must see the zeros too,
-so there nothing is removed; along the others everything goes through.
+Pooling, resizing, reductions, softmax, cumulative sums, normalisation: along the mixed axes they must see the zeros
+too, so there nothing is removed; along the others everything goes through.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from passes.layout import Layout, collapse, product
+from passes.layout import Layout, collapse
 from passes.program import Site, is_tensor
 from passes.rules.base import ANYTHING, UNREAD, Rule, SiteFacts, Want, Wish, compact
 from passes.selection import Selection
@@ -46,11 +46,6 @@ def aligned(layout: Layout, shape: Sequence[int]) -> Layout | None:
     for axis, value in coordinates.items():
         result = result + value.reshape(value.shape[offset:]) * math.prod(small[axis - offset + 1 :])
     return Layout(small, result)
-
-
-def product_of(layout: Layout, live: Tensor) -> Layout:
-    """The product of what each axis of `layout` keeps: a box that every operand can follow."""
-    return product(layout.compact, [layout.coordinate(a).unique() for a in range(layout.rank)])
 
 
 class Pointwise(Rule):
@@ -97,7 +92,7 @@ class Pointwise(Rule):
         layout = wanted[0]
         if all(aligned(layout, site.shape(n)) is not None for n in (*site.inputs, *site.parameters)):
             return [layout]
-        return [product_of(layout, facts.lives[0])]
+        return [layout.as_product()]
 
     def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
         out = outs[0]
@@ -281,7 +276,7 @@ class PReLU(Pointwise):
         return [collapse(lives[0], compact(zeros[0])), *(torch.ones_like(z) for z in zeros[1:])]
 
     def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
-        return [wanted[0] if wanted[0].kept(1) is not None else product_of(wanted[0], facts.lives[0])]
+        return [wanted[0] if wanted[0].kept(1) is not None else wanted[0].as_product()]
 
     def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
         return [Want(outs[0], outs[0].of(facts.lives[0]))] if len(site.inputs) == 1 else None

@@ -13,7 +13,6 @@ from torch.fx import Node
 from passes.layout import Layout, collapse
 from passes.program import Site
 from passes.rules.base import Contraction, Rule, SiteFacts, Want, Wish, compact, unlabelled
-from passes.rules.pointwise import product_of
 
 if TYPE_CHECKING:
     from passes.emit import Emitter
@@ -80,7 +79,7 @@ class Einsum(Rule):
         found = self.letters(site)
         if found is None or coordinates(wanted[0], found[1], self.shared(found)) is not None:
             return list(wanted)
-        return [product_of(wanted[0], facts.lives[0])]
+        return [wanted[0].as_product()]
 
     @staticmethod
     def shared(found: tuple[list[str], str]) -> str:

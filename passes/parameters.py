@@ -1,0 +1,65 @@
+"""What the small network stores of every parameter, when all who read it have said what they want."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch.fx import Node
+
+from passes.layout import Layout
+from passes.plan import Plan
+from passes.program import Site
+from passes.selection import Selection
+
+
+class StoredParameters:
+    """What is stored of each parameter: the union over all its uses, under its first name."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.names: dict[tuple[int, torch.Size, str], str] = {}
+        self.selections: dict[Site, list[Selection]] = {}
+        self.stored: dict[str, Selection] = {}
+        readers: dict[str, list[Selection]] = defaultdict(list)
+        self.as_values = {
+            self.name(node) for node in plan.program.module.graph.nodes if node.op == "get_attr" and node in plan.layout
+        }
+        for item in plan.sites:
+            ins = [w if w is not None else Layout.whole(0) for w in item.ins]
+            site = item.site
+            found = (
+                site.rule.select(site, ins, item.gives)
+                if item.native
+                else [Selection.whole(site.shape(p)) for p in site.parameters]
+            )
+            self.selections[site] = found
+            for node, selection in zip(site.parameters, found, strict=True):
+                readers[self.name(node)].append(selection)
+        for name, wanted in readers.items():
+            self.stored[name] = self._union(wanted, whole=name in self.as_values)
+
+    def name(self, node: Node) -> str:
+        """The name under which a parameter is stored; tied parameters are stored once."""
+        name, tensor = str(node.target), self.plan.program.tensor(node)
+        if tensor.numel() == 0:
+            return name
+        return self.names.setdefault((tensor.data_ptr(), tensor.shape, str(tensor.stride())), name)
+
+    @staticmethod
+    def _union(wanted: Sequence[Selection], *, whole: bool) -> Selection:
+        first = wanted[0]
+        if whole:
+            return Selection.whole(first.shape)
+        if all(first.same(other) for other in wanted[1:]):
+            return first
+        if any(s.flat is not None for s in wanted):
+            return Selection.whole(first.shape)
+        axes = []
+        for axis in range(len(first.shape)):
+            kept = [s.axes[axis] for s in wanted]
+            axes.append(
+                None if any(k is None for k in kept) else torch.cat([k for k in kept if k is not None]).unique()
+            )
+        return Selection(first.shape, tuple(axes)).simplified()

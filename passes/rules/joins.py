@@ -1,0 +1,212 @@
+"""Pieces side by side: concatenation and split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from passes.layout import Layout, collapse
+from passes.program import Site
+from passes.rules.base import UNREAD, Rule, SiteFacts, Want, Wish, box_of
+from passes.rules.movement import Movement
+
+if TYPE_CHECKING:
+    from passes.emit import Emitter
+
+aten = torch.ops.aten
+
+
+class Join(Movement):
+    """cat: the inputs side by side. Inputs of which nothing is kept are left out."""
+
+    def labelled(self, site: Site, zeros: Sequence[Tensor]) -> list[tuple[int, ...]]:
+        axis = self.axis(site)
+        if all(z.shape[axis] == 1 for z in zeros) and all(site.shape(n)[axis] > 1 for n in site.inputs):
+            shape = torch.broadcast_shapes(*(tuple(z.shape) for z in zeros))
+            return [tuple(shape) for _ in zeros]
+        others = torch.broadcast_shapes(*([1 if a == axis else n for a, n in enumerate(z.shape)] for z in zeros))
+        return [tuple(site.shape(n)[axis] if a == axis else m for a, m in enumerate(others)) for n in site.inputs]
+
+    @staticmethod
+    def axis(site: Site) -> int:
+        return int(site.argument(1, "dim", 0)) % len(site.out_shape)
+
+    def _sources(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor] | None:
+        axis, shapes = self.axis(site), self.labelled(site, zeros)
+        if any(not site.program.is_static(n, axis) for n in site.inputs) and any(s[axis] != 1 for s in shapes):
+            return None
+        found, start = [], 0
+        for shape in shapes:
+            found.append(torch.arange(start, start + math.prod(shape)).view(shape))
+            start += math.prod(shape)
+        if all(s[axis] == 1 for s in shapes) and all(site.shape(n)[axis] > 1 for n in site.inputs):
+            site.memo["blind"] = True  # joined along an axis without labels: every input stands for the result
+            return [found[0]]
+        return [torch.cat(found, axis)]
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        sources = self.sources(site, zeros)
+        if sources is None or not site.memo.get("blind"):
+            return super().zero(site, zeros)
+        result = zeros[0]
+        for zero in zeros[1:]:
+            result = result & zero
+        return [result.expand(sources[0].shape)]
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        if self.sources(site, zeros) is None or not site.memo.get("blind"):
+            return super().needed(site, lives, zeros)
+        return [collapse(lives[0], z.shape).expand(z.shape) for z in zeros]
+
+    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+        """Where several inputs hold more than the result wants (others read them too), it is cheaper to join what they
+        hold and to select once, afterwards."""
+        sources = self.sources(site, facts.zeros)
+        if sources is None or site.memo.get("blind"):
+            return list(wanted)
+        held = self.held(site, facts, sources[0])
+        live = facts.lives[0]
+        if int((self.owners(site, (held & ~live).nonzero()[:, self.axis(site)].contiguous()).bincount() > 0).sum()) > 1:
+            return [box_of(held, facts.options)]
+        if self.pieces(site, wanted[0], sources[0]) is not None:
+            return list(wanted)
+        return [box_of(live, facts.options)] if wanted[0].is_product() else [wanted[0].as_product()]
+
+    def held(self, site: Site, facts: SiteFacts, source: Tensor) -> Tensor:
+        """What the inputs hold for all their readers, as a mask of the result."""
+        shapes = self.labelled(site, facts.zeros)
+        flat = torch.cat([live.expand(s).reshape(-1) for live, s in zip(facts.inputs_live, shapes, strict=True)])
+        return flat[source]
+
+    def owners(self, site: Site, place: Tensor) -> Tensor:
+        """The input that each index along the axis comes from."""
+        ends = torch.tensor([site.shape(n)[self.axis(site)] for n in site.inputs]).cumsum(0)
+        return torch.searchsorted(ends, place, right=True)
+
+    def pieces(self, site: Site, layout: Layout, source: Tensor) -> list[tuple[int, int]] | None:
+        """Where along the axis each input's part begins and how long it is; None if the parts are interleaved."""
+        if tuple(source.shape) != layout.compact:
+            return None
+        axis = self.axis(site)
+        place = layout.kept(axis)
+        if place is None:
+            return None
+        place = place.contiguous()
+        owner = self.owners(site, place)
+        if bool((owner.diff() < 0).any()):
+            return None
+        counts = torch.bincount(owner, minlength=len(site.inputs)).tolist()
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        return list(zip(starts, counts, strict=True))
+
+    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+        sources = self.sources(site, facts.zeros)
+        if sources is None:
+            return None
+        live = outs[0].of(facts.lives[0]) if tuple(facts.lives[0].shape) == outs[0].compact else None
+        if live is None:
+            return None
+        if site.memo.get("blind"):
+            return [Want(outs[0], live) for _ in site.inputs]
+        pieces = self.pieces(site, outs[0], sources[0])
+        if pieces is None:
+            return None
+        axis, traced, wishes = self.axis(site), outs[0].of(sources[0]), list[Wish]()
+        if all(site.shape(n)[axis] == 1 for n in site.inputs):
+            live = live.any(axis, keepdim=True).expand(live.shape)  # stacked branches: each keeps its own channels
+        start = 0
+        for (first, count), shape in zip(pieces, self.labelled(site, facts.zeros), strict=True):
+            if count:
+                part = traced.narrow(axis, first, count) - start
+                wishes.append(Want(Layout(shape, part), live.narrow(axis, first, count)))
+            else:
+                wishes.append(UNREAD)
+            start += math.prod(shape)
+        return wishes
+
+    def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
+        present = [node for node in to.inputs if node is not None]
+        if len(present) == len(to.inputs):
+            return [to.copy()]
+        return present if len(present) == 1 else [to.call(aten.cat.default, (present, self.axis(site)))]
+
+
+class Split(Movement):
+    """One tensor cut along an axis; results that nobody reads are not cut out."""
+
+    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+        axis, sources = self.axis(site), self.sources(site, facts.zeros)
+        if sources is None:
+            return None
+        shape = tuple(facts.zeros[0].shape)
+        if shape[axis] == 1 and site.shape(site.inputs[0])[axis] != 1:
+            return self.unlabelled_wants(site, outs, facts)
+        parts, flags = [], []
+        for index, out in enumerate(site.outputs):
+            if out is None:
+                continue
+            traced = self.traced(site, outs[index], facts, index)
+            if traced is None:
+                return None
+            parts.append(traced)
+            flags.append(outs[index].of(facts.lives[index]))
+        rest = {tuple(n for a, n in enumerate(p.shape) if a != axis) for p in parts}
+        if len(rest) != 1:
+            return None
+        return [Want(Layout(shape, torch.cat(parts, axis)), torch.cat(flags, axis))]
+
+    def unlabelled_wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+        """Cut along an axis without labels: every part and the whole keep the same."""
+        kept = [(o, live) for o, live, out in zip(outs, facts.lives, site.outputs, strict=True) if out is not None]
+        first = kept[0][0]
+        if not all(first.same(o) for o, _ in kept):
+            return None
+        used = kept[0][0].of(kept[0][1])
+        for o, live in kept[1:]:
+            used = used | o.of(live)
+        return [Want(first, used)]
+
+    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+        """The parts agree on the other axes: rows that one part keeps, all keep."""
+        axis = self.axis(site)
+        used = [i for i, out in enumerate(site.outputs) if out is not None]
+        if len(used) < 2:
+            return list(wanted)
+        rest = {tuple(n for a, n in enumerate(wanted[i].labels.shape) if a != axis) for i in used}
+        uneven = len(rest) > 1
+        blind = all(wanted[i].compact[axis] == 1 for i in used) and site.out_shape[axis] != 1
+        if not uneven and not (blind and not all(wanted[used[0]].same(wanted[i]) for i in used)):
+            return list(wanted)
+        if len({wanted[i].compact for i in used}) > 1:
+            return list(wanted)
+        union = facts.lives[used[0]]
+        for i in used[1:]:
+            union = union | facts.lives[i]
+        shared = box_of(union, facts.options)
+        return [shared if i in used else w for i, w in enumerate(wanted)]
+
+    @staticmethod
+    def axis(site: Site) -> int:
+        return int(site.argument(2, "dim", 0)) % len(site.out_shape)
+
+    def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
+        axis = self.axis(site)
+        if not to.native or ins[0].compact[axis] == 1:
+            return to.projected(to.copy())
+        used = {i: site.shape(out)[axis] for i, out in enumerate(site.outputs) if out is not None}
+        if len(used) == 1:
+            return [to.first_input()] * len(site.outputs)
+        sizes = [outs[i].size(axis, full) for i, full in used.items()]
+        parts = to.projected(to.call(aten.split_with_sizes.default, (to.first_input(), sizes, axis)), len(used))
+        found = iter(parts)
+        return [next(found) if i in used else parts[0] for i in range(len(site.outputs))]
+
+
+JOIN = Join()
+
+RULES: dict[str, Rule] = {"cat": JOIN, "concat": JOIN, "split_with_sizes": Split()}
