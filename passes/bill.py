@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from passes.accounts import Accounts, Cost, Kept, Layer
 from passes.emit import Rewritten
 from passes.layout import Layout
-from passes.plan import LAST, Plan, SitePlan
+from passes.plan import ROWS, Plan, SitePlan
 from passes.rules.base import Contraction, SiteFacts
 
 
@@ -97,7 +97,7 @@ def _reason(plan: Plan, item: SitePlan) -> str:
     for node in (*item.site.outputs, *item.site.inputs):
         if node is not None and node in plan.growth:
             return plan.growth[node]
-    return item.site.rule.growth(item.site) or LAST
+    return item.site.rule.growth(item.site) or ROWS
 
 
 def _copied(plan: Plan, item: SitePlan) -> list[Kept]:

@@ -27,7 +27,7 @@ LIVE_PER_FILLER = 4
 """A tensor takes on one dead channel for at most so many live ones, to spare a copy; beyond that it is recombined."""
 
 GROUPS = "groups of a convolution made equally wide"
-ROWS = "rows of a view made equally wide"
+ROWS = "rows of a view or a product made equally wide"
 MEETING = "kept because another branch of a sum keeps it"
 MULTIPLE = "grown to the channel multiple"
 LAST = "a tensor keeps at least one channel"
@@ -154,7 +154,7 @@ class _Planner:
                 continue
             self.layout[out] = layout
             if layout.labels.numel() > int(live.sum()):
-                self.growth.setdefault(out, reason or self._default_growth())
+                self.growth.setdefault(out, reason or self._default_growth(layout))
                 reason = reason or self.growth[out]
         wishes = site.rule.wants(site, outs, facts)
         for index, node in enumerate(site.inputs):
@@ -162,10 +162,12 @@ class _Planner:
             self._wish(node, Reading(wish, site.rule.family, reason or ROWS))
         return site, facts, outs, wishes
 
-    def _default_growth(self) -> str:
+    def _default_growth(self, layout: Layout) -> str:
         if self.options.mode != "recombine":
             return MEETING
-        return MULTIPLE if self.options.multiple > 1 else LAST
+        if self.options.multiple > 1:
+            return MULTIPLE
+        return LAST if layout.labels.numel() == 1 else ROWS
 
     def _choose(self, node: Node) -> Layout:
         """The layout that most readers want and that keeps nothing alive which is dead, else the smallest."""
