@@ -17,11 +17,12 @@ from torch.utils import _pytree as pytree
 from l1rr_fx.pieces import prune_pieces
 from l1rr_fx.pruned import Pruned
 from l1rr_fx.report import Report
+from passes.aside import run_aside
 from passes.bill import bill
 from passes.capture import capture
 from passes.compile import Removed, remove_zero_channels
 from passes.errors import CaptureError, VerifyError
-from passes.verify import drops_out, first_difference, relative_deviation, run_aside, run_graph, tolerance
+from passes.verify import drops_out, first_difference, relative_deviation, run_graph, tolerance
 
 log = logging.getLogger(__name__)
 

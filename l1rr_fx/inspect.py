@@ -26,6 +26,7 @@ from passes.groups import channel_groups, is_meeting
 from passes.normalise import normalise_graph
 from passes.plan import Plan, SitePlan, plan_layouts
 from passes.program import Program, Site
+from passes.rules import rule_for
 from passes.rules.base import Rule
 
 NETWORK_OUTPUT = "network output"
@@ -125,7 +126,7 @@ def inspect(
     """
     captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
     normalise_graph(captured.graph)
-    program = Program(captured)
+    program = Program(captured, rule_for)
     layers = [site for site in program.sites if site.rule.family == "contraction" and site.parameters]
     groups = _group_numbers(program, layers)
     followers = {site: _followers(program, site) for site in layers}
@@ -206,7 +207,7 @@ def _every_second(size: int) -> Tensor:
 
 def _plan(captured: GraphModule, dead: Callable[[int], Tensor]) -> Plan:
     """The plan that the compiler would make if half of the channels of every layer and batch norm were zero."""
-    program = Program(captured)
+    program = Program(captured, rule_for)
     for site in program.sites:
         if site.rule.family in ("contraction", "channel affine") and site.parameters:
             site.rule = cast(Rule, _Halved(site.rule, dead))

@@ -5,7 +5,7 @@
 
 or step by step, each of them usable alone:
 
-    program = Program(normalise(captured))
+    program = Program(normalise(captured), rule_for)
     facts = channel_facts(program)                   # what is zero, what is needed
     plan = plan_layouts(program, facts)              # what every tensor of the small network holds
     rewritten = rewrite(plan)                        # the small network
@@ -37,6 +37,7 @@ from passes.modes import restore_modes
 from passes.normalise import normalise
 from passes.plan import Plan, plan_layouts
 from passes.program import Program, Site
+from passes.rules import rule_for
 from passes.selection import Selection
 from passes.verify import Difference, first_difference, relative_deviation
 
@@ -77,4 +78,5 @@ __all__ = [
     "remove_zero_channels",
     "restore_modes",
     "rewrite",
+    "rule_for",
 ]

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from passes.aside import run_aside
 from passes.errors import CaptureError, InputError
 from passes.functional import functionalise_graph
 from passes.regions import inline_regions
-from passes.verify import run_aside
 
 log = logging.getLogger(__name__)
 
@@ -151,21 +151,3 @@ def _strip(module: GraphModule) -> None:
             graph.erase_node(node)
     if hasattr(module, "_guards_fn"):
         del module._guards_fn
-
-
-def shape_of(node: Node) -> tuple[int, ...]:
-    """The full shape of a node's tensor; symbolic sizes are read at the example input."""
-    return tuple(hint(size) for size in node.meta["val"].shape)
-
-
-def hint(size: Any) -> int:
-    """A size as a number: itself, or a symbol's value at the example input."""
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
-
-
-def attribute(module: nn.Module, name: str) -> Any:
-    """The parameter, buffer or submodule with a dotted name."""
-    value: Any = module
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value

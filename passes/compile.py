@@ -15,6 +15,7 @@ from passes.facts import Facts, channel_facts
 from passes.normalise import normalise_graph
 from passes.plan import Plan, plan_layouts
 from passes.program import Program
+from passes.rules import rule_for
 
 Phase = Callable[[str], AbstractContextManager[Any]]
 
@@ -35,7 +36,7 @@ def remove_zero_channels(
     phase = clock or (lambda name: nullcontext())
     with phase("analysis"):
         normalise_graph(captured.graph)
-        program = Program(captured)
+        program = Program(captured, rule_for)
         facts = channel_facts(program)
         refuse_vanished(program, facts)
         plan = plan_layouts(program, facts, mode=mode, channel_multiple=channel_multiple)

@@ -15,12 +15,12 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from passes.accounts import Recombination
-from passes.capture import attribute
 from passes.layout import Layout, identity
 from passes.modes import restore_graph_modes
 from passes.parameters import StoredParameters
 from passes.plan import Plan, SitePlan
 from passes.program import is_projection, is_tensor, reads_elements
+from passes.reading import attribute
 from passes.recombine import Recombiner, Written, positions
 from passes.selection import Selection
 

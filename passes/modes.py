@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 
-from passes.capture import attribute
+from passes.reading import attribute
 
 aten = torch.ops.aten
 

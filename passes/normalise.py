@@ -17,8 +17,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from passes.capture import hint
 from passes.program import is_projection
+from passes.reading import hint
 
 aten = torch.ops.aten
 

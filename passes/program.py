@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from passes.capture import attribute, hint
+from passes.reading import attribute, hint
 
 if TYPE_CHECKING:
     from passes.rules.base import Rule
@@ -80,11 +80,12 @@ class Site:
 
 
 class Program:
-    """A functional graph module with its sites in order, its shapes, and the values of its constants."""
+    """A functional graph module with its sites in order, its shapes, and the values of its constants.
 
-    def __init__(self, module: GraphModule) -> None:
-        from passes.rules import rule_for  # the table imports the rules, which import this file
+    `rule_for` is the table of rules (`passes.rules.rule_for`).
+    """
 
+    def __init__(self, module: GraphModule, rule_for: Callable[[Node], Rule]) -> None:
         self.module = module
         self._shapes: dict[Node, tuple[int, ...]] = {}
         self._connections: dict[str, Tensor | None] = {}
@@ -234,10 +235,3 @@ class Program:
             return hint(value) if isinstance(value, (int, torch.SymInt)) else node
 
         return map_arg(argument, read)
-
-    def readers(self, node: Node) -> Iterator[tuple[Node, int]]:
-        """Who reads a tensor: (call, index among its flat inputs); the output node counts as a call."""
-        for user in node.users:
-            for index, argument in enumerate(flat_inputs(user)):
-                if argument is node:
-                    yield user, index

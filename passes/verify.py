@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_aggregate
 from torch.nn.modules.dropout import _DropoutNd
@@ -82,25 +82,6 @@ def tolerance(outputs: Any) -> float:
     """The deviation allowed for outputs of this precision: that of the least precise tensor."""
     dtypes = [t.dtype for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
     return max((TOLERANCE.get(d, 1e-4) for d in dtypes), default=TOLERANCE[torch.float64])
-
-
-@torch.no_grad()
-def run_aside(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The module's outputs without dropout, its buffers left as they were and its inputs not written into."""
-    dropouts = [each for each in module.modules() if isinstance(each, _DropoutNd) and each.training]
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    args, kwargs = copy.deepcopy(args), copy.deepcopy(dict(kwargs))
-    generator = torch.random.get_rng_state()
-    for dropout in dropouts:
-        dropout.training = False
-    try:
-        return module(*args, **kwargs)
-    finally:
-        for dropout in dropouts:
-            dropout.training = True
-        torch.random.set_rng_state(generator)
-        for name, buffer in module.named_buffers():
-            buffer.copy_(buffers[name])
 
 
 @dataclass(frozen=True)

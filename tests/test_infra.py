@@ -153,7 +153,7 @@ def test_writes_are_refused(net: Net, each: passes.infra.GraphPass) -> None:
 
 
 def test_the_functions_compose_to_the_same(net: Net) -> None:
-    program = passes.Program(passes.normalise(capture(net, (X,))))
+    program = passes.Program(passes.normalise(capture(net, (X,))), passes.rule_for)
     plan = passes.plan_layouts(program, passes.channel_facts(program))
     by_hand = passes.rewrite(plan).module
     at_once = passes.remove_zero_channels(capture(net, (X,))).module
