@@ -93,6 +93,7 @@ class _Rewriter:
         self.values: dict[str, str] = {}
         self.tensors: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
+        self.device = next((p.device for p in self.old.parameters()), torch.device("cpu"))
         self.kept: dict[str, Selection] = {}
         self.cache: dict[tuple[Node, Node], list[tuple[Layout, Node]]] = defaultdict(list)
         self.recombine = Recombiner(self.graph, self._constant)
@@ -200,11 +201,11 @@ class _Rewriter:
 
     def _constant(self, tensor: Tensor) -> Node:
         for name, known in self.buffers.items():
-            if known.shape == tensor.shape and known.dtype == tensor.dtype and torch.equal(known, tensor):
+            if known.shape == tensor.shape and known.dtype == tensor.dtype and torch.equal(known.cpu(), tensor):
                 return self.graph.get_attr(name)
         names = map("_recombine_{}".format, count(len(self.buffers)))
         name = next(n for n in names if n not in self.buffers and not hasattr(self.old, n))
-        self.buffers[name] = tensor.contiguous()
+        self.buffers[name] = tensor.contiguous().to(self.device)
         return self.graph.get_attr(name)
 
     # Calls

@@ -274,7 +274,7 @@ def _fuse_shuffles(graph: Graph) -> None:
         owner = graph.owning_module
         assert owner is not None
         name = next(n for n in map("_shuffle_{}".format, count()) if not hasattr(owner, n))
-        owner.register_buffer(name, index, persistent=False)
+        owner.register_buffer(name, index.to(source.meta["val"].device), persistent=False)
         with graph.inserting_before(shuffled):
             constant = graph.get_attr(name)
             constant.meta["val"] = source.meta["val"].new_empty((channels,), dtype=torch.int64)

@@ -316,7 +316,7 @@ def _content(tensor: Tensor | None) -> Any:
     return (id(tensor), tensor.detach().numpy().tobytes(), tensor.requires_grad)
 
 
-# --- the command line ---------------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------------------------
 
 MODELS = """
 from tests.test_bad_input import Branches, image, net, spoilt, zeroed
