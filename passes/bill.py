@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from passes.accounts import Accounts, Cost, Kept, Layer
 from passes.emit import Rewritten
 from passes.layout import Layout
-from passes.plan import ROWS, Plan, SitePlan
-from passes.rules.base import Contraction, SiteFacts
+from passes.plan import Plan, SitePlan
+from passes.rules.base import ROWS, Contraction, SiteFacts
 
 
 def bill(plan: Plan, rewritten: Rewritten, seconds: Mapping[str, float]) -> Accounts:

@@ -146,7 +146,6 @@ class _Rewriter:
         for layout, found in self.cache[old, new]:
             if layout.same(want):
                 return found
-        self.recombine.rank = want.rank
         written = self.recombine(new, have, want)
         if written.kind is not None:
             self.cache[old, new].append((want, written.node))
@@ -161,7 +160,7 @@ class _Rewriter:
         assert written.kind is not None
         bytes_moved = 0 if written.kind == "slice" or old.op == "get_attr" else (read + moved) * value.element_size()
         kind = "folded" if old.op == "get_attr" else written.kind
-        return Recombination(old.name, reader, kind, have.labels.numel(), want.labels.numel(), bytes_moved)
+        return Recombination(old.name, reader, kind, max(have.labels.shape), max(want.labels.shape), bytes_moved)
 
     def scalar(self, node: Node) -> Node:
         """The new node of an old size, written when it is first asked for."""
@@ -183,9 +182,7 @@ class _Rewriter:
         if layout.is_product():
             selection = Selection(shape, kept).simplified()
         else:
-            flat = torch.arange(_numel(shape)).view(shape)
             place, _, _ = positions(Layout(shape, identity(shape)), layout)
-            del flat
             selection = Selection(shape, (None,) * len(shape), place)
         return self._attribute(self.parameters.name(node), selection)
 
@@ -210,8 +207,20 @@ class _Rewriter:
 
     # Calls
 
+    def _count_folded(self, item: SitePlan) -> None:
+        """A weight that selects its columns to fit what arrives: a recombination that costs nothing."""
+        if not item.native or item.site.rule.family != "contraction" or not item.site.parameters:
+            return
+        node, want = item.site.inputs[0], item.ins[0]
+        if want is not None and want.axes and not want.is_whole:
+            channels = max(want.compact)
+            self.recombinations.append(
+                Recombination(node.name, item.site.node.name, "folded", max(want.labels.shape), channels, 0)
+            )
+
     def _call(self, item: SitePlan) -> None:
         site = item.site
+        self._count_folded(item)
         inputs = [
             None if want is None else self.take(node, want, site.node.name)
             for node, want in zip(site.inputs, item.ins, strict=True)

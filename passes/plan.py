@@ -19,15 +19,14 @@ from passes.facts import Facts
 from passes.groups import residual_values
 from passes.layout import Layout, identity
 from passes.program import Program, Site, is_projection, is_tensor, reads_elements
-from passes.rules.base import ANYTHING, UNREAD, Anything, Options, SiteFacts, Want, Wish, box_of
+from passes.rules.base import ANYTHING, ROWS, UNREAD, Anything, Options, SiteFacts, Want, Wish, box_of
 
 MODES = ("exclude", "union", "recombine")
 
 LIVE_PER_FILLER = 4
-"""A tensor takes on one dead channel for at most so many live ones, to spare a copy; beyond that it is recombined."""
+"""To spare a copy a tensor may take on one dead channel for each four live ones; beyond that it is recombined. With
+another mode than "recombine", or with a channel multiple, it may take on any number."""
 
-GROUPS = "groups of a convolution made equally wide"
-ROWS = "rows of a view or a product made equally wide"
 MEETING = "kept because another branch of a sum keeps it"
 MULTIPLE = "grown to the channel multiple"
 LAST = "a tensor keeps at least one channel"
@@ -186,7 +185,8 @@ class _Planner:
                     candidates[index] = (layout, votes + 1, reason)
                     break
             else:
-                candidates.append((wish.layout, 1, reading.reason))
+                meets = wish.used is None or bool((wish.used & ~wish.layout.of(live)).any())
+                candidates.append((wish.layout, 1, MEETING if meets else reading.reason))
         if not candidates:
             return box_of(live, self.options)
         layout, _, reason = max(candidates, key=lambda candidate: candidate[1])

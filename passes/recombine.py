@@ -72,7 +72,7 @@ class Recombiner:
             return Written(self._scattered(x, place, have), "gather")
         kind: RecombinationKind | None = None
         for axis, index in lines.items():
-            x, own = self._along(x, axis, index, have.labels.shape[axis])
+            x, own = self._along(x, axis, index, have)
             kind = own if kind is None or own == "gather" else kind
         return Written(x, kind)
 
@@ -97,8 +97,8 @@ class Recombiner:
             return None
         return {a: line for a, line in lines.items() if not torch.equal(line, torch.arange(shape[a]))}
 
-    def _along(self, x: Node, axis: int, index: Tensor, size: int) -> tuple[Node, RecombinationKind]:
-        pieces = runs(index)
+    def _along(self, x: Node, axis: int, index: Tensor, have: Layout) -> tuple[Node, RecombinationKind]:
+        size, pieces = have.labels.shape[axis], runs(index)
         holes = [p for p in pieces if p[0] == -1]
         solid = [p for p in pieces if p[0] != -1]
         if len(pieces) == 1 and solid:
@@ -107,12 +107,12 @@ class Recombiner:
             before = holes[0][1] if pieces[0][0] == -1 else 0
             after = holes[-1][1] if pieces[-1][0] == -1 else 0
             if before + after == sum(n for _, n in holes):
-                return self._pad(self._slice(x, axis, *solid[0], size), axis, before, after), "padded"
+                return self._pad(self._slice(x, axis, *solid[0], size), have.rank - 1 - axis, before, after), "padded"
         if len(pieces) <= MOST_RUNS and not holes:
             parts = [self._slice(x, axis, first, length, size) for first, length in solid]
             return self.graph.call_function(aten.cat.default, (parts, axis)), "concatenation"
         if holes:
-            x = self._pad(x, axis, 0, 1)
+            x = self._pad(x, have.rank - 1 - axis, 0, 1)
             index = torch.where(index < 0, size, index)
         return self.graph.call_function(aten.index_select.default, (x, axis, self.constant(index))), "gather"
 
@@ -121,12 +121,9 @@ class Recombiner:
             return x
         return self.graph.call_function(aten.slice.Tensor, (x, axis, first, first + length))
 
-    def _pad(self, x: Node, axis: int, before: int, after: int) -> Node:
-        rank = self.rank
-        pads = [0, 0] * (rank - 1 - axis) + [before, after]
-        return self.graph.call_function(aten.constant_pad_nd.default, (x, pads))
-
-    rank = 4
+    def _pad(self, x: Node, behind: int, before: int, after: int) -> Node:
+        """`x` with zeros along the axis that has `behind` axes behind it."""
+        return self.graph.call_function(aten.constant_pad_nd.default, (x, [0, 0] * behind + [before, after]))
 
     def _scattered(self, x: Node, place: Tensor, have: Layout) -> Node:
         """Rows that keep different columns: one gather over the labelled axes."""

@@ -44,6 +44,10 @@ class Unread:
     """The call does without this input: it is zero or nothing depends on it."""
 
 
+GROUPS = "groups of a convolution made equally wide"
+ROWS = "rows of a view or a product made equally wide"
+ALONE = "depthwise: a dead input under a live bias"
+
 ANYTHING, UNREAD = Anything(), Unread()
 Wish = Want | Anything | Unread
 

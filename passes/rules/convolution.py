@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from passes.layout import Layout, collapse, grown, product
 from passes.program import Site
-from passes.rules.base import ANYTHING, UNREAD, Contraction, Rule, SiteFacts, Want, Wish, replaced
+from passes.rules.base import ALONE, ANYTHING, GROUPS, UNREAD, Contraction, Rule, SiteFacts, Want, Wish, replaced
 from passes.selection import Selection
 
 if TYPE_CHECKING:
@@ -190,7 +190,9 @@ class Weighted(Rule):
         ]
 
     def growth(self, site: Site) -> str | None:
-        return None if self.groups(site) == 1 else "groups of a convolution made equally wide"
+        if self.groups(site) == 1:
+            return None
+        return ALONE if self.is_depthwise(self.widths(site)) else GROUPS
 
     @staticmethod
     def is_depthwise(widths: Widths) -> bool:

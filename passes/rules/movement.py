@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from torch.fx.node import map_arg
 from passes.layout import Layout, collapse
 from passes.program import Site, is_tensor
 from passes.rules.base import Rule, SiteFacts
-
-if TYPE_CHECKING:
-    pass
 
 aten = torch.ops.aten
 

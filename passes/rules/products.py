@@ -174,7 +174,7 @@ class Einsum(Rule):
         pairs = torch.einsum(f"{','.join(o for o, _ in terms)}->", *(m.double() for _, m in terms))
         rest = math.prod(full[c] for c, n in labelled.items() if n == 1)
         summed = math.prod(full[c] for c in full if c not in out)
-        return Contraction(summed, full[out[-1]], int(pairs) * rest)
+        return Contraction(summed, live_along(facts.lives[0], -1, full[out[-1]]), int(pairs) * rest)
 
 
 class Attention(Einsum):
@@ -241,11 +241,16 @@ class Attention(Einsum):
         for mask, node in ((lives[0], site.inputs[0]), (facts.lives[0], site.node)):
             full = site.shape(node)
             total += int(mask.sum()) * math.prod(n for n, m in zip(full, mask.shape, strict=True) if m == 1) * key[-2]
-        return Contraction(query[-1], site.out_shape[-1], total)
+        return Contraction(query[-1], live_along(facts.lives[0], -1, site.out_shape[-1]), total)
 
 
 def _joined(rows: Tensor, mask: Tensor) -> list[int]:
     return [max(a, b) for a, b in zip(rows.shape, mask.shape, strict=True)]
+
+
+def live_along(live: Tensor, axis: int, full: int) -> int:
+    """How many indices of an axis are live anywhere; all of them if the axis has no labels."""
+    return full if live.shape[axis] == 1 else int(live.movedim(axis, 0).flatten(1).any(1).sum())
 
 
 class Place:
