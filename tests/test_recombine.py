@@ -100,6 +100,7 @@ def test_along_one_axis_the_kind_says_which_calls(data: st.DataObject) -> None:
         ([0, 1, 2, 5], [0, 1, 2, 5], None),
         ([0, 1, 2, 5], [1, 2], "slice"),
         ([1, 2], [0, 1, 2, 3], "padded"),
+        ([0, 1], [0, 1, 2], "padded"),
         ([1, 2], [0, 2, 3], "padded"),
         ([3], [0, 1], "gather"),  # nothing of it is held: zeros, and dearer than they need be
         ([0, 1, 2, 3], [2, 3, 0, 1], "concatenation"),

@@ -68,6 +68,8 @@ class Movement(Rule):
         args, kwargs = map_arg(site.node.args, stand_in), map_arg(site.node.kwargs, stand_in)
         result = self.run(site, args, kwargs)
         results = list(result) if isinstance(result, (list, tuple)) else [result]
+        if any(r.numel() == 0 for r in results):
+            return None
         found = [compress(r) for r in results]
         for out, source in zip(site.outputs, found, strict=True):
             if out is not None and any(
