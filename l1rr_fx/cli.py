@@ -176,12 +176,15 @@ def _made(spec: str) -> Subject:
         sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise InputError(f"{module_name} cannot be imported: {error}") from error
+    except Exception as error:  # the user's module may raise anything
+        raise InputError(f"{module_name} cannot be imported: {type(error).__name__}: {error}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise InputError(f"{module_name} has no function {function_name!r}")
-    made = function()
+    try:
+        made = function()
+    except Exception as error:  # and so may the function
+        raise InputError(f"{spec} raised {type(error).__name__}: {error}") from error
     if not (isinstance(made, tuple) and len(made) == 2):
         raise InputError(f"{spec} returned a {type(made).__name__}; (model, args) is wanted")
     model, args = made

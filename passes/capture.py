@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from passes.aside import run_aside
@@ -63,6 +64,9 @@ def capture(
     except RecursionError as error:
         raise CaptureError(f"{type(model).__name__} calls itself without end") from error
     except Exception as error:  # torch.export has no error tree of its own: whatever escapes is about the model's code
+        if dynamic_shapes is not None:
+            capture(model, args, kwargs)  # an error that has nothing to do with the sizes comes first
+            raise InputError(f"dynamic_shapes does not fit {type(model).__name__}: {_first_line(error)}") from error
         raise _explained(model, args, kwargs, error) from error
     assert isinstance(module, GraphModule)
     module.training = model.training
@@ -99,6 +103,12 @@ def check_arguments(model: object, args: object, kwargs: object) -> None:
         raise InputError(f"kwargs is a {type(kwargs).__name__}; a mapping or None is wanted")
     if not any(True for _ in model.parameters()):
         raise InputError(f"{type(model).__name__} has no parameters: there is nothing to prune")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(f"model is a ScriptModule ({type(model).__name__}); the model that it was made from is wanted")
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter) or parameter.is_meta:
+            what = "has no values (device meta)" if parameter.is_meta else "is uninitialized"
+            raise InputError(f"parameter {name} {what}; load weights, or run the model once, before pruning")
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.detach().sum().isfinite()):
             bad = int((~tensor.detach().isfinite()).sum())
@@ -111,7 +121,7 @@ def _explained(
 ) -> CaptureError | InputError:
     """Our error for what `torch.export` raised: a plain call tells wrong arguments from code that cannot be traced."""
     line = _guilty_line(error)
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first = _first_line(error)
     try:
         run_aside(model, args, kwargs or {})
     except Exception as plain:  # any error of the user's own forward
@@ -127,18 +137,29 @@ def _explained(
     )
 
 
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def _guilty_line(error: BaseException) -> str:
     """The innermost line of user code in the traceback (not torch's), as ' at file:line: code'."""
     torch_home = str(torch.__path__[0]) + os.sep  # and not torchvision
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((torch_home, __file__, "<")):
+        if not frame.filename.startswith((torch_home, os.path.dirname(__file__) + os.sep, "<")):
             return f"\n  at {frame.filename}:{frame.lineno}: {frame.line}"
     return ""
 
 
 def _describe(args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> str:
     leaves = pytree.tree_leaves((args, dict(kwargs or {})))
-    return ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in leaves) or "none"
+    return ", ".join(_short(leaf) for leaf in leaves) or "none"
+
+
+def _short(leaf: Any) -> str:
+    if isinstance(leaf, Tensor):
+        return str(tuple(leaf.shape))
+    return repr(leaf) if isinstance(leaf, (bool, int, float, str, type(None))) else f"a {type(leaf).__name__}"
 
 
 def _strip(module: GraphModule) -> None:

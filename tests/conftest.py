@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 PROPERTIES = 10  # parametrised property tests that share a profile's examples
 
@@ -18,6 +18,8 @@ _COMMON = settings(
     deadline=None,  # the first capture in a process takes seconds, the rest milliseconds
     print_blob=True,
     suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much),
+    # all but `explain`: it runs a failing network for minutes more, to name lines of torch
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink),
 )
 settings.register_profile("ci", _COMMON, max_examples=2_000 // PROPERTIES)
 settings.register_profile("fuzz", _COMMON, max_examples=10_000 // PROPERTIES)

@@ -215,7 +215,8 @@ def test_collapse_is_any_or_all_of_what_merges(data: st.DataObject) -> None:
         found = collapse(mask, compact, every=every)
         assert tuple(found.shape) == compact
         for index in itertools.product(*map(range, compact)):
-            merged = mask[(..., *(slice(None) if n == 1 else slice(i, i + 1) for i, n in zip(index, compact)))]
+            window = tuple(slice(None) if n == 1 else slice(i, i + 1) for i, n in zip(index, compact))
+            merged = mask[(slice(None),) * extra + window]
             assert bool(found[index]) == bool(merged.all() if every else merged.any())
 
 
@@ -237,7 +238,7 @@ def reshapes(draw: st.DrawFn) -> tuple[Shape, Shape]:
 def _grouped(draw: st.DrawFn, factors: list[int]) -> Shape:
     shape: list[int] = []
     for factor in factors:
-        if shape and draw(st.booleans()):
+        if draw(st.booleans()) and shape:
             shape[-1] *= factor
         else:
             shape.append(factor)
@@ -264,7 +265,7 @@ def test_matching_groups_split_both_sides_where_they_agree(drawn: tuple[Shape, S
 @given(st.data())
 def test_sizes_of_a_small_reshape(data: st.DataObject) -> None:
     before, after = data.draw(reshapes())
-    labelled = data.draw(st.tuples(*(st.booleans() for _ in after)))
+    labelled = [data.draw(st.booleans()) for _ in after]
     small = tuple(data.draw(st.integers(1, n)) for n in before)
     sizes = Reshape.sizes(before, after, small, labelled)
     if sizes is not None:

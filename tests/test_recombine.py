@@ -37,9 +37,7 @@ def recombined(have: Layout, want: Layout, x: Tensor) -> tuple[Tensor, Written]:
         root.register_buffer(name, index)
         return graph.get_attr(name)
 
-    recombiner = Recombiner(graph, constant)
-    recombiner.rank = x.dim()
-    written = recombiner(graph.placeholder("x"), have, want)
+    written = Recombiner(graph, constant)(graph.placeholder("x"), have, want)
     graph.output(written.node)
     graph.lint()
     result: Tensor = GraphModule(root, graph)(x)
