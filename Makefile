@@ -42,7 +42,9 @@ fuzz: $(VENV)/.test ## the property tests with many more examples
 
 bench: $(VENV)/.test ## time of capture, analysis and rewrite against Torch-Pruning
 	@echo "== benchmarks/compile_time.py"
-	@$(ONE_THREAD) $(BIN)/python benchmarks/compile_time.py
+	@$(ONE_THREAD) $(BIN)/python -m benchmarks.compile_time
+	@echo "== benchmarks/linear_time.py"
+	@$(ONE_THREAD) $(BIN)/python -m benchmarks.linear_time
 
 clean: ## remove .venv, caches and outputs
 	@echo "== removing .venv, caches and outputs"
