@@ -93,6 +93,7 @@ class _Rewriter:
         self.values: dict[str, str] = {}
         self.tensors: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
+        self.constants: dict[tuple[torch.Size, torch.dtype, tuple[int, ...]], str] = {}
         self.device = next((p.device for p in self.old.parameters()), torch.device("cpu"))
         self.kept: dict[str, Selection] = {}
         self.cache: dict[tuple[Node, Node], list[tuple[Layout, Node]]] = defaultdict(list)
@@ -197,11 +198,12 @@ class _Rewriter:
         return self.graph.get_attr(name)
 
     def _constant(self, tensor: Tensor) -> Node:
-        for name, known in self.buffers.items():
-            if known.shape == tensor.shape and known.dtype == tensor.dtype and torch.equal(known.cpu(), tensor):
-                return self.graph.get_attr(name)
+        key = (tensor.shape, tensor.dtype, tuple(tensor.reshape(-1).tolist()))
+        if key in self.constants:
+            return self.graph.get_attr(self.constants[key])
         names = map("_recombine_{}".format, count(len(self.buffers)))
         name = next(n for n in names if n not in self.buffers and not hasattr(self.old, n))
+        self.constants[key] = name
         self.buffers[name] = tensor.contiguous().to(self.device)
         return self.graph.get_attr(name)
 
