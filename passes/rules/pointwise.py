@@ -303,8 +303,6 @@ UNTAGGED = (
     "hardsigmoid",
     "lerp",
     "subtract",
-    "add",
-    "sub",
 )
 
 RULES: dict[str, Rule] = {
