@@ -1,0 +1,11 @@
+"""The command line `l1rr-fx`: one file for each family of commands, which registers them with the application."""
+
+from __future__ import annotations
+
+from l1rr_fx.cli import compiling as compiling
+from l1rr_fx.cli.app import app
+
+
+def main() -> None:
+    """The console script. Exit codes: 0, 2 for bad input (one line on stderr), 130 when interrupted."""
+    app()

@@ -1,0 +1,83 @@
+"""The argument MODEL of the command line: a saved export, or a function that makes the model."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from passes.errors import InputError
+
+MODEL_HELP = (
+    "A .pt2 file written by torch.export.save, or package.module:function, called without arguments, which "
+    "returns (model, args); args is a tuple of example inputs. Open neither from sources that you do not trust: both "
+    "may run code."
+)
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with one example input."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+def load_subject(spec: str) -> Subject:
+    """The model that MODEL names. Raises InputError, saying what is wrong with it."""
+    return _exported(Path(spec)) if spec.endswith(".pt2") else _made(spec)
+
+
+def _exported(path: Path) -> Subject:
+    """The program of a .pt2 file with the inputs that it was exported with."""
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path}: this is not a file of torch.export.save")
+    try:
+        program = torch.export.load(path)
+    except (RuntimeError, ValueError, KeyError, AssertionError, OSError, zipfile.BadZipFile) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: torch.export.load cannot read it: {first}") from error
+    if program.example_inputs is None:
+        raise InputError(f"{path}: it holds no example inputs; export it again with this torch")
+    args, kwargs = program.example_inputs
+    return Subject(program.module(check_guards=False), tuple(args), dict(kwargs))
+
+
+def _made(spec: str) -> Subject:
+    """The model that `package.module:function` returns, looked up in the working directory first."""
+    module_name, colon, function_name = spec.partition(":")
+    if not (colon and function_name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
+        raise InputError(f"MODEL is {spec!r}; a .pt2 file or package.module:function is wanted")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may raise anything
+        raise InputError(f"{module_name} cannot be imported: {type(error).__name__}: {error}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise InputError(f"{module_name} has no function {function_name!r}")
+    try:
+        made = function()
+    except Exception as error:  # and so may the function
+        raise InputError(f"{spec} raised {type(error).__name__}: {error}") from error
+    if not (isinstance(made, tuple) and len(made) == 2):
+        raise InputError(f"{spec} returned a {type(made).__name__}; (model, args) is wanted")
+    model, args = made
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{spec} returned a {type(model).__name__} as its model; a torch.nn.Module is wanted")
+    if not isinstance(args, tuple):
+        raise InputError(f"{spec} returned a {type(args).__name__} as its args; a tuple of example inputs is wanted")
+    return Subject(model, args, {})
