@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from l1rr_fx.pieces import prune_pieces
 from l1rr_fx.pruned import Pruned
 from l1rr_fx.report import Report
-from passes.aside import run_aside
+from passes.aside import collection_paused, run_aside
 from passes.bill import bill
 from passes.capture import capture
 from passes.compile import Removed, remove_zero_channels
@@ -48,11 +48,12 @@ def prune(
     """
     clock = Clock()
     try:
-        with clock("capture"):
+        with clock("capture"), collection_paused():
             captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
     except CaptureError as error:
         return _in_pieces(model, args, kwargs or {}, error, clock, mode, channel_multiple, verify)
-    result = remove_zero_channels(captured, mode=mode, channel_multiple=channel_multiple, clock=clock)
+    with collection_paused():
+        result = remove_zero_channels(captured, mode=mode, channel_multiple=channel_multiple, clock=clock)
     deviation = None
     if verify:
         with clock("verify"):

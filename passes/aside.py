@@ -1,9 +1,11 @@
-"""Running a module without a trace: its buffers, the inputs and the random numbers stay as they were."""
+"""Working without a trace: what a run changes is put back, and what a pass allocates is not searched for garbage."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,3 +30,20 @@ def run_aside(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
         torch.random.set_rng_state(generator)
         for name, buffer in module.named_buffers():
             buffer.copy_(buffers[name])
+
+
+@contextlib.contextmanager
+def collection_paused() -> Iterator[None]:
+    """No garbage collection meanwhile.
+
+    A graph is a hundred thousand objects that live to the end. Python looks through all of them again and again while
+    they are made, so that time grows faster than the network: on 800 residual blocks the rewrite took 1.7 times as long.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

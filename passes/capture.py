@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
@@ -24,6 +24,7 @@ from passes.aside import run_aside
 from passes.errors import CaptureError, InputError
 from passes.functional import functionalise_graph
 from passes.regions import inline_regions
+from passes.unlift import keep_whole, unlifted
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,6 @@ def capture(
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), attributes_kept(model):
             warnings.simplefilter("ignore")
             program = torch.export.export(model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False)
-            module = program.module(check_guards=False)
     except (KeyboardInterrupt, MemoryError):
         raise
     except RecursionError as error:
@@ -68,12 +68,13 @@ def capture(
             capture(model, args, kwargs)  # an error that has nothing to do with the sizes comes first
             raise InputError(f"dynamic_shapes does not fit {type(model).__name__}: {_first_line(error)}") from error
         raise _explained(model, args, kwargs, error) from error
-    assert isinstance(module, GraphModule)
+    root, graph = unlifted(program)
+    inline_regions(root, graph)
+    _strip(graph)
+    functionalise_graph(graph)
+    module = GraphModule(root, graph)
+    keep_whole(root, module)
     module.training = model.training
-    inline_regions(module)
-    _strip(module)
-    functionalise_graph(module.graph)
-    module.recompile()
     return module
 
 
@@ -162,13 +163,8 @@ def _short(leaf: Any) -> str:
     return repr(leaf) if isinstance(leaf, (bool, int, float, str, type(None))) else f"a {type(leaf).__name__}"
 
 
-def _strip(module: GraphModule) -> None:
-    """Remove checks and dead nodes, so that only what computes remains."""
-    graph = module.graph
+def _strip(graph: Graph) -> None:
+    """Remove checks, so that only what computes remains."""
     for node in reversed(graph.nodes):
-        is_check = node.op == "call_function" and node.target in ASSERTIONS
-        is_guard = node.op == "call_module" and str(node.target) == "_guards_fn"
-        if (is_check or is_guard) and not node.users:
+        if node.op == "call_function" and node.target in ASSERTIONS and not node.users:
             graph.erase_node(node)
-    if hasattr(module, "_guards_fn"):
-        del module._guards_fn

@@ -20,7 +20,7 @@ from passes.modes import restore_graph_modes
 from passes.parameters import StoredParameters
 from passes.plan import Plan, SitePlan
 from passes.program import is_projection, is_tensor, reads_elements
-from passes.reading import attribute
+from passes.reading import attribute, place_tensor
 from passes.recombine import Recombiner, Written, positions
 from passes.selection import Selection
 
@@ -111,7 +111,6 @@ class _Rewriter:
                     if node.args
                     else self.graph.placeholder(str(node.target))
                 )
-                self.new[node].name = node.name
             elif node.op == "get_attr" and node in self.plan.layout:
                 self.new[node] = self._value(node)
             elif node in self.by_call:
@@ -295,7 +294,7 @@ class _Rewriter:
         self.graph._codegen = self.old.graph._codegen
         root = nn.Module()
         for name, tensor in {**self.tensors, **self.buffers}.items():
-            _place(root, name, tensor)
+            place_tensor(root, name, tensor)
         for old, new in self.new.items():
             if old in self.plan.layout:
                 new.meta.setdefault("value", old.name)
@@ -312,7 +311,7 @@ class _Rewriter:
         for twin, tensor in self.old.named_parameters(remove_duplicate=False):
             name = stored.get(id(tensor))
             if name is not None and name != twin:
-                _place(module, twin, self.tensors[name])
+                place_tensor(module, twin, self.tensors[name])
                 self.kept[twin] = self.kept[name]
 
 
@@ -321,16 +320,3 @@ def _numel(shape: Sequence[int]) -> int:
     for n in shape:
         total *= n
     return total
-
-
-def _place(root: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor under a dotted name, making the modules on the way."""
-    *path, leaf = name.split(".")
-    for part in path:
-        if not hasattr(root, part):
-            root.add_module(part, nn.Module())
-        root = getattr(root, part)
-    if isinstance(tensor, nn.Parameter):
-        root.register_parameter(leaf, tensor)
-    else:
-        root.register_buffer(leaf, tensor)

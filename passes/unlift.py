@@ -1,0 +1,71 @@
+"""An exported program as a graph that reads its parameters as attributes.
+
+`ExportedProgram.module()` gives that too, with guards, hooks and copies of the graph that we would take off again: a
+fifth of the time of a capture.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Graph, GraphModule
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+
+from passes.errors import CaptureError
+from passes.reading import place_tensor
+
+LIFTED = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
+
+
+def unlifted(program: ExportedProgram) -> tuple[nn.Module, Graph]:
+    """The tensors of the program under their names (and its sub-graphs), and its graph, which is changed in place.
+
+    Raises CaptureError for what is neither a tensor nor a value of the call: an object of a class that was registered
+    with torch, a token of an effect.
+    """
+    signature, graph = program.graph_signature, program.graph_module.graph
+    root = nn.Module()
+    for name, child in program.graph_module.named_children():
+        root.add_module(name, child)
+    graph.owning_module = None  # it would warn of each new attribute that its module lacks
+    placeholders = graph.find_nodes(op="placeholder")
+    for node, given in zip(placeholders, signature.input_specs, strict=True):
+        if given.kind is InputKind.USER_INPUT:
+            continue
+        if given.kind not in LIFTED or given.target is None:
+            raise CaptureError(f"the model holds {given.target or given.arg}, no tensor: it cannot be followed")
+        stored = given.kind is InputKind.PARAMETER or bool(given.persistent)
+        tensor = program.state_dict[given.target] if stored else program.constants[given.target].detach()
+        place_tensor(root, given.target, tensor, persistent=stored)
+        with graph.inserting_before(node):
+            read = graph.get_attr(given.target)
+        read.meta = node.meta
+        node.replace_all_uses_with(read)
+        graph.erase_node(node)
+    if any(result.kind is not OutputKind.USER_OUTPUT for result in signature.output_specs):
+        raise CaptureError("the exported program returns what it has written; a program for training is wanted")
+    graph._codegen = _codegen(program)
+    return root, graph
+
+
+def _codegen(program: ExportedProgram) -> _PyTreeCodeGen:
+    """The signature of the model's forward, nested inputs and outputs included."""
+    called = program.module_call_graph[0].signature
+    assert called is not None
+    positional, named = called.in_spec.children()
+    names = called.forward_arg_names or [f"arg_{i}" for i in range(positional.num_children)] + list(named.context)
+    return _PyTreeCodeGen(_PyTreeInfo(names, called.in_spec, called.out_spec))
+
+
+def keep_whole(root: nn.Module, module: GraphModule) -> None:
+    """Give a graph module made from `root` what torch.fx does not copy: parameters that no node reads (a report counts
+    them), and which buffers are not saved."""
+    present = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    for name, parameter in root.named_parameters(remove_duplicate=False):
+        if name not in present:
+            place_tensor(module, name, parameter)
+    for name, buffer in list(module.named_buffers(remove_duplicate=False)):
+        owner, _, leaf = name.rpartition(".")
+        if leaf in root.get_submodule(owner)._non_persistent_buffers_set:
+            place_tensor(module, name, buffer, persistent=False)
