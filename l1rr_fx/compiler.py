@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from l1rr_fx.machines import machine
 from l1rr_fx.pieces import prune_pieces
 from l1rr_fx.pruned import Pruned
 from l1rr_fx.report import Report
@@ -22,6 +23,8 @@ from passes.bill import bill
 from passes.capture import capture
 from passes.compile import Removed, remove_zero_channels
 from passes.errors import CaptureError, VerifyError
+from passes.options import Options
+from passes.target import Target
 from passes.verify import drops_out, first_difference, relative_deviation, run_graph, tolerance
 
 log = logging.getLogger(__name__)
@@ -34,31 +37,35 @@ def prune(
     *,
     mode: str = "recombine",
     dynamic_shapes: Any = None,
-    channel_multiple: int = 1,
+    channel_multiple: int | None = None,
+    target: str | Target = "none",
     verify: bool = True,
 ) -> Pruned:
     """The small network that computes what `model`, with the zeros in its weights, computes.
 
     `args` and `kwargs` are one example input; sizes that may change later are named in `dynamic_shapes`, as for
     `torch.export.export`. `model` is not changed. `mode` says how residual branches meet ("recombine", "union" or
-    "exclude"), `channel_multiple` rounds channel counts up where dead channels are left. With `verify` both networks
-    are run on the example and compared.
+    "exclude"), `target` for which machine: "none", "cpu" (this one), "jetson-tx2" or a cost model of your own (see
+    `l1rr_fx.machines`). A target keeps dead channels where they make the network faster; with "none" the fewest
+    multiplications are made. `channel_multiple` rounds channel counts up where dead channels are left, whether it pays
+    or not. With `verify` both networks are run on the example and compared.
 
     Raises InputError, CaptureError, VanishedError or VerifyError, each of them an L1RRError.
     """
+    options = Options(mode, channel_multiple, machine(target))
     clock = Clock()
     try:
         with clock("capture"), collection_paused():
             captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
     except CaptureError as error:
-        return _in_pieces(model, args, kwargs or {}, error, clock, mode, channel_multiple, verify)
+        return _in_pieces(model, args, kwargs or {}, error, clock, options, verify)
     with collection_paused():
-        result = remove_zero_channels(captured, mode=mode, channel_multiple=channel_multiple, clock=clock)
+        result = remove_zero_channels(captured, options, clock=clock)
     deviation = None
     if verify:
         with clock("verify"):
             deviation = check(model, result.module, args, kwargs or {}, result)
-    report = Report(bill(result.plan, result.rewritten, clock.seconds), mode, deviation)
+    report = Report(bill(result.plan, result.rewritten, clock.seconds), options.mode, deviation, options.target.name)
     return Pruned(result.module, report, result.rewritten.kept)
 
 
@@ -68,19 +75,18 @@ def _in_pieces(
     kwargs: Mapping[str, Any],
     failure: CaptureError,
     clock: Clock,
-    mode: str,
-    channel_multiple: int,
+    options: Options,
     verify: bool,
 ) -> Pruned:
     """The model with its capturable parts pruned, in a copy of its own code."""
-    pieces = prune_pieces(model, args, kwargs, failure, mode=mode, channel_multiple=channel_multiple, clock=clock)
+    pieces = prune_pieces(model, args, kwargs, failure, options=options, clock=clock)
     deviation, notes = None, pieces.notes
     if verify:
         with clock("verify"):
             deviation, remarks = check_pieces(model, pieces.module, args, kwargs)
             notes = (*notes, *remarks)
     accounts = replace(pieces.accounts, seconds=dict(clock.seconds))
-    report = Report(accounts, mode, deviation, pieces=pieces.names, notes=notes)
+    report = Report(accounts, options.mode, deviation, options.target.name, pieces=pieces.names, notes=notes)
     return Pruned(pieces.module, report, pieces.kept)
 
 

@@ -30,6 +30,7 @@ from passes.bill import bill
 from passes.capture import capture
 from passes.compile import Phase, Removed, remove_zero_channels
 from passes.errors import CaptureError, InputError, VanishedError
+from passes.options import Options
 from passes.selection import Selection
 
 log = logging.getLogger(__name__)
@@ -55,8 +56,7 @@ def prune_pieces(
     kwargs: Mapping[str, Any],
     failure: CaptureError,
     *,
-    mode: str,
-    channel_multiple: int,
+    options: Options,
     clock: Phase,
 ) -> Pieces:
     """The model with every part pruned that can be captured by itself; `failure` says why the whole cannot.
@@ -66,7 +66,7 @@ def prune_pieces(
     work = copy.deepcopy(model)
     with clock("record"):
         calls = recorded_calls(work, args, kwargs)
-    search = _Search(work, calls, mode, channel_multiple, clock)
+    search = _Search(work, calls, options, clock)
     search.descend("", work)
     if not search.found and not search.left_whole:
         raise CaptureError(f"{failure}\n  Nor can any submodule of it be captured by itself.") from failure
@@ -99,12 +99,9 @@ class _Found:
 class _Search:
     """Goes through the model from the top and prunes the largest submodules that can be captured."""
 
-    def __init__(
-        self, model: nn.Module, calls: Mapping[nn.Module, Calls], mode: str, channel_multiple: int, clock: Phase
-    ) -> None:
+    def __init__(self, model: nn.Module, calls: Mapping[nn.Module, Calls], options: Options, clock: Phase) -> None:
         self.calls = calls
-        self.mode = mode
-        self.channel_multiple = channel_multiple
+        self.options = options
         self.clock = clock
         self.found: list[_Found] = []
         self.notes: list[str] = []
@@ -134,9 +131,7 @@ class _Search:
 
     def _prune(self, name: str, module: nn.Module, calls: Calls, captured: GraphModule, contract: Contract) -> None:
         try:
-            removed = remove_zero_channels(
-                captured, mode=self.mode, channel_multiple=self.channel_multiple, clock=self.clock
-            )
+            removed = remove_zero_channels(captured, self.options, clock=self.clock)
         except VanishedError as error:
             self.left_whole = True
             self.notes.append(f"{name} left whole: {_first_line(error)}")

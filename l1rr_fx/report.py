@@ -29,15 +29,15 @@ WIDTH = 110
 class Report:
     """What was removed, what is left and why.
 
-    `deviation` is the largest relative deviation from the zeroed model (None: not verified), `first_difference` the
-    first node that differs where it is too large. `pieces` names the submodules that were captured one by one where the
-    whole model could not be; it is empty otherwise.
+    `deviation` is the largest relative deviation from the zeroed model (None: not verified), `target` the machine whose
+    cost model chose between copies and multiplications. `pieces` names the submodules that were captured one by one
+    where the whole model could not be; it is empty otherwise.
     """
 
     accounts: Accounts
     mode: str
     deviation: float | None = None
-    first_difference: str | None = None
+    target: str = "none"
     pieces: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -69,19 +69,19 @@ class Report:
         parts: list[RenderableType] = [self._headline(), _cost_table(self)]
         if accounts.recombinations:
             parts.append(_recombination_table(accounts))
+        if accounts.families:
+            parts.append(_family_table(accounts))
         if accounts.kept:
             parts.append(_kept_table(accounts.kept))
         parts.extend(Text(f"note: {note}") for note in self.notes)
         return Group(*parts)
 
     def _headline(self) -> Text:
-        lines = [f"mode {self.mode}: MACs after / limit = {self.macs_over_limit:.4f}"]
+        lines = [f"mode {self.mode}, target {self.target}: MACs after / limit = {self.macs_over_limit:.4f}"]
         if self.deviation is None:
             lines.append("not verified against the zeroed model")
         else:
             lines.append(f"largest deviation from the zeroed model: {self.deviation:.2e} (relative)")
-        if self.first_difference is not None:
-            lines.append(f"first node that differs: {self.first_difference}")
         if self.pieces:
             lines.append(f"captured in {len(self.pieces)} pieces: {', '.join(self.pieces)}")
         return Text("\n".join(lines))
@@ -149,6 +149,24 @@ def _recombination_table(accounts: Accounts) -> Table:
         of_kind = [each for each in accounts.recombinations if each.kind == kind]
         if of_kind:
             table.add_row(kind, f"{len(of_kind):,}", f"{sum(each.bytes_moved for each in of_kind):,}")
+    return table
+
+
+def _family_table(accounts: Accounts) -> Table:
+    """How the branches of sums meet: the families with most sums first."""
+    table = Table("family of", title="Sums of branches", title_justify="left")
+    for heading in ("channels", "sums", "sets", "runs", "in place", "as zeros", "copied"):
+        table.add_column(heading, justify="right")
+    table.add_column("natural order, because")
+    shown = sorted(accounts.families, key=lambda each: -each.sums)
+    for each in shown[:SHOWN_REASONS]:
+        counts = (each.channels, each.sums, each.sets, each.runs, each.in_place, each.as_zeros, each.copied)
+        table.add_row(Text(each.name), *(f"{count:,}" for count in counts), Text(each.fixed or ""))
+    if rest := shown[SHOWN_REASONS:]:
+        sums = [sum(getattr(each, name) for each in rest) for name in ("in_place", "as_zeros", "copied")]
+        table.add_row(
+            f"{len(rest)} more", "", f"{sum(each.sums for each in rest):,}", "", "", *(f"{n:,}" for n in sums), ""
+        )
     return table
 
 

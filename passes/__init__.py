@@ -15,7 +15,8 @@ or step by step, each of them usable alone:
 
 from __future__ import annotations
 
-from passes.accounts import Accounts, Cost, Kept, Layer, Recombination
+from passes.accounts import Accounts, Cost, Family, Kept, Layer, Recombination
+from passes.arrange import arrange
 from passes.capture import capture
 from passes.compile import Removed, remove_zero_channels
 from passes.emit import Rewritten, rewrite
@@ -35,18 +36,22 @@ from passes.infra import Functionalise, Normalise, RemoveZeroChannels, RestoreMo
 from passes.layout import Layout
 from passes.modes import restore_modes
 from passes.normalise import normalise
+from passes.options import Options
 from passes.plan import Plan, plan_layouts
 from passes.program import Program, Site
 from passes.rules import rule_for
 from passes.selection import Selection
+from passes.target import ByteCount, Target
 from passes.verify import Difference, first_difference, relative_deviation
 
 __all__ = [
     "Accounts",
+    "ByteCount",
     "CaptureError",
     "Cost",
     "Difference",
     "Facts",
+    "Family",
     "Functionalise",
     "InputError",
     "Kept",
@@ -55,6 +60,7 @@ __all__ = [
     "Layout",
     "LoadError",
     "Normalise",
+    "Options",
     "Plan",
     "Program",
     "Recombination",
@@ -65,8 +71,10 @@ __all__ = [
     "Rewritten",
     "Selection",
     "Site",
+    "Target",
     "VanishedError",
     "VerifyError",
+    "arrange",
     "capture",
     "channel_facts",
     "channel_groups",

@@ -57,6 +57,26 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Family:
+    """Tensors that share their channels because they meet in sums, named for the first sum.
+
+    `sets` counts the different sets of live channels among the operands, `runs` how many of them are one run of the
+    family's order; `fixed` says why the channels keep their natural order, where they do. Of the operands, some are
+    taken `in_place`, some compute what they lack `as_zeros`, the rest is `copied`.
+    """
+
+    name: str
+    channels: int
+    sums: int
+    sets: int
+    runs: int
+    fixed: str | None = None
+    in_place: int = 0
+    as_zeros: int = 0
+    copied: int = 0
+
+
+@dataclass(frozen=True)
 class Accounts:
     """The whole bill of one rewrite: costs before, after and at the limit, and what explains the difference."""
 
@@ -67,3 +87,4 @@ class Accounts:
     recombinations: tuple[Recombination, ...] = ()
     kept: tuple[Kept, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    families: tuple[Family, ...] = ()

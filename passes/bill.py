@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
-from passes.accounts import Accounts, Cost, Kept, Layer
+from passes.accounts import Accounts, Cost, Family, Kept, Layer
 from passes.emit import Rewritten
 from passes.layout import Layout
 from passes.plan import Plan, SitePlan
@@ -53,8 +54,27 @@ def bill(plan: Plan, rewritten: Rewritten, seconds: Mapping[str, float]) -> Acco
         layers=tuple(layers),
         recombinations=rewritten.recombinations,
         kept=tuple(kept),
+        families=_families(plan),
         seconds=dict(seconds),
     )
+
+
+def _families(plan: Plan) -> tuple[Family, ...]:
+    """The families of the plan's sums, with what became of the operands."""
+    by_call = {item.site.node: item for item in plan.sites}
+    found = []
+    for family, sums in plan.arrangement.families:
+        in_place = as_zeros = copied = 0
+        for item in (by_call[node] for node in sums if node in by_call):
+            for node, want in zip(item.site.inputs, item.ins, strict=True):
+                if want is None or not plan.layout[node].same(want):
+                    copied += want is not None
+                elif want.labels.numel() > int(plan.facts.live(node).sum()):
+                    as_zeros += 1
+                else:
+                    in_place += 1
+        found.append(replace(family, in_place=in_place, as_zeros=as_zeros, copied=copied))
+    return tuple(found)
 
 
 def _layer(item: SitePlan, dense: Contraction, after: Contraction, limit: Contraction) -> Layer:

@@ -13,6 +13,7 @@ from passes.emit import Rewritten, rewrite
 from passes.errors import VanishedError
 from passes.facts import Facts, channel_facts
 from passes.normalise import normalise_graph
+from passes.options import Options
 from passes.plan import Plan, plan_layouts
 from passes.program import Program
 from passes.rules import rule_for
@@ -30,7 +31,7 @@ class Removed:
 
 
 def remove_zero_channels(
-    captured: GraphModule, *, mode: str = "recombine", channel_multiple: int = 1, clock: Phase | None = None
+    captured: GraphModule, options: Options | None = None, *, clock: Phase | None = None
 ) -> Removed:
     """The network without its zeroed channels. `captured` (from `passes.capture`) is normalised in place."""
     phase = clock or (lambda name: nullcontext())
@@ -39,7 +40,7 @@ def remove_zero_channels(
         program = Program(captured, rule_for)
         facts = channel_facts(program)
         refuse_vanished(program, facts)
-        plan = plan_layouts(program, facts, mode=mode, channel_multiple=channel_multiple)
+        plan = plan_layouts(program, facts, options)
     with phase("rewrite"):
         rewritten = rewrite(plan)
     return Removed(rewritten.module, plan, rewritten)

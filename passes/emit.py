@@ -146,8 +146,12 @@ class _Rewriter:
         for layout, found in self.cache[old, new]:
             if layout.same(want):
                 return found
-        written = self.recombine(new, have, want)
+        facts = self.plan.facts
+        known = facts.zero.get(old)
+        zero = have.of(known & facts.needed[old]) if known is not None and have.compact == tuple(known.shape) else None
+        written = self.recombine(new, have, want, zero)
         if written.kind is not None:
+            written.node.meta.update(recombination=written.kind, recombined=new.name)
             self.cache[old, new].append((want, written.node))
             self.recombinations.append(self._bill(written, old, have, want, reader))
         return written.node

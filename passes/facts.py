@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from passes.options import Options
 from passes.program import Program, Site, is_tensor
-from passes.rules.base import Options, SiteFacts
+from passes.rules.base import SiteFacts
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ is what `requires` checks, "After" what `ensures` checks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.fx import GraphModule, Node
@@ -21,6 +21,8 @@ from passes.errors import InputError, RewriteError
 from passes.functional import functionalise, writes
 from passes.modes import DROPOUTS, restore_modes
 from passes.normalise import normalise
+from passes.options import Options
+from passes.target import ByteCount, Target
 
 SWITCHED = {torch.ops.aten.batch_norm.default, *DROPOUTS}
 
@@ -91,21 +93,22 @@ class Normalise(GraphPass):
 
 @dataclass(frozen=True)
 class RemoveZeroChannels(GraphPass):
-    """The network without its zeroed channels, as a new module; see `passes.plan.plan_layouts` for the options.
+    """The network without its zeroed channels, as a new module; see `passes.options` for the fields.
 
     Before: a captured graph without in-place operators. After: batch norm and dropout are modules, as `RestoreModes`
     makes them. A graph from which nothing can be removed comes back as it is, normalised.
     """
 
     mode: str = "recombine"
-    channel_multiple: int = 1
+    channel_multiple: int | None = None
+    target: Target = field(default_factory=ByteCount)
 
     def requires(self, graph_module: GraphModule) -> None:
         super().requires(graph_module)
         _require_functional(graph_module)
 
     def call(self, graph_module: GraphModule) -> PassResult:
-        removed = remove_zero_channels(graph_module, mode=self.mode, channel_multiple=self.channel_multiple)
+        removed = remove_zero_channels(graph_module, Options(self.mode, self.channel_multiple, self.target))
         graph_module.recompile()
         held = {name: parameter.shape for name, parameter in graph_module.named_parameters()}
         kept = {name: parameter.shape for name, parameter in removed.module.named_parameters()}

@@ -158,8 +158,10 @@ def grown(live: Tensor, multiple: int) -> Tensor:
     return torch.cat([kept, spare]).sort().values
 
 
-def boxed(live: Tensor, multiple: int = 1) -> Layout:
+def boxed(live: Tensor, multiple: int = 1, rank: Tensor | None = None) -> Layout:
     """The smallest layout we know that holds every True of `live` (bool, compact shape).
+
+    Along a single labelled axis labels are in the order of `rank`, if one is given, else in the natural order.
 
     With one labelled axis it is the list of the live indices. With several it is the product of what each axis needs,
     or, where this is smaller, rows of equal length along the last labelled axis that differ from row to row (attention
@@ -170,12 +172,14 @@ def boxed(live: Tensor, multiple: int = 1) -> Layout:
     if not axes:
         return Layout.whole(len(compact))
     if len(axes) == 1:
-        return Layout.along(len(compact), axes[0], compact[axes[0]], grown(live.reshape(-1), multiple))
+        kept = grown(live.reshape(-1), multiple)
+        kept = kept if rank is None else kept[rank.reshape(-1)[kept].argsort()]
+        return Layout.along(len(compact), axes[0], compact[axes[0]], kept)
     needs = [
         collapse(live, tuple(n if a == b else 1 for b, n in enumerate(compact))).view(-1) for a in range(len(compact))
     ]
-    kept: list[Tensor | None] = [grown(need, 1) if compact[a] != 1 else None for a, need in enumerate(needs)]
-    box = product(compact, kept)
+    needed: list[Tensor | None] = [grown(need, 1) if compact[a] != 1 else None for a, need in enumerate(needs)]
+    box = product(compact, needed)
     last = axes[-1]
     rows = box.of(live).movedim(last, -1)
     width = max(1, int(rows.sum(-1).max()))

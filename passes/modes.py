@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 
@@ -51,7 +52,7 @@ MODULES: Mapping[str, type[nn.Module]] = {
 }
 """Every class that a call_module node of ours may name."""
 
-BATCH_NORMS: Mapping[int, type[nn.Module]] = {
+BATCH_NORMS: Mapping[int, type[_BatchNorm]] = {
     2: nn.BatchNorm1d,
     3: nn.BatchNorm1d,
     4: nn.BatchNorm2d,
@@ -112,6 +113,7 @@ def place_module(root: nn.Module, name: str, new: nn.Module) -> None:
 
 
 def _restore_batch_norm(root: nn.Module, node: Node, rank: int) -> None:
+    node.meta["rank"] = rank  # a folded BatchNorm1d must know whether a linear layer or a convolution is before it
     x, *tensors, training, momentum, eps, _cudnn = node.args
     owner = _owner(root, tensors)
     if owner is None:
@@ -119,7 +121,7 @@ def _restore_batch_norm(root: nn.Module, node: Node, rank: int) -> None:
         _replace(root, node, _free_name(root, "_batch_norm"), norm, (x, *tensors))
         return
     present = attribute(root, owner)
-    if not isinstance(present, nn.modules.batchnorm._BatchNorm):
+    if not isinstance(present, _BatchNorm):
         present = _batch_norm(present, BATCH_NORMS[rank], float(momentum), float(eps)).train(bool(training))  # type: ignore[arg-type]
     _replace(root, node, owner, present, (x,))
 
@@ -134,14 +136,16 @@ def _owner(root: nn.Module, tensors: list[Any]) -> str | None:
     if len(owners) != 1 or leaves != list(SLOTS) or not (owner := owners.pop()):
         return None
     found = attribute(root, owner)
-    if isinstance(found, nn.modules.batchnorm._BatchNorm):
+    if isinstance(found, _BatchNorm):
         return owner
     held = {n for n, _ in (*found.named_parameters(recurse=False), *found.named_buffers(recurse=False))}
     extra = held - {*SLOTS, "num_batches_tracked"} or any(True for _ in found.children())
     return None if extra else owner
 
 
-def _batch_norm(holder: nn.Module, kind: type[nn.modules.batchnorm._BatchNorm], momentum: float, eps: float) -> nn.Module:
+def _batch_norm(
+    holder: nn.Module, kind: type[_BatchNorm], momentum: float, eps: float
+) -> nn.Module:
     tensors = {n: getattr(holder, n, None) for n in SLOTS}
     mean = tensors["running_mean"]
     assert isinstance(mean, Tensor)
@@ -150,7 +154,8 @@ def _batch_norm(holder: nn.Module, kind: type[nn.modules.batchnorm._BatchNorm], 
     norm.affine = tensors["weight"] is not None
     norm.track_running_stats = True
     for name, tensor in tensors.items():
-        if isinstance(tensor, nn.Parameter):
+        delattr(norm, name)
+        if tensor is None or isinstance(tensor, nn.Parameter):
             norm.register_parameter(name, tensor)
         else:
             norm.register_buffer(name, tensor)

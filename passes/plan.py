@@ -11,35 +11,49 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.errors import InputError
+from passes.arrange import Arrangement, arrange
 from passes.facts import Facts
 from passes.groups import residual_values
 from passes.layout import Layout, identity
+from passes.options import Options
+from passes.price import Prices
 from passes.program import Program, Site, is_projection, is_tensor, reads_elements
-from passes.rules.base import ANYTHING, ROWS, UNREAD, Anything, Options, SiteFacts, Want, Wish, box_of
-
-MODES = ("exclude", "union", "recombine")
+from passes.rules.base import ANYTHING, ROWS, UNREAD, Anything, SiteFacts, Want, Wish, box_of
 
 LIVE_PER_FILLER = 4
-"""To spare a copy a tensor may take on one dead channel for each four live ones; beyond that it is recombined. With
-another mode than "recombine", or with a channel multiple, it may take on any number."""
+"""To make rows equally long a tensor may take on one dead channel for each four live ones; beyond that it is
+recombined. With another mode than "recombine", or with a channel multiple, it may take on any number."""
 
 MEETING = "kept because another branch of a sum keeps it"
 MULTIPLE = "grown to the channel multiple"
+CHEAPER = "computed as zeros: on this target cheaper than a copy"
+ZERO_ROW = "one channel of zeros, gathered wherever a sum has none"
 LAST = "a tensor keeps at least one channel"
 OUTPUT = "output of the network"
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A reader's wish, the family of the reader, and why it may want dead channels."""
+    """A reader's wish, the family of the reader, why it may want dead channels, and its call (None: an output)."""
 
     wish: Wish
     family: str
     reason: str
+    site: Site | None = None
+
+
+@dataclass(eq=False)
+class Candidate:
+    """A layout that a tensor may take: what its dead channels cost (if anything), and how many readers want it."""
+
+    layout: Layout
+    cost: float
+    reason: str
+    votes: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,22 +79,12 @@ class Plan:
     layout: Mapping[Node, Layout]
     growth: Mapping[Node, str]
     sites: Sequence[SitePlan]
+    arrangement: Arrangement
 
 
-def plan_layouts(program: Program, facts: Facts, *, mode: str = "recombine", channel_multiple: int = 1) -> Plan:
-    """The plan of a program. `mode` says how residual branches meet:
-
-    - "recombine": each keeps its own channels, and they are recombined where they meet;
-    - "union": each keeps whatever any of them keeps;
-    - "exclude": they keep everything.
-
-    `channel_multiple` grows channel counts to a multiple where dead channels are left.
-    """
-    if mode not in MODES:
-        raise InputError(f"mode is {mode!r}; one of {', '.join(MODES)} is wanted")
-    if isinstance(channel_multiple, bool) or not isinstance(channel_multiple, int) or channel_multiple < 1:
-        raise InputError(f"channel_multiple is {channel_multiple!r}; a whole number of at least 1 is wanted")
-    return _Planner(program, facts, Options(mode, channel_multiple)).run()
+def plan_layouts(program: Program, facts: Facts, options: Options | None = None) -> Plan:
+    """The plan of a program."""
+    return _Planner(program, facts, options or Options()).run()
 
 
 class _Planner:
@@ -88,6 +92,9 @@ class _Planner:
         self.program = program
         self.facts = facts
         self.options = options
+        self.arrangement = arrange(program, facts)
+        self.ranks = self.arrangement.ranks
+        self.prices = Prices(program, facts, options.target)
         self.wishes: dict[Node, list[Reading]] = defaultdict(list)
         self.growth: dict[Node, str] = {}
         self.layout: dict[Node, Layout] = {}
@@ -118,7 +125,7 @@ class _Planner:
                     else:
                         scalars.add(argument)
         plans = [self._resolve(*item) for item in reversed(pending)]
-        return Plan(self.program, self.facts, self.options, self.layout, self.growth, plans)
+        return Plan(self.program, self.facts, self.options, self.layout, self.growth, plans, self.arrangement)
 
     def _wish(self, node: Node, reading: Reading) -> None:
         if reading.wish is UNREAD:
@@ -140,12 +147,12 @@ class _Planner:
         return self.lives[node]
 
     def _decide(self, site: Site) -> tuple[Site, SiteFacts, list[Layout], list[Wish] | None]:
-        facts = self.facts.at(site, self.options)
         preferred = [
             self._choose(out) if out is not None else Layout.whole(len(site.out_shape)) for out in site.outputs
         ]
         site = replace(site, outputs=tuple(out if out in self.wishes else None for out in site.outputs))
-        facts = self.facts.at(site, self.options)
+        ranks = tuple(self.ranks.get(out) if out is not None else None for out in site.outputs)
+        facts = replace(self.facts.at(site, self.options), ranks=ranks)
         outs = site.rule.settle(site, preferred, facts)
         reason = site.rule.growth(site)
         for out, layout, live in zip(site.outputs, outs, facts.lives, strict=True):
@@ -158,7 +165,7 @@ class _Planner:
         wishes = site.rule.wants(site, outs, facts)
         for index, node in enumerate(site.inputs):
             wish = Want(Layout.whole(len(self.program.shape(node)))) if wishes is None else wishes[index]
-            self._wish(node, Reading(wish, site.rule.family, reason or ROWS))
+            self._wish(node, Reading(wish, site.rule.family, reason or ROWS, site))
         return site, facts, outs, wishes
 
     def _default_growth(self, layout: Layout) -> str:
@@ -169,44 +176,100 @@ class _Planner:
         return LAST if layout.labels.numel() == 1 else ROWS
 
     def _choose(self, node: Node) -> Layout:
-        """The layout that most readers want and that keeps nothing alive which is dead, else the smallest."""
+        """The layout that saves most: copies for the readers who want it, less what its dead channels cost."""
         live = self.live(node)
         if node in self.kept_whole:
             return Layout(tuple(live.shape), identity(tuple(live.shape)))
-        if node not in self.wishes:
-            return box_of(live, self.options)
-        candidates: list[tuple[Layout, int, str]] = []
-        for reading in self.wishes[node]:
-            wish = reading.wish
-            if not isinstance(wish, Want) or not self._acceptable(wish, live, reading.family):
-                continue
-            for index, (layout, votes, reason) in enumerate(candidates):
-                if layout.same(wish.layout):
-                    candidates[index] = (layout, votes + 1, reason)
-                    break
-            else:
-                meets = wish.used is None or bool((wish.used & ~wish.layout.of(live)).any())
-                candidates.append((wish.layout, 1, MEETING if meets else reading.reason))
-        if not candidates:
-            return box_of(live, self.options)
-        layout, _, reason = max(candidates, key=lambda candidate: candidate[1])
-        if layout.labels.numel() > int(live.sum()):
-            self.growth[node] = reason
-        return layout
+        candidates = self._candidates(node, live)
+        best = max(candidates, key=lambda each: self._saved(node, each), default=None)
+        if best is None or self._saved(node, best) <= 0:
+            return self._own(node, live)
+        if best.layout.labels.numel() > int(live.sum()):
+            self.growth[node] = best.reason
+        return best.layout
 
-    def _acceptable(self, wish: Want, live: Tensor, family: str) -> bool:
-        layout = wish.layout
-        if layout.compact != tuple(live.shape):
-            return False
-        kept = layout.mask()
-        if int(kept.sum()) != layout.labels.numel() or bool((live & ~kept).any()):
-            return False
-        alive = layout.of(live)
-        if self.options == Options() and int((~alive).sum()) * LIVE_PER_FILLER > int(live.sum()):
+    def _candidates(self, node: Node, live: Tensor) -> list[Candidate]:
+        """The layouts that readers want and the tensor may take."""
+        candidates: list[Candidate] = []
+        for reading in self.wishes[node] if node in self.wishes else ():
+            wish = reading.wish
+            if not isinstance(wish, Want) or not _holds(wish.layout, live):
+                continue
+            same = next((each for each in candidates if each.layout.same(wish.layout)), None)
+            if same is not None:
+                same.votes += 1
+                continue
+            meets = wish.used is None or bool((wish.used & ~wish.layout.of(live)).any())
+            reason = MEETING if meets else reading.reason
+            if self._is_free(wish, live, reading.family):
+                candidates.append(Candidate(wish.layout, 0.0, reason))
+            elif self.options.mode == "recombine" and len(wish.layout.axes) == 1:
+                cost = self._dead(node, wish.layout.labels.numel() - int(live.sum()))
+                candidates.append(Candidate(wish.layout, cost, CHEAPER if meets else reason))
+        return candidates
+
+    def _saved(self, node: Node, candidate: Candidate) -> float:
+        return candidate.votes * self.prices.copy(node, candidate.layout) - candidate.cost
+
+    def _dead(self, node: Node, count: int) -> float:
+        """The cost of dead channels in a tensor, for who makes it and for who reads it as it comes."""
+        readers = [r.site for r in self.wishes[node] if isinstance(r.wish, Anything) and r.site is not None]
+        return self.prices.dead(node, count, readers)
+
+    def _is_free(self, wish: Want, live: Tensor, family: str) -> bool:
+        """Whether a layout may be had without asking what its dead channels cost."""
+        alive = wish.layout.of(live)
+        boxes = len(wish.layout.axes) > 1
+        if self.options.smallest and int((~alive).sum()) * LIVE_PER_FILLER > int(live.sum()) * boxes:
             return False
         if self.options.mode != "recombine" and family == "pointwise":
             return True
         return bool(alive.all()) if wish.used is None else not bool((wish.used & ~alive).any())
+
+    def _own(self, node: Node, live: Tensor) -> Layout:
+        """The smallest layout that holds what is live, or one that the target likes better."""
+        rank = self.ranks.get(node)
+        smallest = box_of(live, self.options, rank)
+        if node not in self.wishes or len(smallest.axes) != 1 or self.options.multiple > 1:
+            return smallest
+        preferred = self.options.preferred_multiple
+        count, total = smallest.labels.numel(), live.numel()
+        rounded = -(-count // preferred) * preferred
+        if count < rounded <= total and self._dead(node, rounded - count) < 0:
+            self.growth[node] = MULTIPLE
+            return box_of(self._with_dead(node, live, rounded - count), Options(), rank)
+        if (gathered := self._gathered(node, smallest)) is not None:
+            if self._dead(node, 1) < self.prices.copy(node, smallest):
+                self.growth[node] = ZERO_ROW
+                return box_of(live | gathered.mask(), Options(), rank)
+        return smallest
+
+    def _with_dead(self, node: Node, live: Tensor, count: int) -> Tensor:
+        """What is live and `count` dead labels: such as some reader asks for, then any."""
+        asked = torch.zeros_like(live)
+        for reading in self.wishes[node]:
+            if isinstance(reading.wish, Want) and reading.wish.layout.compact == tuple(live.shape):
+                asked |= reading.wish.layout.mask()
+        dead = torch.cat([(asked & ~live).flatten().nonzero(), (~asked & ~live).flatten().nonzero()]).view(-1)
+        grown = live.flatten().clone()
+        grown[dead[:count]] = True
+        return grown.view(live.shape)
+
+    def _gathered(self, node: Node, own: Layout) -> Layout | None:
+        """One label that a reader finds missing, if it must gather: what is there is no run of what it wants."""
+        for reading in self.wishes[node]:
+            wish = reading.wish
+            if not isinstance(wish, Want) or wish.layout.compact != own.compact:
+                continue
+            wanted = wish.layout.labels.reshape(-1)
+            there = own.mask().reshape(-1)[wanted]
+            missing = wanted[~there & wish.used.reshape(-1)] if wish.used is not None else wanted[~there]
+            if not len(missing) or not bool(there.any()):
+                continue
+            if int((there[1:] & ~there[:-1]).sum()) + int(there[0]) > 1:
+                axis = own.axes[0]
+                return Layout.along(own.rank, axis, own.compact[axis], missing[:1])
+        return None
 
     def _settle_source(self, node: Node) -> None:
         """Inputs come as they are; a constant takes the layout that its readers want, if it is one."""
@@ -238,6 +301,14 @@ class _Planner:
             else:
                 ins.append(None)
         return SitePlan(site, facts, tuple(ins), tuple(outs), tuple(site.rule.native(site, outs)), native=True)
+
+
+def _holds(layout: Layout, live: Tensor) -> bool:
+    """Whether a layout has each label once, and everything live."""
+    if layout.compact != tuple(live.shape):
+        return False
+    kept = layout.mask()
+    return int(kept.sum()) == layout.labels.numel() and not bool((live & ~kept).any())
 
 
 def _shared_parameters(program: Program) -> frozenset[str]:

@@ -43,16 +43,19 @@ def positions(have: Layout, want: Layout) -> tuple[Tensor, Layout, Layout]:
 
 def runs(index: Tensor) -> list[tuple[int, int]]:
     """An index vector as (first, length) of consecutive runs; first is -1 for zeros."""
-    values = index.tolist()
-    found: list[tuple[int, int]] = []
-    for value in values:
-        if found:
-            first, length = found[-1]
-            if (value == -1 and first == -1) or (value != -1 and first != -1 and value == first + length):
-                found[-1] = (first, length + 1)
-                continue
-        found.append((value, 1))
-    return found
+    if not len(index):
+        return []
+    goes_on = (index.diff() == 1) & (index[:-1] >= 0) | (index.diff() == 0) & (index[:-1] < 0)
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), (~goes_on).nonzero().view(-1) + 1])
+    lengths = torch.cat([starts, torch.tensor([len(index)])]).diff()
+    return list(zip(index[starts].tolist(), lengths.tolist(), strict=True))
+
+
+def _spare(have: Layout, zero: Tensor | None) -> dict[int, int]:
+    """By axis, a position at which a value is zero, if it is a list of channels and has one."""
+    if zero is None or len(have.axes) != 1 or not bool(zero.any()):
+        return {}
+    return {have.axes[0]: int(zero.reshape(-1).nonzero()[0])}
 
 
 class Recombiner:
@@ -62,17 +65,19 @@ class Recombiner:
         self.graph = graph
         self.constant = constant
 
-    def __call__(self, x: Node, have: Layout, want: Layout) -> Written:
-        """Write the calls that bring `x` from the layout `have` to `want`."""
+    def __call__(self, x: Node, have: Layout, want: Layout, zero: Tensor | None = None) -> Written:
+        """Write the calls that bring `x` from the layout `have` to `want`; `zero` says what of `have` is known to be
+        zero, so that a gather finds its zeros there."""
         if have.same(want):
             return Written(x, None)
+        spare = _spare(have, zero)
         place, have, want = positions(have, want)
         lines = self._by_axis(place, have)
         if lines is None:
             return Written(self._scattered(x, place, have), "gather")
         kind: RecombinationKind | None = None
         for axis, index in lines.items():
-            x, own = self._along(x, axis, index, have)
+            x, own = self._along(x, axis, index, have, spare.get(axis))
             kind = own if kind is None or own == "gather" else kind
         return Written(x, kind)
 
@@ -97,7 +102,9 @@ class Recombiner:
             return None
         return {a: line for a, line in lines.items() if not torch.equal(line, torch.arange(shape[a]))}
 
-    def _along(self, x: Node, axis: int, index: Tensor, have: Layout) -> tuple[Node, RecombinationKind]:
+    def _along(
+        self, x: Node, axis: int, index: Tensor, have: Layout, spare: int | None
+    ) -> tuple[Node, RecombinationKind]:
         size, pieces = have.labels.shape[axis], runs(index)
         holes = [p for p in pieces if p[0] == -1]
         solid = [p for p in pieces if p[0] != -1]
@@ -111,7 +118,9 @@ class Recombiner:
         if len(pieces) <= MOST_RUNS and not holes:
             parts = [self._slice(x, axis, first, length, size) for first, length in solid]
             return self.graph.call_function(aten.cat.default, (parts, axis)), "concatenation"
-        if holes:
+        if holes and spare is not None:
+            index = torch.where(index < 0, spare, index)
+        elif holes:
             x = self._pad(x, have.rank - 1 - axis, 0, 1)
             index = torch.where(index < 0, size, index)
         return self.graph.call_function(aten.index_select.default, (x, axis, self.constant(index))), "gather"

@@ -16,7 +16,9 @@ import l1rr_fx
 from l1rr_fx.pruned import Pruned
 from passes.capture import capture
 from passes.rules import RULES
+from passes.target import ByteCount, Target
 from tests import op_cases
+from tests.machines import FILLS, WIDENS
 from tests.op_cases import CASES, Case
 
 TOLERANCE = 1e-10  # float64: what is left is the reassociation of sums
@@ -31,13 +33,17 @@ class Setting:
     ratio: float
     seed: int
     columns: bool = False
-    multiple: int = 1
+    multiple: int | None = None
+    target: Target = ByteCount()
     open_batch: bool = False
 
     def __str__(self) -> str:
         marks = (
-            ("-columns" * self.columns) + (f"-by{self.multiple}" * (self.multiple > 1)) + ("-batch" * self.open_batch)
+            ("-columns" * self.columns)
+            + (f"-by{self.multiple}" if self.multiple else "")
+            + ("-batch" * self.open_batch)
         )
+        marks += "" if self.target == ByteCount() else f"-{self.target.name.replace(' ', '-')}"
         return f"{self.mode}-{self.ratio:.0%}{marks}"
 
 
@@ -46,6 +52,8 @@ SETTINGS = (
     Setting("recombine", 0.6, 2, open_batch=True),
     Setting("recombine", 0.85, 3, columns=True),
     Setting("recombine", 0.5, 4, multiple=4),
+    Setting("recombine", 0.5, 7, target=FILLS),
+    Setting("recombine", 0.5, 8, columns=True, target=WIDENS),
     Setting("exclude", 0.5, 5),
     Setting("union", 0.5, 6, columns=True),
 )
@@ -63,6 +71,7 @@ def test_pruned_equals_zeroed(case: Case, setting: Setting) -> None:
         args,
         mode=setting.mode,
         channel_multiple=setting.multiple,
+        target=setting.target,
         dynamic_shapes=_open_batch(args) if open_batch else None,
     )
     if pruned is None:
@@ -73,7 +82,7 @@ def test_pruned_equals_zeroed(case: Case, setting: Setting) -> None:
         _assert_equal(pruned, model, op_cases.fresh(args, setting.seed, batch=3))
     _assert_names_survive(pruned, model)
     assert pruned.report.after.macs <= pruned.report.before.macs
-    if case.at_limit and setting.mode == "recombine" and setting.multiple == 1:
+    if case.at_limit and setting.mode == "recombine" and setting.multiple is None and setting.target == ByteCount():
         assert pruned.report.macs_over_limit <= LIMIT, f"above the limit\n{pruned.report}"
 
 

@@ -14,13 +14,16 @@ from torch.utils import _pytree as pytree
 
 import l1rr_fx
 from l1rr_fx.pruned import Pruned
+from passes.target import Target
 from tests import op_cases
+from tests.machines import MACHINES
 from tests.strategies import FAMILIES, Network, networks
 
 TOLERANCE = 1e-10  # float64: what is left is the reassociation of sums
 
 MODES = st.sampled_from(("recombine", "union", "exclude"))
-MULTIPLES = st.sampled_from((1, 4, 2, 3))
+MULTIPLES = st.sampled_from((None, 4, 2, 3))
+TARGETS = st.sampled_from(MACHINES)
 pytestmark = pytest.mark.property
 EXAMPLES = settings.default.max_examples if settings.default else 1
 
@@ -30,7 +33,8 @@ EXAMPLES = settings.default.max_examples if settings.default else 1
 def test_pruned_equals_zeroed(family: str, data: st.DataObject) -> None:
     network: Network = data.draw(networks(_with_others(family, data)), label="network")
     model, args = network.build()
-    pruned = _pruned(model, args, data.draw(MODES, label="mode"), data.draw(MULTIPLES, label="channel_multiple"))
+    mode, multiple = data.draw(MODES, label="mode"), data.draw(MULTIPLES, label="channel_multiple")
+    pruned = _pruned(model, args, mode, multiple, data.draw(TARGETS, label="target"))
     for operator in network.operators:
         event(operator)
     if pruned is None:
@@ -48,7 +52,7 @@ def test_pruning_again_changes_nothing(family: str, data: st.DataObject) -> None
     network: Network = data.draw(networks((family,), max_operators=4), label="network")
     model, args = network.build()
     mode = data.draw(MODES, label="mode")
-    once = _pruned(model, args, mode, 1)
+    once = _pruned(model, args, mode, None)
     if once is None:
         return
     twice = l1rr_fx.prune(once.module, args, mode=mode, verify=False)
@@ -76,10 +80,12 @@ def _with_others(family: str, data: st.DataObject) -> tuple[str, ...]:
     return (family, other)
 
 
-def _pruned(model: nn.Module, args: op_cases.Args, mode: str, multiple: int) -> Pruned | None:
+def _pruned(
+    model: nn.Module, args: op_cases.Args, mode: str, multiple: int | None, target: Target | str = "none"
+) -> Pruned | None:
     """The pruned network; None where nothing is left of an output and prune says so."""
     try:
-        return l1rr_fx.prune(model, args, mode=mode, channel_multiple=multiple, verify=False)
+        return l1rr_fx.prune(model, args, mode=mode, channel_multiple=multiple, target=target, verify=False)
     except l1rr_fx.VanishedError:
         assert op_cases.has_constant_output(model, args), "refused, although every output depends on the input"
         return None

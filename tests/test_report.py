@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from l1rr_fx.report import SHOWN_REASONS, Report
-from passes.accounts import RECOMBINATION_KINDS, Accounts, Cost, Kept, Layer, Recombination
+from passes.accounts import RECOMBINATION_KINDS, Accounts, Cost, Family, Kept, Layer, Recombination
 from passes.errors import InputError
 
 BEFORE, AFTER, LIMIT = Cost(1000, 50_000, 64, 4096), Cost(400, 12_600, 32, 2048), Cost(390, 12_000, 30, 2000)
@@ -24,6 +24,7 @@ reals = st.floats(allow_nan=False)
 costs = st.builds(Cost, numbers, numbers, numbers, numbers)
 recombinations = st.builds(Recombination, words, words, st.sampled_from(RECOMBINATION_KINDS), numbers, numbers, numbers)
 kepts = st.builds(Kept, words, words, numbers, numbers)
+families = st.builds(Family, words, *[numbers] * 4, st.none() | words, *[numbers] * 3)
 layers = st.builds(Layer, words, words, pairs, pairs, st.tuples(numbers, numbers, numbers))
 
 
@@ -40,8 +41,9 @@ accounts = st.builds(
     tuples(recombinations),
     tuples(kepts),
     st.dictionaries(words, reals, max_size=3),
+    tuples(families),
 )
-reports = st.builds(Report, accounts, words, st.none() | reals, st.none() | words, tuples(words), tuples(words))
+reports = st.builds(Report, accounts, words, st.none() | reals, words, tuples(words), tuples(words))
 
 
 def report(**changes: object) -> Report:

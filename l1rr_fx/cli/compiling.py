@@ -39,7 +39,12 @@ def prune_command(
     model: ModelArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to save the small network.")],
     mode: Annotated[Mode, typer.Option(help="What happens to channels that meet in an addition.")] = Mode.recombine,
-    channel_multiple: Annotated[int, typer.Option(min=1, help="Keep a multiple of this many channels.")] = 1,
+    target: Annotated[
+        str, typer.Option(help="The machine that will run it: none, cpu (this one) or jetson-tx2.")
+    ] = "none",
+    channel_multiple: Annotated[
+        int | None, typer.Option(min=1, help="Keep a multiple of this many channels (default: where it pays).")
+    ] = None,
     verify: Annotated[bool, typer.Option(help="Compare with the zeroed model on the example input.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the saved network in DIR.")] = False,
     details: Annotated[bool, typer.Option("--details", help="Show every layer too.")] = False,
@@ -56,6 +61,7 @@ def prune_command(
             subject.args,
             subject.kwargs,
             mode=mode.value,
+            target=target,
             channel_multiple=channel_multiple,
             verify=verify,
         )

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from passes.layout import Layout, boxed
+from passes.options import Options
 from passes.selection import Selection
 
 if TYPE_CHECKING:
@@ -59,14 +60,6 @@ class Contraction:
     inputs: int
     outputs: int
     macs: int
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user chose: how residual branches meet, and a multiple that channel counts are grown to."""
-
-    mode: str = "recombine"
-    multiple: int = 1
 
 
 class Rule:
@@ -127,12 +120,14 @@ class Rule:
 
 @dataclass(frozen=True, eq=False)
 class SiteFacts:
-    """The facts at one site: what is live of its results, what is zero and what is live of its inputs."""
+    """The facts at one site: what is live of its results, what is zero and what is live of its inputs, and the order in
+    which the labels of the results should come (`passes.arrange`; None or missing: the natural one)."""
 
     lives: tuple[Tensor, ...]
     zeros: tuple[Tensor, ...]
     inputs_live: tuple[Tensor, ...]
     options: Options = Options()
+    ranks: tuple[Tensor | None, ...] = ()
 
 
 def unlabelled(site: Site, out: Node | None) -> Tensor:
@@ -146,9 +141,9 @@ def compact(mask: Tensor) -> tuple[int, ...]:
     return tuple(mask.shape)
 
 
-def box_of(live: Tensor, options: Options) -> Layout:
+def box_of(live: Tensor, options: Options, rank: Tensor | None = None) -> Layout:
     """The smallest layout that holds what is live, grown to the multiple that the user chose."""
-    return boxed(live, options.multiple)
+    return boxed(live, options.multiple, rank)
 
 
 def replaced(arguments: Sequence[Any], index: int, value: Any) -> tuple[Any, ...]:

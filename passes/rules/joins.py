@@ -70,12 +70,12 @@ class Join(Movement):
         if sources is None or site.memo.get("blind"):
             return list(wanted)
         held = self.held(site, facts, sources[0])
-        live = facts.lives[0]
+        live, rank = facts.lives[0], facts.ranks[0] if facts.ranks else None
         if int((self.owners(site, (held & ~live).nonzero()[:, self.axis(site)].contiguous()).bincount() > 0).sum()) > 1:
-            return [box_of(held, facts.options)]
+            return [box_of(held, facts.options, rank)]
         if self.pieces(site, wanted[0], sources[0]) is not None:
             return list(wanted)
-        return [box_of(live, facts.options)] if wanted[0].is_product() else [wanted[0].as_product()]
+        return [box_of(live, facts.options, rank)] if wanted[0].is_product() else [wanted[0].as_product()]
 
     def held(self, site: Site, facts: SiteFacts, source: Tensor) -> Tensor:
         """What the inputs hold for all their readers, as a mask of the result."""

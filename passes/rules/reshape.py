@@ -12,8 +12,9 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from passes.layout import Layout, product
+from passes.options import Options
 from passes.program import Site
-from passes.rules.base import Options, Rule, SiteFacts, Want, Wish, box_of
+from passes.rules.base import Rule, SiteFacts, Want, Wish, box_of
 from passes.rules.movement import Movement, compress
 
 if TYPE_CHECKING:

@@ -1,0 +1,32 @@
+"""The machines whose cost models come with us, by name."""
+
+from __future__ import annotations
+
+from passes.cpu import this_cpu
+from passes.errors import InputError
+from passes.target import ByteCount, Target
+
+NAMES = ("none", "cpu", "jetson-tx2")
+
+
+def machine(name: str | Target) -> Target:
+    """The cost model of a machine, or what was given if it is one already.
+
+    - "none": no machine; copies count by their bytes, and no multiplication is made to spare one;
+    - "cpu": the one that this runs on, measured once and remembered (2 s);
+    - "jetson-tx2": predicted from published measurements, FP16.
+
+    Raises InputError for any other name.
+    """
+    if not isinstance(name, str):
+        if isinstance(name, Target):
+            return name
+    elif name == "none":
+        return ByteCount()
+    elif name == "cpu":
+        return this_cpu()
+    elif name == "jetson-tx2":
+        from l1rr_fx.lowering.latency import jetson_tx2_target  # reads its tables
+
+        return jetson_tx2_target("fp16")
+    raise InputError(f"target is {name!r}; one of {', '.join(NAMES)}, or a cost model (passes.target), is wanted")

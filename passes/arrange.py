@@ -1,0 +1,169 @@
+"""The order of channels inside a tensor is free: choose it so that branches of a sum are runs of it.
+
+A sum keeps whatever any of its operands keeps. An operand whose channels are a run of the sum's is padded on both
+sides, where a scattered one must be gathered; and one that is all of them needs nothing. All tensors whose channels are
+the same channels (`passes.groups`) are a family and share one order, in which the operands' sets should be runs: the
+consecutive-ones property (`passes.consecutive`). Where no order satisfies all, those that move most bytes come first.
+
+From there the order flows forward through concatenations, splits and movements, so that a reader behind one finds it.
+Permutations fold into the weights of whoever makes and reads the tensors.
+
+Known relatives: "indexation-addition" (Tessier et al. 2022, arXiv 2206.06247) and NNI's reindexing gather at each
+sum; UPSCALE (Wan et al. 2023, arXiv 2307.08771) reorders channels at export, for one producer and its readers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from passes.accounts import Family
+from passes.consecutive import consecutive_order
+from passes.facts import Facts
+from passes.groups import channel_groups, couples, is_meeting
+from passes.layout import identity
+from passes.program import Program, Site
+from passes.rules.convolution import Weighted
+from passes.rules.joins import Join, Split
+from passes.rules.movement import Movement
+
+
+@dataclass(frozen=True, eq=False)
+class Arrangement:
+    """For tensors that are not in natural order: the rank of each label, in the compact shape. For each family of
+    tensors that meet with different channels: what is known of it, and its sums."""
+
+    ranks: Mapping[Node, Tensor]
+    families: Sequence[tuple[Family, frozenset[Node]]]
+
+
+def arrange(program: Program, facts: Facts) -> Arrangement:
+    """The order of every tensor's channels."""
+    meetings = [site for site in program.sites if is_meeting(site) and _differ(site, facts)]
+    if not meetings:
+        return Arrangement({}, ())
+    ranks: dict[Node, Tensor] = {}
+    families = []
+    graph = channel_groups(program)
+    for members in nx.connected_components(graph):
+        own = [site for site in meetings if site.node in members]
+        if own:
+            family, rank = _family(program, facts, members, own)
+            families.append((family, frozenset(site.node for site in own)))
+            if rank is not None:
+                ranks.update({node: _shaped(rank, facts.zero[node]) for node in members if node in facts.zero})
+    return Arrangement(_forward(program, facts, ranks), families)
+
+
+def _differ(site: Site, facts: Facts) -> bool:
+    """Whether the operands of a sum are live in different channels."""
+    first, *rest = (facts.live(node) for node in site.inputs)
+    return any(first.shape != other.shape or not torch.equal(first, other) for other in rest)
+
+
+def _family(
+    program: Program, facts: Facts, members: set[Node], meetings: Sequence[Site]
+) -> tuple[Family, Tensor | None]:
+    """The family of some sums, and the rank of each of its channels (None: the natural order)."""
+    name, channels = meetings[0].node.name, meetings[0].out_shape[1]
+    weights: dict[tuple[int, ...], float] = defaultdict(float)
+    for site in meetings:
+        for node in site.inputs:
+            live = facts.live(node)
+            kept = live.any(dim=tuple(a for a in range(live.dim()) if a != 1)).expand(channels).nonzero().view(-1)
+            weights[tuple(kept.tolist())] += math.prod(program.shape(node)) / channels * len(kept)
+    fixed = _fixed(program, facts, members)
+    if fixed is not None:
+        return Family(name, channels, len(meetings), len(weights), sum(map(_is_run, weights)), fixed), None
+    found = consecutive_order(channels, list(weights), list(weights.values()))
+    rank = torch.empty(channels, dtype=torch.int64)
+    rank[torch.tensor(found.order)] = torch.arange(channels)
+    natural = found.order == tuple(range(channels))
+    return Family(name, channels, len(meetings), len(weights), sum(found.satisfied)), None if natural else rank
+
+
+def _is_run(members: tuple[int, ...]) -> bool:
+    return not members or members[-1] - members[0] == len(members) - 1
+
+
+def _fixed(program: Program, facts: Facts, members: set[Node]) -> str | None:
+    """Why the channels of a family must stay in their natural order, if they must."""
+    for node in members:
+        if node.op == "placeholder" or node in program.output_tensors:
+            return "an input or output of the network"
+        if node not in facts.zero:
+            continue
+        if math.prod(facts.zero[node].shape) != facts.zero[node].shape[1]:
+            return f"{node.name} loses more than channels"
+        made, read = program.at.get(node), [program.at_call(user) for user in node.users]
+        for site in (made, *read):
+            if site is not None and not _follows(site, facts, cut=site is not made):
+                return f"{site.node.name} ({site.node.target}) has an order of its own"
+    return None
+
+
+def _follows(site: Site, facts: Facts, *, cut: bool) -> bool:
+    """Whether the operator takes (if it is to `cut` the tensor up) or gives channels in any order."""
+    rule = site.rule
+    if couples(site) or isinstance(rule, Join):
+        return True
+    if isinstance(rule, Weighted):
+        return rule.is_plain(site) and rule.groups(site) == 1
+    if cut and isinstance(rule, Split) and sum(out is not None for out in site.outputs) > 1:
+        return False  # its parts come one after the other
+    return isinstance(rule, Movement) and _moved(site, facts) is not None
+
+
+def _moved(site: Site, facts: Facts) -> list[Tensor] | None:
+    """For each result of a movement, where its labels come from; None if it has labels along several axes."""
+    rule = site.rule
+    assert isinstance(rule, Movement)
+    sources = rule.sources(site, [facts.zero[n] for n in site.inputs])
+    if sources is None or any(sum(n > 1 for n in source.shape) > 1 for source in sources):
+        return None
+    return sources
+
+
+def _forward(program: Program, facts: Facts, ranks: dict[Node, Tensor]) -> dict[Node, Tensor]:
+    """The ranks of what follows: a copy keeps its input's, a concatenation lays its parts' side by side."""
+    if not ranks:
+        return ranks
+    for site in program.sites:
+        if not any(node in ranks for node in site.inputs) or all(o is None or o in ranks for o in site.outputs):
+            continue
+        if isinstance(site.rule, Movement):
+            _follow(site, facts, ranks)
+        elif couples(site):
+            for out in site.outputs:
+                if out is not None and facts.zero[out].numel() == ranks.get(site.inputs[0], torch.empty(0)).numel():
+                    ranks.setdefault(out, ranks[site.inputs[0]].view(facts.zero[out].shape))
+    return ranks
+
+
+def _follow(site: Site, facts: Facts, ranks: dict[Node, Tensor]) -> None:
+    """The ranks of what a movement gives: those of the labels that it took."""
+    sources, rule = _moved(site, facts), site.rule
+    if sources is None:
+        return
+    assert isinstance(rule, Movement)
+    flat, start = [], 0
+    for node, shape in zip(site.inputs, rule.labelled(site, [facts.zero[n] for n in site.inputs]), strict=True):
+        own = ranks.get(node, identity(tuple(facts.zero[node].shape)))
+        flat.append(own.expand(shape).reshape(-1) + start)
+        start += math.prod(shape)
+    taken = torch.cat(flat)
+    for out, source in zip(site.outputs, sources, strict=True):
+        if out is not None and out not in ranks and source.shape == facts.zero[out].shape and int(source.min()) >= 0:
+            ranks[out] = taken[source]
+
+
+def _shaped(rank: Tensor, zero: Tensor) -> Tensor:
+    """The ranks of channels in the compact shape of a tensor (one that does not vary by channel has a single label)."""
+    return rank.view(zero.shape) if rank.numel() == zero.numel() else torch.zeros(zero.shape, dtype=torch.int64)

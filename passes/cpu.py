@@ -1,0 +1,145 @@
+"""This machine as a target: convolutions and copies, timed once with torch and remembered."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import tempfile
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+CHANNELS = (16, 32, 64, 128, 256)
+AREA = 28
+COPIED = (1 << 16, 1 << 19, 1 << 22, 1 << 25)
+COLD = 1 << 26
+ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class MeasuredCpu:
+    """The cost model of a CPU, in seconds, with `threads` threads.
+
+    `contractions` and `copies` are pairs (MACs or bytes, seconds), ascending; between them times follow a power law.
+    Kernels compute channels in blocks of `multiple`: what is left over in a block is computed in vain, and `odd` is
+    how much longer the same number of blocks takes if the last one is not full.
+    """
+
+    threads: int
+    multiple: int
+    contractions: tuple[tuple[float, float], ...]
+    copies: tuple[tuple[float, float], ...]
+    odd: float
+    name: str = "cpu"
+
+    def contraction(self, macs: float, inputs: int, outputs: int) -> float:
+        blocks = self._blocks(inputs) * self._blocks(outputs)
+        seconds = interpolated(self.contractions, macs * blocks)
+        return seconds if outputs % self.multiple == 0 and inputs % self.multiple == 0 else seconds * self.odd
+
+    def _blocks(self, channels: int) -> float:
+        return math.ceil(channels / self.multiple) * self.multiple / max(1, channels)
+
+    def traffic(self, size: float) -> float:
+        return interpolated(self.copies, size)
+
+
+def interpolated(points: Sequence[tuple[float, float]], at: float) -> float:
+    """The value of a power law between neighbouring points; beyond the last proportional, before the first constant."""
+    if at <= points[0][0]:
+        return points[0][1]
+    if at >= points[-1][0]:
+        return points[-1][1] * at / points[-1][0]
+    index = bisect_left(points, (at, 0.0))
+    (x0, y0), (x1, y1) = points[index - 1], points[index]
+    return math.exp(math.log(y0) + (math.log(at) - math.log(x0)) / (math.log(x1) - math.log(x0)) * math.log(y1 / y0))
+
+
+def this_cpu(*, refresh: bool = False) -> MeasuredCpu:
+    """The model of this machine at torch's present number of threads: from the cache, or measured now (2 s)."""
+    path = cache_path()
+    if not refresh:
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            return MeasuredCpu(**{k: _tuples(v) for k, v in stored.items()})
+        except FileNotFoundError:
+            pass
+        except (ValueError, TypeError) as error:
+            log.warning("%s is not a measurement of a CPU (%s): measuring again", path, error)
+    measured = measure()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        json.dump(asdict(measured), file)
+    os.replace(file.name, path)
+    return measured
+
+
+def cache_path() -> Path:
+    """Where the measurement of this processor, this torch and this number of threads is kept."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    processor = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}".replace(" ", "-").lower()
+    return home / "l1rr-fx" / f"cpu-{processor}-{torch.__version__}-{torch.get_num_threads()}.json"
+
+
+@torch.no_grad()
+def measure() -> MeasuredCpu:
+    """Time convolutions of growing width, and copies of growing size, with torch's present number of threads."""
+    multiple = 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
+    contractions = [(float(n * n * 9 * AREA * AREA), _seconds(_convolution(n, n))) for n in CHANNELS]
+    copies = [(2.0 * size, _seconds(_copy(size))) for size in COPIED]
+    wide = CHANNELS[-2]
+    odd = _seconds(_convolution(wide - 1, wide - 1)) / contractions[-2][1]
+    return MeasuredCpu(
+        torch.get_num_threads(), multiple, _increasing(contractions), _increasing(copies), max(1.0, min(odd, 2.0))
+    )
+
+
+def _convolution(inputs: int, outputs: int) -> Callable[[], object]:
+    x, weight = torch.randn(1, inputs, AREA, AREA), torch.randn(outputs, inputs, 3, 3)
+    return lambda: torch.conv2d(x, weight, padding=1)
+
+
+def _copy(size: int) -> Callable[[], object]:
+    """A gather of channels between buffers that are in no cache, into memory that is there, as runtimes do."""
+    index = torch.arange(63, -1, -1)
+    pairs = cycle([(torch.randn(1, 64, size // 256), torch.zeros(1, 64, size // 256)) for _ in range(-(-COLD // size))])
+
+    def work() -> object:
+        source, moved = next(pairs)
+        return torch.index_select(source, 1, index, out=moved)
+
+    return work
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    work()
+    times = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return median(times)
+
+
+def _increasing(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """The points with times that never fall: a smaller one that took longer was disturbed."""
+    found: list[tuple[float, float]] = []
+    for size, seconds in reversed(points):
+        found.append((size, min(seconds, found[-1][1]) if found else seconds))
+    return tuple(reversed(found))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,92 @@
+"""What it costs to let a tensor carry dead channels, against copying it into the layout that a reader wants.
+
+Dead channels are computed by whoever makes the tensor (rows of a weight that are zero), move through every operator on
+the way, and are read by whoever reads it (columns that meet zeros). Up to the next sum of branches, that is: its
+operands decide for themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch.fx import Node
+
+from passes.facts import Facts
+from passes.groups import couples
+from passes.layout import Layout
+from passes.program import Program, Site
+from passes.rules.base import Contraction
+from passes.rules.joins import Join
+from passes.rules.pointwise import Sum
+from passes.target import Target
+
+
+class Prices:
+    """The target's cost of copies and of dead channels in the tensors of a program."""
+
+    def __init__(self, program: Program, facts: Facts, target: Target) -> None:
+        self.program = program
+        self.facts = facts
+        self.target = target
+        self._limits: dict[Site, Contraction | None] = {}
+
+    def copy(self, node: Node, want: Layout) -> float:
+        """Reading what is live of a tensor and writing it in the layout `want`."""
+        return self.target.traffic(self._bytes(node, int(self.facts.live(node).sum()) + want.labels.numel()))
+
+    def dead(self, node: Node, count: int, readers: Iterable[Site]) -> float:
+        """The cost of `count` dead labels in a tensor whose `readers` take it as it comes. It may be negative."""
+        cost = sum(self._columns(site, count) for site in readers)
+        return cost + self._made(node, count)
+
+    def _made(self, node: Node, count: int) -> float:
+        site = self.program.at.get(node)
+        if site is None:
+            return math.inf
+        if isinstance(site.rule, Sum):
+            return self._through(node, 2 * count) + sum(self._asked(site, each, count) for each in site.inputs)
+        if couples(site):
+            limit = self._limit(site)
+            rows = 0.0 if limit is None else self._grown(limit, 0, count)  # depthwise
+            source = site.inputs[0]
+            return rows + self._through(node, count) + self._made(source, count)
+        if (limit := self._limit(site)) is not None:
+            return self._grown(limit, 0, count)
+        return math.inf if isinstance(site.rule, Join) or site.rule.family != "movement" else self._through(node, count)
+
+    def _asked(self, meeting: Site, operand: Node, count: int) -> float:
+        """The cost for an operand that so far needs nothing; one that is recombined anyway pays no more."""
+        made, live = self.program.at.get(operand), self.facts.live(operand)
+        if not torch.equal(live, self.facts.live(meeting.node)):
+            return 0.0
+        copied = self.target.traffic(self._bytes(operand, 2 * int(live.sum()) + count))
+        if made is None or isinstance(made.rule, Sum):
+            return copied
+        return min(copied, self._made(operand, count))
+
+    def _through(self, node: Node, count: int) -> float:
+        """An operator that runs anyway moves `count` more labels in, and as many out."""
+        base = self._bytes(node, 2 * int(self.facts.live(node).sum()))
+        return self.target.traffic(base + self._bytes(node, 2 * count)) - self.target.traffic(base)
+
+    def _columns(self, site: Site, count: int) -> float:
+        limit = self._limit(site)
+        return 0.0 if limit is None else self._grown(limit, count, 0)
+
+    def _grown(self, limit: Contraction, inputs: int, outputs: int) -> float:
+        """What a contraction costs more with so many channels more."""
+        wide_in, wide_out = limit.inputs + inputs, limit.outputs + outputs
+        share = wide_in * wide_out / max(1, limit.inputs * limit.outputs)
+        before = self.target.contraction(limit.macs, limit.inputs, limit.outputs)
+        return self.target.contraction(limit.macs * share, wide_in, wide_out) - before
+
+    def _limit(self, site: Site) -> Contraction | None:
+        if site not in self._limits:
+            self._limits[site] = site.rule.limit(site, self.facts.at(site))
+        return self._limits[site]
+
+    def _bytes(self, node: Node, labels: int) -> float:
+        each = math.prod(self.program.shape(node)) / max(1, self.facts.zero[node].numel())
+        return labels * each * float(node.meta["val"].element_size())

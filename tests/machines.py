@@ -1,0 +1,32 @@
+"""Cost models for tests: they decide each question one way, so that every way of emission is seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from passes.target import ByteCount, Target
+
+
+@dataclass(frozen=True)
+class Biased:
+    """Multiplications cost `per_mac`, copies their bytes and `launch`; odd widths cost `odd` times as much."""
+
+    name: str
+    per_mac: float
+    launch: float = 0.0
+    multiple: int = 1
+    odd: float = 1.0
+
+    def contraction(self, macs: float, inputs: int, outputs: int) -> float:
+        aligned = inputs % self.multiple == 0 and outputs % self.multiple == 0
+        return macs * self.per_mac * (1.0 if aligned else self.odd)
+
+    def traffic(self, size: float) -> float:
+        return self.launch + size
+
+
+FILLS = Biased("multiplications are free", 0.0, launch=1e9)
+WIDENS = Biased("odd widths are dear", 0.01, launch=100.0, multiple=4, odd=10.0)
+BALANCED = Biased("both cost", 0.05, launch=1000.0)
+
+MACHINES: tuple[Target, ...] = (ByteCount(), FILLS, WIDENS, BALANCED)
