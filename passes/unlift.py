@@ -6,6 +6,8 @@ fifth of the time of a capture.
 
 from __future__ import annotations
 
+import builtins
+
 from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
@@ -32,6 +34,8 @@ def unlifted(program: ExportedProgram) -> tuple[nn.Module, Graph]:
     placeholders = graph.find_nodes(op="placeholder")
     for node, given in zip(placeholders, signature.input_specs, strict=True):
         if given.kind is InputKind.USER_INPUT:
+            if hasattr(builtins, node.name):
+                node._rename(f"{node.name}_1")  # "input" is no name for a variable of generated code
             continue
         if given.kind not in LIFTED or given.target is None:
             raise CaptureError(f"the model holds {given.target or given.arg}, no tensor: it cannot be followed")
