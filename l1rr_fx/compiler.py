@@ -45,8 +45,8 @@ def prune(
 
     `args` and `kwargs` are one example input; sizes that may change later are named in `dynamic_shapes`, as for
     `torch.export.export`. `model` is not changed. `mode` says how residual branches meet ("recombine", "union" or
-    "exclude"), `target` for which machine: "none", "cpu" (this one), "jetson-tx2" or a cost model of your own (see
-    `l1rr_fx.machines`). A target keeps dead channels where they make the network faster; with "none" the fewest
+    "exclude"), `target` for which machine: "none", "cpu", "onnxruntime", "jetson-tx2" or a cost model of your own
+    (see `l1rr_fx.machines`). A target keeps dead channels where they make the network faster; with "none" the fewest
     multiplications are made. `channel_multiple` rounds channel counts up where dead channels are left, whether it pays
     or not. With `verify` both networks are run on the example and compared.
 

@@ -6,14 +6,15 @@ from passes.cpu import this_cpu
 from passes.errors import InputError
 from passes.target import ByteCount, Target
 
-NAMES = ("none", "cpu", "jetson-tx2")
+NAMES = ("none", "cpu", "onnxruntime", "jetson-tx2")
 
 
 def machine(name: str | Target) -> Target:
     """The cost model of a machine, or what was given if it is one already.
 
     - "none": no machine; copies count by their bytes, and no multiplication is made to spare one;
-    - "cpu": the one that this runs on, measured once and remembered (2 s);
+    - "cpu": the one that this runs on, under torch, measured once and remembered (2 s);
+    - "onnxruntime": the same under ONNX Runtime, where a copy between convolutions also costs them their layout;
     - "jetson-tx2": predicted from published measurements, FP16.
 
     Raises InputError for any other name.
@@ -25,6 +26,10 @@ def machine(name: str | Target) -> Target:
         return ByteCount()
     elif name == "cpu":
         return this_cpu()
+    elif name == "onnxruntime":
+        from l1rr_fx.onnxruntime_cpu import onnxruntime_cpu  # needs an extra
+
+        return onnxruntime_cpu()
     elif name == "jetson-tx2":
         from l1rr_fx.lowering.latency import jetson_tx2_target  # reads its tables
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -22,10 +21,12 @@ import torch
 log = logging.getLogger(__name__)
 
 CHANNELS = (16, 32, 64, 128, 256)
+ODD = 127
 AREA = 28
 COPIED = (1 << 16, 1 << 19, 1 << 22, 1 << 25)
 COLD = 1 << 26
-ROUNDS = 7
+ROUNDS = 15
+MOST_ODD = 4.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class MeasuredCpu:
     contractions: tuple[tuple[float, float], ...]
     copies: tuple[tuple[float, float], ...]
     odd: float
-    name: str = "cpu"
+    fuses: bool
+    name: str
 
     def contraction(self, macs: float, inputs: int, outputs: int) -> float:
         blocks = self._blocks(inputs) * self._blocks(outputs)
@@ -67,17 +69,21 @@ def interpolated(points: Sequence[tuple[float, float]], at: float) -> float:
     return math.exp(math.log(y0) + (math.log(at) - math.log(x0)) / (math.log(x1) - math.log(x0)) * math.log(y1 / y0))
 
 
-def this_cpu(*, refresh: bool = False) -> MeasuredCpu:
-    """The model of this machine at torch's present number of threads: from the cache, or measured now (2 s)."""
-    path = cache_path()
-    if not refresh:
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            return MeasuredCpu(**{k: _tuples(v) for k, v in stored.items()})
-        except FileNotFoundError:
-            pass
-        except (ValueError, TypeError) as error:
-            log.warning("%s is not a measurement of a CPU (%s): measuring again", path, error)
+def this_cpu() -> MeasuredCpu:
+    """The model of this machine under torch, at its present number of threads."""
+    return remembered(f"torch-{torch.__version__}-{torch.get_num_threads()}", measure)
+
+
+def remembered(name: str, measure: Callable[[], MeasuredCpu]) -> MeasuredCpu:
+    """The measurement of that name from the cache; the first time it is taken (2 s)."""
+    path = cache_path(name)
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return MeasuredCpu(**{k: _tuples(v) for k, v in stored.items()})
+    except FileNotFoundError:
+        log.info("measuring this CPU once; the result is kept in %s", path)
+    except (ValueError, TypeError) as error:
+        log.warning("%s is not a measurement of a CPU (%s): measuring again", path, error)
     measured = measure()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
@@ -86,24 +92,33 @@ def this_cpu(*, refresh: bool = False) -> MeasuredCpu:
     return measured
 
 
-def cache_path() -> Path:
-    """Where the measurement of this processor, this torch and this number of threads is kept."""
+def cache_path(name: str) -> Path:
+    """Where a measurement of this processor is kept: below XDG_CACHE_HOME, or ~/.cache."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     processor = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}".replace(" ", "-").lower()
-    return home / "l1rr-fx" / f"cpu-{processor}-{torch.__version__}-{torch.get_num_threads()}.json"
+    return home / "l1rr-fx" / f"{processor}-{name}.json"
 
 
 @torch.no_grad()
 def measure() -> MeasuredCpu:
     """Time convolutions of growing width, and copies of growing size, with torch's present number of threads."""
+    sizes = [float(n * n * 9 * AREA * AREA) for n in CHANNELS]
+    seconds = seconds_of(*(_convolution(n, n) for n in CHANNELS), _convolution(ODD, ODD))
+    contractions, odd = list(zip(sizes, seconds, strict=False)), seconds[-1] / seconds[CHANNELS.index(ODD + 1)]
+    copies = [(2.0 * size, *seconds_of(_copy(size))) for size in COPIED]
+    return measured_cpu("cpu", torch.get_num_threads(), contractions, copies, odd, fuses=False)
+
+
+Points = Sequence[tuple[float, float]]
+
+
+def measured_cpu(
+    name: str, threads: int, contractions: Points, copies: Points, odd: float, *, fuses: bool
+) -> MeasuredCpu:
+    """The model that measurements give. A time that falls as the work grows was disturbed, and is made to rise."""
     multiple = 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
-    contractions = [(float(n * n * 9 * AREA * AREA), _seconds(_convolution(n, n))) for n in CHANNELS]
-    copies = [(2.0 * size, _seconds(_copy(size))) for size in COPIED]
-    wide = CHANNELS[-2]
-    odd = _seconds(_convolution(wide - 1, wide - 1)) / contractions[-2][1]
-    return MeasuredCpu(
-        torch.get_num_threads(), multiple, _increasing(contractions), _increasing(copies), max(1.0, min(odd, 2.0))
-    )
+    odd = max(1.0, min(odd, MOST_ODD))
+    return MeasuredCpu(threads, multiple, _increasing(contractions), _increasing(copies), odd, fuses, name)
 
 
 def _convolution(inputs: int, outputs: int) -> Callable[[], object]:
@@ -123,14 +138,15 @@ def _copy(size: int) -> Callable[[], object]:
     return work
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    work()
-    times = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return median(times)
+def seconds_of(*works: Callable[[], object]) -> list[float]:
+    """The least seconds of each, in rounds in which each runs once: others who use the machine only ever add."""
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(ROUNDS + 1):
+        for work, taken in zip(works, times, strict=True):
+            started = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - started)
+    return [min(taken[1:]) for taken in times]
 
 
 def _increasing(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from passes.reading import attribute
 
@@ -143,9 +143,7 @@ def _owner(root: nn.Module, tensors: list[Any]) -> str | None:
     return None if extra else owner
 
 
-def _batch_norm(
-    holder: nn.Module, kind: type[_BatchNorm], momentum: float, eps: float
-) -> nn.Module:
+def _batch_norm(holder: nn.Module, kind: type[_BatchNorm], momentum: float, eps: float) -> nn.Module:
     tensors = {n: getattr(holder, n, None) for n in SLOTS}
     mean = tensors["running_mean"]
     assert isinstance(mean, Tensor)

@@ -48,12 +48,16 @@ class Reading:
 
 @dataclass(eq=False)
 class Candidate:
-    """A layout that a tensor may take: what its dead channels cost (if anything), and how many readers want it."""
+    """A layout that a tensor may take: what its dead channels cost, if anything, and what its readers save."""
 
     layout: Layout
     cost: float
+    saved: float
     reason: str
-    votes: int = 1
+
+    @property
+    def gain(self) -> float:
+        return self.saved - self.cost
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,8 +185,8 @@ class _Planner:
         if node in self.kept_whole:
             return Layout(tuple(live.shape), identity(tuple(live.shape)))
         candidates = self._candidates(node, live)
-        best = max(candidates, key=lambda each: self._saved(node, each), default=None)
-        if best is None or self._saved(node, best) <= 0:
+        best = max(candidates, key=lambda each: each.gain, default=None)
+        if best is None or best.gain <= 0:
             return self._own(node, live)
         if best.layout.labels.numel() > int(live.sum()):
             self.growth[node] = best.reason
@@ -195,21 +199,19 @@ class _Planner:
             wish = reading.wish
             if not isinstance(wish, Want) or not _holds(wish.layout, live):
                 continue
+            saved = self.prices.copy(node, wish.layout, reading.site)
             same = next((each for each in candidates if each.layout.same(wish.layout)), None)
             if same is not None:
-                same.votes += 1
+                same.saved += saved
                 continue
             meets = wish.used is None or bool((wish.used & ~wish.layout.of(live)).any())
             reason = MEETING if meets else reading.reason
             if self._is_free(wish, live, reading.family):
-                candidates.append(Candidate(wish.layout, 0.0, reason))
+                candidates.append(Candidate(wish.layout, 0.0, saved, reason))
             elif self.options.mode == "recombine" and len(wish.layout.axes) == 1:
                 cost = self._dead(node, wish.layout.labels.numel() - int(live.sum()))
-                candidates.append(Candidate(wish.layout, cost, CHEAPER if meets else reason))
+                candidates.append(Candidate(wish.layout, cost, saved, CHEAPER if meets else reason))
         return candidates
-
-    def _saved(self, node: Node, candidate: Candidate) -> float:
-        return candidate.votes * self.prices.copy(node, candidate.layout) - candidate.cost
 
     def _dead(self, node: Node, count: int) -> float:
         """The cost of dead channels in a tensor, for who makes it and for who reads it as it comes."""

@@ -32,9 +32,23 @@ class Prices:
         self.target = target
         self._limits: dict[Site, Contraction | None] = {}
 
-    def copy(self, node: Node, want: Layout) -> float:
-        """Reading what is live of a tensor and writing it in the layout `want`."""
-        return self.target.traffic(self._bytes(node, int(self.facts.live(node).sum()) + want.labels.numel()))
+    def copy(self, node: Node, want: Layout, reader: Site | None = None) -> float:
+        """Reading what is live of a tensor and writing it in the layout `want`; and, where the target would have added
+        it to something while it was made, the addition and the activation behind it."""
+        size = want.labels.numel()
+        cost = self.target.traffic(self._bytes(node, int(self.facts.live(node).sum()) + size))
+        if not self.target.fuses or reader is None or not isinstance(reader.rule, Sum) or not self._is_convolved(node):
+            return cost
+        activated = [self.program.at_call(user) for user in reader.node.users]
+        operators = [3] + [2] * (len(activated) == 1 and activated[0] is not None and couples(activated[0]))
+        return cost + sum(self.target.traffic(self._bytes(node, moved * size)) for moved in operators)
+
+    def _is_convolved(self, node: Node) -> bool:
+        """Whether a tensor is what a contraction gives, its batch norm included."""
+        site = self.program.at.get(node)
+        if site is not None and site.rule.family == "channel affine":
+            site = self.program.at.get(site.inputs[0])
+        return site is not None and site.rule.family == "contraction"
 
     def dead(self, node: Node, count: int, readers: Iterable[Site]) -> float:
         """The cost of `count` dead labels in a tensor whose `readers` take it as it comes. It may be negative."""
@@ -76,11 +90,15 @@ class Prices:
         return 0.0 if limit is None else self._grown(limit, count, 0)
 
     def _grown(self, limit: Contraction, inputs: int, outputs: int) -> float:
-        """What a contraction costs more with so many channels more."""
-        wide_in, wide_out = limit.inputs + inputs, limit.outputs + outputs
-        share = wide_in * wide_out / max(1, limit.inputs * limit.outputs)
-        before = self.target.contraction(limit.macs, limit.inputs, limit.outputs)
-        return self.target.contraction(limit.macs * share, wide_in, wide_out) - before
+        """What a contraction costs more with so many channels more, if the others come in a number that it likes."""
+        share = (limit.inputs + inputs) * (limit.outputs + outputs) / max(1, limit.inputs * limit.outputs)
+        wide_in = limit.inputs if inputs else self._liked(limit.inputs)
+        wide_out = limit.outputs if outputs else self._liked(limit.outputs)
+        before = self.target.contraction(limit.macs, wide_in, wide_out)
+        return self.target.contraction(limit.macs * share, wide_in + inputs, wide_out + outputs) - before
+
+    def _liked(self, channels: int) -> int:
+        return -(-channels // self.target.multiple) * self.target.multiple
 
     def _limit(self, site: Site) -> Contraction | None:
         if site not in self._limits:

@@ -26,6 +26,11 @@ class Target(Protocol):
         """Channel counts that the machine likes are multiples of this; 1 if it does not care."""
         ...
 
+    @property
+    def fuses(self) -> bool:
+        """Whether a convolution adds what its result is added to, and applies the activation behind, by itself."""
+        ...
+
     def contraction(self, macs: float, inputs: int, outputs: int) -> float:
         """The cost of a convolution or matrix product with `inputs` summed for each output and `outputs` channels."""
         ...
@@ -41,6 +46,7 @@ class ByteCount:
 
     name: str = "none"
     multiple: int = 1
+    fuses: bool = False
 
     def contraction(self, macs: float, inputs: int, outputs: int) -> float:
         return macs * PROHIBITIVE

@@ -16,6 +16,7 @@ class Biased:
     launch: float = 0.0
     multiple: int = 1
     odd: float = 1.0
+    fuses: bool = False
 
     def contraction(self, macs: float, inputs: int, outputs: int) -> float:
         aligned = inputs % self.multiple == 0 and outputs % self.multiple == 0
@@ -26,7 +27,7 @@ class Biased:
 
 
 FILLS = Biased("multiplications are free", 0.0, launch=1e9)
-WIDENS = Biased("odd widths are dear", 0.01, launch=100.0, multiple=4, odd=10.0)
-BALANCED = Biased("both cost", 0.05, launch=1000.0)
+WIDENS = Biased("odd widths are dear", 5.0, launch=100.0, multiple=4, odd=10.0)
+BALANCED = Biased("both cost", 0.05, launch=1000.0, fuses=True)
 
 MACHINES: tuple[Target, ...] = (ByteCount(), FILLS, WIDENS, BALANCED)

@@ -1,0 +1,84 @@
+"""This machine under ONNX Runtime as a target: chains of convolutions, timed once and remembered.
+
+ONNX Runtime keeps tensors between convolutions in blocks of channels: for a copy between two of them the tensor is
+brought into plain order and back. So a copy is timed where it will stand, and not by itself. It also adds a residual
+while it convolves, unless the result is copied first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from passes.cpu import CHANNELS, ODD, MeasuredCpu, measured_cpu, remembered, seconds_of
+from passes.errors import InputError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+AREA = 28
+COPIED = ((32, 14), (64, 28), (64, 56), (128, 80))
+LENGTH = 6
+LEAST_S = 1e-6
+OPSET, IR = 13, 7
+
+
+def onnxruntime_cpu() -> MeasuredCpu:
+    """The model of this machine at torch's present number of threads. Raises InputError without ONNX Runtime."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise InputError("target 'onnxruntime' needs ONNX Runtime: pip install 'l1rr-fx[onnx]'") from error
+    return remembered(f"onnxruntime-{onnxruntime.__version__}-{torch.get_num_threads()}", measure)
+
+
+def measure() -> MeasuredCpu:
+    """Time chains of convolutions, with and without a gather after each, in ONNX Runtime."""
+    sizes = [float(n * n * 9 * AREA**2) for n in CHANNELS]
+    seconds = seconds_of(*(_chain(n, AREA, kernel=3) for n in (*CHANNELS, ODD)))
+    contractions = [(size, chain / LENGTH) for size, chain in zip(sizes, seconds, strict=False)]
+    copies = []
+    for channels, area in COPIED:
+        plain, copied = seconds_of(*(_chain(channels, area, kernel=1, copies=each) for each in (False, True)))
+        copies.append((8.0 * channels * area**2, max(LEAST_S, (copied - plain) / LENGTH)))
+    odd = seconds[-1] / seconds[CHANNELS.index(ODD + 1)]
+    return measured_cpu("onnxruntime", torch.get_num_threads(), contractions, copies, odd, fuses=True)
+
+
+def _chain(channels: int, area: int, *, kernel: int, copies: bool = False) -> Callable[[], object]:
+    """`LENGTH` convolutions, each followed by a gather of its channels if there are to be copies."""
+    import numpy as np
+
+    session = _session(channels, kernel, copies)
+    x = np.random.default_rng(0).standard_normal((1, channels, area, area)).astype(np.float32)
+    return lambda: session.run(None, {"x0": x})
+
+
+def _session(channels: int, kernel: int, copies: bool) -> onnxruntime.InferenceSession:
+    import numpy as np
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(1)
+    weight = random.standard_normal((channels, channels, kernel, kernel)).astype(np.float32) / channels
+    constants = [numpy_helper.from_array(weight, "weight")]
+    constants += [numpy_helper.from_array(np.arange(channels)[::-1].copy(), "order")] * copies
+    nodes: list[Any] = []
+    names = [f"x{i}" for i in range(LENGTH + 1)]
+    for source, result in pairwise(names):
+        made = f"{result}_unordered" if copies else result
+        nodes.append(helper.make_node("Conv", [source, "weight"], [made], pads=[kernel // 2] * 4))
+        if copies:
+            nodes.append(helper.make_node("Gather", [made, "order"], [result], axis=1))
+    ends = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, channels, None, None]) for n in (names[0], names[-1])
+    ]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
