@@ -19,6 +19,7 @@ from passes.accounts import Accounts, Cost, Family, Kept, Layer, Recombination
 from passes.arrange import arrange
 from passes.capture import capture
 from passes.compile import Removed, remove_zero_channels
+from passes.consecutive import Order, consecutive_order
 from passes.emit import Rewritten, rewrite
 from passes.errors import (
     CaptureError,
@@ -30,6 +31,7 @@ from passes.errors import (
     VerifyError,
 )
 from passes.facts import Facts, channel_facts
+from passes.fold import FoldBatchNorm, FoldConstants, fold_batch_norm, fold_constants
 from passes.functional import functionalise
 from passes.groups import channel_groups
 from passes.infra import Functionalise, Normalise, RemoveZeroChannels, RestoreModes
@@ -51,6 +53,8 @@ __all__ = [
     "Cost",
     "Difference",
     "Facts",
+    "FoldBatchNorm",
+    "FoldConstants",
     "Family",
     "Functionalise",
     "InputError",
@@ -61,6 +65,7 @@ __all__ = [
     "LoadError",
     "Normalise",
     "Options",
+    "Order",
     "Plan",
     "Program",
     "Recombination",
@@ -78,7 +83,10 @@ __all__ = [
     "capture",
     "channel_facts",
     "channel_groups",
+    "consecutive_order",
     "first_difference",
+    "fold_batch_norm",
+    "fold_constants",
     "functionalise",
     "normalise",
     "plan_layouts",

@@ -105,7 +105,7 @@ def measure() -> MeasuredCpu:
     sizes = [float(n * n * 9 * AREA * AREA) for n in CHANNELS]
     seconds = seconds_of(*(_convolution(n, n) for n in CHANNELS), _convolution(ODD, ODD))
     contractions, odd = list(zip(sizes, seconds, strict=False)), seconds[-1] / seconds[CHANNELS.index(ODD + 1)]
-    copies = [(2.0 * size, *seconds_of(_copy(size))) for size in COPIED]
+    copies = [(2.0 * size, seconds_of(_copy(size))[0]) for size in COPIED]
     return measured_cpu("cpu", torch.get_num_threads(), contractions, copies, odd, fuses=False)
 
 

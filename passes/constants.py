@@ -1,0 +1,83 @@
+"""What a graph computes from parameters, buffers and literals alone, and how such values come back into its module."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from itertools import chain, count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from passes.modes import DROPOUTS
+from passes.reading import attribute
+
+MOST_GROWN = 2**20
+"""Bytes that a constant may have beyond the parameters and buffers that it is made from: an anchor grid, not a feature
+map of zeros."""
+
+
+@torch.no_grad()
+def constant_values(module: GraphModule) -> dict[Node, Any]:
+    """The values of all nodes that depend on parameters, buffers and literals alone and are not much larger.
+
+    Parameters and buffers are among them. An operator that may give something else the next time is not.
+    """
+    values: dict[Node, Any] = {}
+    sources: dict[Node, Mapping[str, int]] = {}  # bytes of the parameters and buffers that a value is made from
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            value = attribute(module, str(node.target))
+            if isinstance(value, Tensor):
+                values[node] = value.detach()
+                sources[node] = {str(node.target): _bytes(value)}
+        elif _is_pure(node) and all(argument in values for argument in node.all_input_nodes):
+            value = node.target(*map_arg(node.args, values.__getitem__), **map_arg(node.kwargs, values.__getitem__))
+            made_from = {name: size for n in node.all_input_nodes for name, size in sources[n].items()}
+            if _bytes(value) <= sum(made_from.values()) + MOST_GROWN:
+                values[node], sources[node] = value, made_from
+    return values
+
+
+def _is_pure(node: Node) -> bool:
+    """Whether the node calls an operator that gives the same for the same arguments and writes to none of them."""
+    if node.op != "call_function" or node.target is operator.getitem:
+        return node.op == "call_function"
+    target = node.target
+    if not isinstance(target, OpOverload) or target.namespace != "aten" or target._schema.is_mutable:
+        return False
+    idle = target in DROPOUTS and not node.args[2]
+    return idle or torch.Tag.nondeterministic_seeded not in target.tags
+
+
+def _bytes(value: object) -> int:
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+
+
+def holder(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module in which a dotted name lies, and its last part."""
+    owner, _, leaf = name.rpartition(".")
+    return (attribute(module, owner) if owner else module), leaf
+
+
+def free_name(module: nn.Module, name: str) -> str:
+    """The name, or where it is taken the first of `name_0`, `name_1`, ... that is not."""
+    names = chain((name,), map(f"{name}_{{}}".format, count()))
+    return next(each for each in names if not hasattr(*holder(module, each)))
+
+
+def swept(module: GraphModule) -> GraphModule:
+    """The module, in place, without the nodes, parameters, buffers and submodules that nobody reads."""
+    module.graph.eliminate_dead_code()
+    read = {str(node.target) for node in module.graph.nodes if node.op in ("get_attr", "call_module")}
+    tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    for name, _ in tensors:
+        if name not in read and name.rpartition(".")[0] not in read:
+            delattr(*holder(module, name))
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return module

@@ -1,0 +1,318 @@
+"""Folding for deployment: batch norms into the weights beside them, and constants computed once.
+
+    small = fold_constants(fold_batch_norm(pruned.module))
+
+Both take a graph of ATen operators, such as `passes.capture` gives and `passes.rewrite` makes of it, and return a new
+module that computes the same in eval mode. `FoldBatchNorm` and `FoldConstants` are the same as passes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+from torch.fx.passes.infra.pass_base import PassResult
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from passes.constants import constant_values, free_name, holder, swept
+from passes.errors import InputError
+from passes.infra import GraphPass
+from passes.modes import BATCH_NORMS, DROPOUTS, BatchNormCall
+from passes.reading import attribute, place_tensor
+from passes.rules import rule_for
+from passes.rules.base import replaced
+from passes.rules.convolution import Weighted, bias_of, weight_of
+
+aten = torch.ops.aten
+
+PADDING, GROUPS = 4, 6  # where a convolution has them among its arguments
+
+
+def fold_batch_norm(module: GraphModule) -> GraphModule:
+    """The network without the batch norms that a neighbour's weights can take up, and without dropout.
+
+    A batch norm goes into the convolution, transposed convolution or linear layer that it alone reads; else into all
+    that read it, if they are linear layers or convolutions without padding. One that cannot go stays: it is one kernel,
+    where a product and a sum of precomputed tensors would be two. So does one without running statistics.
+
+    Folded weights are computed in float64 and keep their names, unless another call reads the same tensor. `module` is
+    not changed. Raises InputError if a batch norm or a dropout is in training mode.
+    """
+    folded = copy.deepcopy(module)
+    folded.graph.eliminate_dead_code()  # a dead reader would be in the way
+    return _Folder(folded).run()
+
+
+def fold_constants(module: GraphModule) -> GraphModule:
+    """The network with everything computed that depends on parameters and buffers alone, stored as buffers.
+
+    What would take much more memory than it is made from (`passes.constants.MOST_GROWN`) is computed at each call, as
+    before. No gradient reaches what was folded. `module` is not changed.
+    """
+    folded = copy.deepcopy(module)
+    constants = constant_values(folded)
+    computed = [node for node in constants if node.op != "get_attr"]
+    for index, node in enumerate(n for n in computed if any(user not in constants for user in n.users)):
+        if isinstance(constants[node], Tensor):
+            _store(folded, node, free_name(folded, f"_constant_{index}"), constants[node])
+        elif isinstance(constants[node], (bool, int, float)):
+            _write_out(node, constants[node])
+    return swept(folded)
+
+
+def _store(module: GraphModule, node: Node, name: str, value: Tensor) -> None:
+    """Let a buffer stand for a node."""
+    module.register_buffer(name, value.clone(memory_format=torch.contiguous_format))
+    with node.graph.inserting_before(node):
+        stored = node.graph.get_attr(name)
+    stored.meta.update(node.meta)
+    node.replace_all_uses_with(stored)
+
+
+def _write_out(node: Node, value: float) -> None:
+    """Let a number stand for a node."""
+    for user in list(node.users):
+        user.args = map_arg(user.args, lambda n: value if n is node else n)
+        user.kwargs = map_arg(user.kwargs, lambda n: value if n is node else n)
+
+
+@dataclass(frozen=True, eq=False)
+class _Norm:
+    """A batch norm in eval mode: `x * scale + shift` along axis 1 of a tensor of this rank (None: not known)."""
+
+    scale: Tensor
+    shift: Tensor
+    rank: int | None
+
+
+class _Folder:
+    """Folds batch norms in place."""
+
+    def __init__(self, module: GraphModule) -> None:
+        self.module = module
+        self.constants = constant_values(module)
+        self.readers = Counter(_names_read(module))
+
+    def run(self) -> GraphModule:
+        """Into producers from the first batch norm to the last, then into readers from the last to the first: so two in
+        a row both go."""
+        nodes = list(self.module.graph.nodes)
+        self._drop(node for node in nodes if _is_dropout(self.module, node))
+        norms = {node: norm for node in nodes if (norm := self._norm(node)) is not None}
+        self._drop(node for node in norms if self._into_producer(node, norms[node]))
+        self._drop(node for node in reversed(norms) if self._into_readers(node, norms[node]))
+        return swept(self.module)
+
+    def _drop(self, nodes: Iterable[Node]) -> None:
+        """Take nodes out, one after the other; those that read them read their first argument."""
+        for node in nodes:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            self.module.graph.erase_node(node)
+
+    # Reading
+
+    def _norm(self, node: Node) -> _Norm | None:
+        """What a node does if it is a batch norm with fixed statistics."""
+        owner: Any = attribute(self.module, str(node.target)) if node.op == "call_module" else None
+        tensors: list[Any]
+        eps: Any
+        if node.target is aten.batch_norm.default:
+            _, *tensors, training, _, eps, _ = node.args
+        elif isinstance(owner, BatchNormCall):
+            (_, *tensors), training, eps = node.args, owner.training, owner.eps
+        elif isinstance(owner, _BatchNorm):
+            training, eps = owner.training, owner.eps
+            tensors = [owner.weight, owner.bias, owner.running_mean, owner.running_var]
+        else:
+            return None
+        if any(isinstance(tensor, Node) and tensor not in self.constants for tensor in tensors):
+            return None
+        values: Iterator[Any] = (self.constants[tensor] if isinstance(tensor, Node) else tensor for tensor in tensors)
+        weight, bias, mean, variance = (None if value is None else value.detach().double() for value in values)
+        if mean is None or variance is None:
+            return None
+        if training:
+            raise _in_training(node, "normalises with the batch's statistics")
+        scale = (variance + eps).rsqrt() * (1.0 if weight is None else weight)
+        shift = (0.0 if bias is None else bias) - mean * scale
+        return _Norm(scale, shift, _rank(node, type(owner)))
+
+    def _is_contraction(self, node: Node, rank: int | None) -> bool:
+        """Whether the call has constant weights, and its channels are along axis 1 of tensors of this rank."""
+        rule = rule_for(node)
+        if not isinstance(rule, Weighted):
+            return False
+        weight, bias = weight_of(node), bias_of(node)
+        constant = weight in self.constants and (bias is None or bias in self.constants)
+        return constant and rank == (2 if rule.linear else self.constants[weight].dim())
+
+    def _takes_up(self, reader: Node, node: Node, norm: _Norm) -> bool:
+        """Whether a reader of a batch norm can do what that does."""
+        if not self._is_contraction(reader, norm.rank) or reader.args[:1] != (node,) or _rule(reader).transposed:
+            return False
+        return _rule(reader).linear or not bool(norm.shift.any()) or not self._pads(reader)
+
+    def _pads(self, node: Node) -> bool:
+        """Whether a convolution reads zeros around its input."""
+        padding: Any = node.args[PADDING] if len(node.args) > PADDING else node.kwargs.get("padding", 0)
+        if padding == "same":
+            return bool(self.constants[weight_of(node)][0, 0].numel() > 1)
+        return padding != "valid" and any(padding if isinstance(padding, (list, tuple)) else (padding,))
+
+    def _tensors(self, node: Node) -> tuple[Tensor, Tensor]:
+        """Weight and bias in float64; a missing bias is zero."""
+        bias = bias_of(node)
+        weight = self.constants[weight_of(node)].double()
+        return weight, weight.new_zeros(()) if bias is None else self.constants[bias].double()
+
+    # Writing
+
+    def _into_producer(self, node: Node, norm: _Norm) -> bool:
+        """Fold a batch norm into the contraction that it alone reads; False, and nothing changes, if there is none."""
+        x = node.all_input_nodes[0]
+        if list(x.users) != [node] or not self._is_contraction(x, norm.rank):
+            return False
+        weight, bias = self._tensors(x)
+        scaled = _scaled(weight, norm.scale, _groups(x), second=_rule(x).transposed)
+        self._set(x, scaled, bias * norm.scale + norm.shift)
+        return True
+
+    def _into_readers(self, node: Node, norm: _Norm) -> bool:
+        """Fold a batch norm into all who read it; False, and nothing is changed, if one of them cannot take it up."""
+        if not node.users or not all(self._takes_up(reader, node, norm) for reader in node.users):
+            return False
+        for reader in list(node.users):
+            weight, bias = self._tensors(reader)
+            moved = _scaled(weight, norm.shift, _groups(reader), second=True).flatten(1).sum(1)
+            self._set(reader, _scaled(weight, norm.scale, _groups(reader), second=True), bias + moved)
+        return True
+
+    def _set(self, node: Node, weight: Tensor, bias: Tensor) -> None:
+        """Give a call another weight and bias."""
+        old = weight_of(node)
+        dtype = self.constants[old].dtype
+        name = str(old.target) if old.op == "get_attr" else f"{node.name}_weight"
+        weight_node = self._stored(node, old, name, weight.to(dtype))
+        bias_node = self._stored(node, bias_of(node), f"{name.removesuffix('weight')}bias", bias.to(dtype))
+        node.args = replaced(replaced(node.args, 1, weight_node), 2, bias_node)
+        node.kwargs = {key: value for key, value in node.kwargs.items() if key not in ("weight", "bias")}
+
+    def _stored(self, node: Node, old: Node | None, name: str, tensor: Tensor) -> Node:
+        """A node that holds the tensor: under the name of `old` if nobody else reads that, else under a new one."""
+        read = str(old.target) if old is not None and old.op == "get_attr" else None
+        trained = read is not None and attribute(self.module, read).requires_grad
+        if read is not None:
+            self.readers[read] -= 1
+            if not self.readers[read]:
+                delattr(*holder(self.module, read))
+        name = free_name(self.module, read or name)
+        place_tensor(self.module, name, nn.Parameter(tensor, trained))
+        with node.graph.inserting_before(node):
+            found = node.graph.get_attr(name)
+        self.readers[name] += 1
+        self.constants[found] = tensor
+        if "val" in node.meta:
+            found.meta["val"] = tensor
+        return found
+
+
+def _names_read(module: GraphModule) -> Iterator[str]:
+    """The names of parameters and buffers, once for each node that reads them."""
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            yield from [str(node.target)] * len(node.users)
+        elif node.op == "call_module":
+            owner = attribute(module, str(node.target))
+            yield from (f"{node.target}.{name}" for name in owner.state_dict())
+
+
+def _rank(node: Node, kind: type[object]) -> int | None:
+    """The rank of a batch norm's input, from its example value, from its class or from what `passes.modes` noted."""
+    if isinstance(node.meta.get("val"), Tensor):
+        return int(node.meta["val"].dim())
+    ranks = [rank for rank, batch_norm in BATCH_NORMS.items() if batch_norm is kind]
+    return ranks[0] if len(ranks) == 1 else node.meta.get("rank")
+
+
+def _rule(node: Node) -> Weighted:
+    rule = rule_for(node)
+    assert isinstance(rule, Weighted)
+    return rule
+
+
+def _groups(node: Node) -> int:
+    groups: Any = node.args[GROUPS] if len(node.args) > GROUPS else node.kwargs.get("groups", 1)
+    return 1 if _rule(node).linear else int(groups)
+
+
+def _scaled(weight: Tensor, scale: Tensor, groups: int, *, second: bool) -> Tensor:
+    """A weight times a vector along the first of its axes, or along the second, which counts within a group."""
+    grouped = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
+    return (grouped * scale.view((groups, 1, -1, 1) if second else (groups, -1, 1, 1))).reshape(weight.shape)
+
+
+def _is_dropout(module: GraphModule, node: Node) -> bool:
+    """Whether the node is a dropout; raises InputError if it drops anything."""
+    if node.op == "call_module":
+        owner = attribute(module, str(node.target))
+        found, active = isinstance(owner, tuple(DROPOUTS.values())), bool(owner.training)
+    else:
+        found, active = node.target in DROPOUTS, len(node.args) > 2 and bool(node.args[2])
+    if found and active:
+        raise _in_training(node, "drops out at random")
+    return found
+
+
+def _in_training(node: Node, what: str) -> InputError:
+    return InputError(
+        f"{node.name} ({node.target}) {what}: only a network in eval mode can be folded. Call .eval() on it, or "
+        "capture the model in eval mode."
+    )
+
+
+# --- as passes -------------------------------------------------------------------------------------------------------
+
+
+class _Fold(GraphPass):
+    """A pass on any graph module; example values are not wanted."""
+
+    def requires(self, graph_module: GraphModule) -> None:
+        if not isinstance(graph_module, GraphModule):
+            raise InputError(f"a torch.fx.GraphModule is wanted, not a {type(graph_module).__name__}")
+
+    def folded(self, graph_module: GraphModule) -> GraphModule:
+        raise NotImplementedError
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        folded = self.folded(graph_module)
+        modified = str(folded.graph) != str(graph_module.graph)
+        return PassResult(folded if modified else graph_module, modified)
+
+
+@dataclass(frozen=True)
+class FoldBatchNorm(_Fold):
+    """Batch norms folded into the weights beside them.
+
+    Before: a graph module in eval mode. After: see `fold_batch_norm`.
+    """
+
+    def folded(self, graph_module: GraphModule) -> GraphModule:
+        return fold_batch_norm(graph_module)
+
+
+@dataclass(frozen=True)
+class FoldConstants(_Fold):
+    """What depends on parameters and buffers alone, computed once.
+
+    Before: any graph module. After: see `fold_constants`.
+    """
+
+    def folded(self, graph_module: GraphModule) -> GraphModule:
+        return fold_constants(graph_module)
