@@ -37,7 +37,7 @@ def collection_paused() -> Iterator[None]:
     """No garbage collection meanwhile.
 
     A graph is a hundred thousand objects that live to the end. Python looks through all of them again and again while
-    they are made, so that time grows faster than the network: the rewrite of 800 residual blocks took 1.7 times as long.
+    they are made, and time grows faster than the network: the rewrite of 800 residual blocks took 1.7 times as long.
     """
     if not gc.isenabled():
         yield

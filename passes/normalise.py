@@ -2,7 +2,8 @@
 
 chunk, split, tensor_split, unbind, select, narrow and neighbouring slices become `split_with_sizes` (and `squeeze`);
 stack becomes `unsqueeze` and `cat`; glu becomes a split, a sigmoid and a product; slice_scatter becomes slices and a
-`cat`; indexing with one constant index becomes `index_select`; addmm becomes a product and a sum.
+`cat`; indexing with one constant index becomes `index_select`; addmm becomes a product and a sum; constants that are made
+like a tensor (new_full) are made without it.
 """
 
 from __future__ import annotations
@@ -181,6 +182,15 @@ def _addmm(graph: Graph, node: Node) -> None:
         _replace(node, call(graph, aten.add.Tensor, call(graph, aten.mm.default, left, right), bias))
 
 
+def _made_new(graph: Graph, node: Node) -> None:
+    """A constant that takes only its type and device from a tensor."""
+    value = node.meta["val"]
+    settings = {"dtype": value.dtype, "device": value.device}
+    made = graph.call_function(CONSTANTS[node.target], node.args[1:], settings)
+    made.meta["val"] = value
+    _replace(node, made)
+
+
 def _convolution(graph: Graph, node: Node) -> None:
     """A convolution of one image without a batch axis."""
     image, weight = node.args[:2]
@@ -301,6 +311,12 @@ RESHAPES = {aten.view.default, aten.reshape.default, aten.flatten.using_ints, at
 MOVES = {aten.transpose.int, aten.permute.default}
 COPIES = {aten.contiguous.default, aten.clone.default}
 
+CONSTANTS: dict[Any, Any] = {
+    aten.new_zeros.default: aten.zeros.default,
+    aten.new_ones.default: aten.ones.default,
+    aten.new_full.default: aten.full.default,
+}
+
 FORMS: dict[Any, Callable[[Graph, Node], None]] = {
     aten.chunk.default: _split,
     aten.split.Tensor: _split,
@@ -315,6 +331,7 @@ FORMS: dict[Any, Callable[[Graph, Node], None]] = {
     aten.narrow.default: _narrow,
     aten.index.Tensor: _index,
     aten.addmm.default: _addmm,
+    **dict.fromkeys(CONSTANTS, _made_new),
     **dict.fromkeys(
         (
             aten.conv1d.default,

@@ -579,6 +579,8 @@ MOVEMENT = (
         lambda m, x: F.pad(x, (0, 0, 0, 0, 1, 3), value=1.0), o=12), ("pad",)),
     Case("pad_zeros_cat", "movement", lambda: between(
         lambda m, x: m.a(torch.cat((x, torch.zeros_like(x[:, :4])), 1)), a=cba(12, 8)), ("zeros_like", "cat")),
+    Case("made_new", "pointwise", lambda: between(
+        lambda m, x: x + x.new_full((1, 8, 1, 1), 0.5) * x.new_ones(1) + x.new_zeros((8, 1, 1))), ("add", "mul")),
     Case("pad_spatial_modes", "movement", lambda: between(
         lambda m, x: F.pad(F.pad(F.pad(x, (1, 0, 2, 0)), (1, 1, 1, 1), mode="replicate"), (1, 1, 0, 0), "reflect")),
         ("pad",)),
