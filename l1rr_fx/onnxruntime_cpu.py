@@ -8,7 +8,6 @@ while it convolves, unless the result is copied first.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 AREA = 28
-COPIED = ((32, 14), (64, 28), (64, 56), (128, 80))
-LENGTH = 6
+COPIED = ((32, 14), (64, 28), (64, 56), (128, 80), (64, 320))
+LENGTH = 4
 LEAST_S = 1e-6
 OPSET, IR = 13, 7
 
@@ -40,15 +39,18 @@ def measure() -> MeasuredCpu:
     sizes = [float(n * n * 9 * AREA**2) for n in CHANNELS]
     seconds = seconds_of(*(_chain(n, AREA, kernel=3) for n in (*CHANNELS, ODD)))
     contractions = [(size, chain / LENGTH) for size, chain in zip(sizes, seconds, strict=False)]
-    copies = []
-    for channels, area in COPIED:
-        plain, copied = seconds_of(*(_chain(channels, area, kernel=1, copies=each) for each in (False, True)))
-        copies.append((8.0 * channels * area**2, max(LEAST_S, (copied - plain) / LENGTH)))
     odd = seconds[-1] / seconds[CHANNELS.index(ODD + 1)]
-    return measured_cpu("onnxruntime", torch.get_num_threads(), contractions, copies, odd, fuses=True)
+    copies = [_copied(channels, area) for channels, area in COPIED]
+    return measured_cpu("onnxruntime", contractions, copies, odd, fuses=True)
 
 
-def _chain(channels: int, area: int, *, kernel: int, copies: bool = False) -> Callable[[], object]:
+def _copied(channels: int, area: int) -> tuple[float, float]:
+    """The bytes and the seconds of a copy of so many channels between two convolutions."""
+    plain, copied = seconds_of(*(_chain(channels, area, copies=each) for each in (False, True)))
+    return 8.0 * channels * area**2, max(LEAST_S, (copied - plain) / LENGTH)
+
+
+def _chain(channels: int, area: int, *, kernel: int = 1, copies: bool = False) -> Callable[[], object]:
     """`LENGTH` convolutions, each followed by a gather of its channels if there are to be copies."""
     import numpy as np
 
@@ -67,15 +69,16 @@ def _session(channels: int, kernel: int, copies: bool) -> onnxruntime.InferenceS
     constants = [numpy_helper.from_array(weight, "weight")]
     constants += [numpy_helper.from_array(np.arange(channels)[::-1].copy(), "order")] * copies
     nodes: list[Any] = []
-    names = [f"x{i}" for i in range(LENGTH + 1)]
-    for source, result in pairwise(names):
-        made = f"{result}_unordered" if copies else result
-        nodes.append(helper.make_node("Conv", [source, "weight"], [made], pads=[kernel // 2] * 4))
-        if copies:
-            nodes.append(helper.make_node("Gather", [made, "order"], [result], axis=1))
-    ends = [
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, channels, None, None]) for n in (names[0], names[-1])
-    ]
+
+    def call(operator: str, *inputs: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(operator, inputs, [f"v{len(nodes)}"], **attributes))
+        return f"v{len(nodes) - 1}"
+
+    value = "x0"
+    for _ in range(LENGTH):
+        value = call("Conv", value, "weight", pads=[kernel // 2] * 4)
+        value = call("Gather", value, "order", axis=1) if copies else value
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, channels, None, None]) for n in ("x0", value)]
     graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
     options = onnxruntime.SessionOptions()

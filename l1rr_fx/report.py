@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import io
-import json
 import math
-import types
-import typing
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from l1rr_fx.documents import from_json, to_json
 from passes.accounts import RECOMBINATION_KINDS, Accounts, Cost, Kept
-from passes.errors import InputError
 
-FORMAT = "l1rr-fx report"
 VERSION = 1
 SHOWN_REASONS = 12
 WIDTH = 110
@@ -62,7 +56,7 @@ class Report:
         return self.after.macs / self.limit.macs
 
     def __str__(self) -> str:
-        return _printed(self)
+        return printed(self)
 
     def __rich__(self) -> RenderableType:
         accounts = self.accounts
@@ -94,30 +88,19 @@ class Report:
         for layer in self.accounts.layers:
             widths = (f"{before:,} -> {after:,}" for before, after in (layer.inputs, layer.outputs))
             table.add_row(Text(layer.node), Text(layer.operator), *widths, *(f"{macs:,}" for macs in layer.macs))
-        return _printed(table)
+        return printed(table)
 
     def to_json(self) -> str:
         """The whole report as a JSON document; `Report.from_json` gives an equal report back."""
-        document = {"format": FORMAT, "version": VERSION, **_plain(asdict(self))}
-        return json.dumps(document, indent=1, allow_nan=False)
+        return to_json(self, "report", VERSION)
 
     @classmethod
     def from_json(cls, text: str) -> Report:
         """The report that `to_json` wrote. Raises InputError, naming the field, where the text is anything else."""
-        try:
-            document = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"the report is not JSON: {error}") from error
-        if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
-            raise InputError(f'this is not a report: "format" is not "{FORMAT}"')
-        if (version := document.pop("version", None)) != VERSION:
-            raise InputError(f"the report has version {version!r}; this l1rr-fx reads version {VERSION}")
-        report = _read(cls, document, "report")
-        assert isinstance(report, cls)
-        return report
+        return from_json(cls, text, "report", VERSION)
 
 
-def _printed(content: RenderableType) -> str:
+def printed(content: RenderableType) -> str:
     """What rich shows for `content`, as plain text."""
     out = io.StringIO()
     Console(file=out, width=WIDTH, color_system=None, highlight=False, markup=False, emoji=False).print(content)
@@ -190,58 +173,3 @@ def _kept_table(kept: tuple[Kept, ...]) -> Table:
     if rest := dearest[SHOWN_REASONS:]:
         add(f"{len(rest)} other reasons", [each for _, of_reason in rest for each in of_reason])
     return table
-
-
-def _plain(value: Any) -> Any:
-    """`value` with infinities and NaN as the strings "inf", "-inf" and "nan", which JSON lacks."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _read(wanted: Any, value: Any, where: str) -> Any:
-    """`value`, out of JSON, as the annotated type `wanted`; InputError names the place where it does not fit."""
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
-    if is_dataclass(wanted):
-        return _read_dataclass(wanted, value, where)
-    if origin is Literal:
-        return value if value in arguments else _misfit(f"one of {', '.join(arguments)}", value, where)
-    if origin in (typing.Union, types.UnionType):  # X | None is the only union of a report
-        return None if value is None else _read(arguments[0], value, where)
-    if origin is tuple:
-        return _read_tuple(arguments, value, where)
-    if origin is Mapping:
-        items = value.items() if isinstance(value, dict) else _misfit("an object", value, where)
-        return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in items}
-    if wanted is float and (type(value) in (int, float) or value in ("inf", "-inf", "nan")):
-        return float(value)
-    return value if type(value) is wanted else _misfit(f"a value of type {wanted.__name__}", value, where)
-
-
-def _read_dataclass(wanted: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        return _misfit("an object", value, where)
-    names = [field.name for field in fields(wanted)]
-    if unexpected := [*(set(names) ^ set(value))]:
-        raise InputError(f"{where}: the field {sorted(unexpected)[0]!r} is missing or unknown")
-    hints = typing.get_type_hints(wanted)
-    return wanted(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names})
-
-
-def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        _misfit("a list", value, where)
-    if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-        _misfit(f"{len(arguments)} values", value, where)
-    types_ = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-    return tuple(_read(each, item, f"{where}[{i}]") for i, (each, item) in enumerate(zip(types_, value, strict=True)))
-
-
-def _misfit(wanted: str, value: Any, where: str) -> typing.NoReturn:
-    raise InputError(f"{where}: {wanted} is wanted, not {str(value)[:40]!r}")

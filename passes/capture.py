@@ -6,6 +6,7 @@ Capture is `torch.export`, not decomposed, so that `chunk`, `batch_norm` and the
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import os
@@ -81,17 +82,15 @@ def capture(
 @contextlib.contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
     """Undo what forward stores on its modules: under capture these are fake tensors (detectors cache anchors)."""
-    tables = ("_parameters", "_buffers", "_modules")
-    saved = [(m, dict(vars(m)), [dict(vars(m)[t]) for t in tables]) for m in model.modules()]
+    saved = [(vars(m), dict(vars(m))) for m in model.modules()]
+    # what they hold in lists and dictionaries too, the tables of parameters, buffers and children among them
+    held = [(each, copy.copy(each)) for _, own in saved for each in own.values() if isinstance(each, (list, dict, set))]
     try:
         yield
     finally:
-        for module, attributes, contents in saved:
-            vars(module).clear()
-            vars(module).update(attributes)
-            for table, content in zip(tables, contents, strict=True):
-                vars(module)[table].clear()
-                vars(module)[table].update(content)
+        for attributes, before in (*saved, *held):
+            attributes.clear()
+            (attributes.extend if isinstance(attributes, list) else attributes.update)(before)
 
 
 def check_arguments(model: object, args: object, kwargs: object) -> None:

@@ -40,9 +40,9 @@ class MeasuredCpu:
 
     threads: int
     multiple: int
+    odd: float
     contractions: tuple[tuple[float, float], ...]
     copies: tuple[tuple[float, float], ...]
-    odd: float
     fuses: bool
     name: str
 
@@ -56,6 +56,10 @@ class MeasuredCpu:
 
     def traffic(self, size: float) -> float:
         return interpolated(self.copies, size)
+
+    def meeting(self, size: float) -> float:
+        """The copy; where convolutions do sums, also a sum (two tensors read, one written) and an activation."""
+        return self.traffic(size) + (self.traffic(1.5 * size) + self.traffic(size) if self.fuses else 0.0)
 
 
 def interpolated(points: Sequence[tuple[float, float]], at: float) -> float:
@@ -106,19 +110,19 @@ def measure() -> MeasuredCpu:
     seconds = seconds_of(*(_convolution(n, n) for n in CHANNELS), _convolution(ODD, ODD))
     contractions, odd = list(zip(sizes, seconds, strict=False)), seconds[-1] / seconds[CHANNELS.index(ODD + 1)]
     copies = [(2.0 * size, seconds_of(_copy(size))[0]) for size in COPIED]
-    return measured_cpu("cpu", torch.get_num_threads(), contractions, copies, odd, fuses=False)
+    return measured_cpu("cpu", contractions, copies, odd, fuses=False)
 
 
 Points = Sequence[tuple[float, float]]
 
 
-def measured_cpu(
-    name: str, threads: int, contractions: Points, copies: Points, odd: float, *, fuses: bool
-) -> MeasuredCpu:
+def measured_cpu(name: str, contractions: Points, copies: Points, odd: float, *, fuses: bool) -> MeasuredCpu:
     """The model that measurements give. A time that falls as the work grows was disturbed, and is made to rise."""
     multiple = 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
     odd = max(1.0, min(odd, MOST_ODD))
-    return MeasuredCpu(threads, multiple, _increasing(contractions), _increasing(copies), odd, fuses, name)
+    return MeasuredCpu(
+        torch.get_num_threads(), multiple, odd, _increasing(contractions), _increasing(copies), fuses, name
+    )
 
 
 def _convolution(inputs: int, outputs: int) -> Callable[[], object]:

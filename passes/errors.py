@@ -6,6 +6,7 @@ L1RRError
 ├── VanishedError     an output of the network would be constant: nothing of it is left
 ├── RewriteError      the compiler contradicted itself (a bug of ours: please report it)
 ├── VerifyError       the pruned network differs from the zeroed one
+├── LoweringError     a network has no form on the target
 └── LoadError         a saved network is unreadable, damaged or not to be trusted
 """
 
@@ -34,6 +35,10 @@ class RewriteError(L1RRError):
 
 class VerifyError(L1RRError):
     """The pruned network differs from the zeroed one."""
+
+
+class LoweringError(L1RRError):
+    """A network has no form on the target."""
 
 
 class LoadError(L1RRError):

@@ -2,8 +2,8 @@
 
 chunk, split, tensor_split, unbind, select, narrow and neighbouring slices become `split_with_sizes` (and `squeeze`);
 stack becomes `unsqueeze` and `cat`; glu becomes a split, a sigmoid and a product; slice_scatter becomes slices and a
-`cat`; indexing with one constant index becomes `index_select`; addmm becomes a product and a sum; constants that are made
-like a tensor (new_full) are made without it.
+`cat`; indexing with one constant index becomes `index_select`; addmm becomes a product and a sum; constants that are
+made like a tensor (new_full) are made without it.
 """
 
 from __future__ import annotations

@@ -33,15 +33,10 @@ class Prices:
         self._limits: dict[Site, Contraction | None] = {}
 
     def copy(self, node: Node, want: Layout, reader: Site | None = None) -> float:
-        """Reading what is live of a tensor and writing it in the layout `want`; and, where the target would have added
-        it to something while it was made, the addition and the activation behind it."""
-        size = want.labels.numel()
-        cost = self.target.traffic(self._bytes(node, int(self.facts.live(node).sum()) + size))
-        if not self.target.fuses or reader is None or not isinstance(reader.rule, Sum) or not self._is_convolved(node):
-            return cost
-        activated = [self.program.at_call(user) for user in reader.node.users]
-        operators = [3] + [2] * (len(activated) == 1 and activated[0] is not None and couples(activated[0]))
-        return cost + sum(self.target.traffic(self._bytes(node, moved * size)) for moved in operators)
+        """Reading what is live of a tensor and writing it in the layout `want`, for one of its readers."""
+        size = self._bytes(node, int(self.facts.live(node).sum()) + want.labels.numel())
+        meets = reader is not None and isinstance(reader.rule, Sum) and self._is_convolved(node)
+        return self.target.meeting(size) if meets else self.target.traffic(size)
 
     def _is_convolved(self, node: Node) -> bool:
         """Whether a tensor is what a contraction gives, its batch norm included."""

@@ -26,17 +26,17 @@ class Target(Protocol):
         """Channel counts that the machine likes are multiples of this; 1 if it does not care."""
         ...
 
-    @property
-    def fuses(self) -> bool:
-        """Whether a convolution adds what its result is added to, and applies the activation behind, by itself."""
-        ...
-
     def contraction(self, macs: float, inputs: int, outputs: int) -> float:
         """The cost of a convolution or matrix product with `inputs` summed for each output and `outputs` channels."""
         ...
 
     def traffic(self, size: float) -> float:
         """The cost of one operator of its own that moves `size` bytes (read and written)."""
+        ...
+
+    def meeting(self, size: float) -> float:
+        """The same for what a convolution gives and a sum reads: where the convolution would have done the sum itself,
+        that is now an operator of its own, and so is the activation behind."""
         ...
 
 
@@ -46,10 +46,12 @@ class ByteCount:
 
     name: str = "none"
     multiple: int = 1
-    fuses: bool = False
 
     def contraction(self, macs: float, inputs: int, outputs: int) -> float:
         return macs * PROHIBITIVE
 
     def traffic(self, size: float) -> float:
+        return size
+
+    def meeting(self, size: float) -> float:
         return size

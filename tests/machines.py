@@ -9,14 +9,15 @@ from passes.target import ByteCount, Target
 
 @dataclass(frozen=True)
 class Biased:
-    """Multiplications cost `per_mac`, copies their bytes and `launch`; odd widths cost `odd` times as much."""
+    """Multiplications cost `per_mac`, copies their bytes and `launch`; odd widths cost `odd` times
+    as much, and copies before a sum `fused` times."""
 
     name: str
     per_mac: float
     launch: float = 0.0
     multiple: int = 1
     odd: float = 1.0
-    fuses: bool = False
+    fused: float = 1.0
 
     def contraction(self, macs: float, inputs: int, outputs: int) -> float:
         aligned = inputs % self.multiple == 0 and outputs % self.multiple == 0
@@ -25,9 +26,12 @@ class Biased:
     def traffic(self, size: float) -> float:
         return self.launch + size
 
+    def meeting(self, size: float) -> float:
+        return self.fused * self.traffic(size)
+
 
 FILLS = Biased("multiplications are free", 0.0, launch=1e9)
 WIDENS = Biased("odd widths are dear", 5.0, launch=100.0, multiple=4, odd=10.0)
-BALANCED = Biased("both cost", 0.05, launch=1000.0, fuses=True)
+BALANCED = Biased("both cost", 0.05, launch=1000.0, fused=3.0)
 
 MACHINES: tuple[Target, ...] = (ByteCount(), FILLS, WIDENS, BALANCED)

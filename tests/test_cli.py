@@ -118,7 +118,19 @@ def test_prune_saves_the_network_and_prints_the_report(here: Path, calls: list[d
 
 
 def test_options_reach_prune(here: Path, calls: list[dict[str, Any]]) -> None:
-    result = call("prune", "cli_models:net", "-o", "s", "--mode", "union", "--channel-multiple", "8", "--target", "cpu", "--no-verify")
+    result = call(
+        "prune",
+        "cli_models:net",
+        "-o",
+        "s",
+        "--mode",
+        "union",
+        "--channel-multiple",
+        "8",
+        "--target",
+        "cpu",
+        "--no-verify",
+    )
     assert result.exit_code == 0, result.output
     assert calls == [{"mode": "union", "target": "cpu", "channel_multiple": 8, "verify": False}]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import torch
 import typer
 from torch import nn
 
+from l1rr_fx.cli.functions import called
 from passes.errors import InputError
 
 MODEL_HELP = (
@@ -57,22 +56,7 @@ def _exported(path: Path) -> Subject:
 
 def _made(spec: str) -> Subject:
     """The model that `package.module:function` returns, looked up in the working directory first."""
-    module_name, colon, function_name = spec.partition(":")
-    if not (colon and function_name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
-        raise InputError(f"MODEL is {spec!r}; a .pt2 file or package.module:function is wanted")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise anything
-        raise InputError(f"{module_name} cannot be imported: {type(error).__name__}: {error}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise InputError(f"{module_name} has no function {function_name!r}")
-    try:
-        made = function()
-    except Exception as error:  # and so may the function
-        raise InputError(f"{spec} raised {type(error).__name__}: {error}") from error
+    made = called(spec, "MODEL", wanted="a .pt2 file or package.module:function")
     if not (isinstance(made, tuple) and len(made) == 2):
         raise InputError(f"{spec} returned a {type(made).__name__}; (model, args) is wanted")
     model, args = made
@@ -81,3 +65,24 @@ def _made(spec: str) -> Subject:
     if not isinstance(args, tuple):
         raise InputError(f"{spec} returned a {type(args).__name__} as its args; a tuple of example inputs is wanted")
     return Subject(model, args, {})
+
+
+def network_subject(spec: str, shapes: list[str]) -> Subject:
+    """The saved network in a directory, with random inputs, or the model that `load_subject` finds."""
+    if not Path(spec).is_dir():
+        return load_subject(spec)
+    from l1rr_fx.archive import load
+
+    if not shapes:
+        raise InputError(
+            f"{spec} is a saved network, which holds no example input: say its --shape, such as 1x3x640x640"
+        )
+    torch.manual_seed(0)
+    return Subject(load(spec).module.eval(), tuple(torch.rand(_sizes(shape)) for shape in shapes), {})
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes = text.lower().split("x")
+    if not all(size.isdecimal() and 0 < int(size) < 2**31 for size in sizes):
+        raise InputError(f"the shape is {text!r}; sizes with x between them are wanted, such as 1x3x640x640")
+    return tuple(map(int, sizes))

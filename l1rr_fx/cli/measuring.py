@@ -1,0 +1,109 @@
+"""`l1rr-fx lower DIR -o BUNDLE`, `l1rr-fx measure BUNDLE --ssh user@host` and `l1rr-fx compare results.json ...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from l1rr_fx.cli.app import app, reporting
+from l1rr_fx.cli.subject import network_subject
+
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `l1rr-fx lower` wrote.")]
+
+
+@app.command("lower")
+def lower_command(
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="NETWORK",
+            show_default=False,
+            help="A directory that `l1rr-fx prune` wrote, or a model, as for `prune`: a .pt2 file or "
+            "package.module:function.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="The new folder.")],
+    target: Annotated[str, typer.Option(help="What it is lowered for.")] = "jetson-tx2",
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="1x3xHxW", help="The shape of an input of a saved network; repeat it for more inputs."),
+    ] = None,
+    label: Annotated[str, typer.Option(help="What comparisons call the network.")] = "",
+    half_model: Annotated[bool, typer.Option(help="Add a file in FP16, for TensorRT 11.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that is there.")] = False,
+) -> None:
+    """Write a folder that builds, checks and measures the network on its target, and print the predicted latency."""
+    with reporting("lowering"):
+        from l1rr_fx.lowering.bundle import check_folder, lower
+
+        check_folder(output, overwrite=overwrite)
+        subject = network_subject(network, shape or [])
+        bundle = lower(
+            subject.model,
+            subject.args,
+            subject.kwargs,
+            target=target,
+            out=output,
+            label=label,
+            half_model=half_model,
+            overwrite=overwrite,
+        )
+    console = Console()
+    for prediction in bundle.predictions.values():
+        console.print(prediction)
+    console.print(Text(str(bundle)), soft_wrap=True)
+
+
+@app.command("measure")
+def measure_command(
+    bundle: BundleArgument,
+    ssh: Annotated[str, typer.Option(metavar="USER@HOST", help="The machine, as the system's ssh knows it.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="[default: results.json in BUNDLE]")
+    ] = None,
+    python: Annotated[str, typer.Option(help="The Python there.")] = "python3",
+    engine: Annotated[str, typer.Option(help="auto, tensorrt or onnxruntime.")] = "auto",
+    iterations: Annotated[int, typer.Option(min=1, help="Runs that are timed.")] = 100,
+    warmup: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Runs before those that are timed.")] = 2.0,
+    ssh_option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="As for ssh -o; repeatable.")
+    ] = None,
+) -> None:
+    """Copy BUNDLE to another machine, build and measure it there, and fetch results.json."""
+    with reporting(f"measuring on {ssh}"):
+        from l1rr_fx.lowering.remote import RESULTS, measure
+
+        found = measure(
+            bundle,
+            ssh,
+            out=output or bundle / RESULTS,
+            python=python,
+            arguments=("--engine", engine, "--iterations", str(iterations), "--warmup", str(warmup)),
+            ssh_options=ssh_option or (),
+        )
+    console = Console()
+    for run in found.runs:
+        console.print(Text(f"{found.label}, {found.engine}, {run.precision.upper()}: {run.ms:.3f} ms measured"))
+    for note in found.notes:
+        console.print(Text(f"note: {note}"), soft_wrap=True)
+    console.print(Text(f"written to {output or bundle / RESULTS}"), soft_wrap=True)
+
+
+@app.command("compare")
+def compare_command(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="results.json files, the dense one first.")
+    ],
+) -> None:
+    """Print measured networks side by side, by layer, and tell why pruning did not help where it did not."""
+    with reporting(None):
+        from l1rr_fx.lowering.compare import compare
+        from l1rr_fx.lowering.results import read_all
+
+        comparisons = compare(read_all(results))
+    for comparison in comparisons:
+        Console().print(comparison)

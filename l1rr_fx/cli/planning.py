@@ -1,0 +1,75 @@
+"""`l1rr-fx choose MODEL --budget macs=0.35 -o plan.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from l1rr_fx.cli.app import app, reporting
+from l1rr_fx.cli.compiling import Mode
+from l1rr_fx.cli.functions import called
+from l1rr_fx.cli.subject import ModelArgument, load_subject
+from passes.errors import InputError
+
+BUDGET_HELP = "Shares of the dense model to keep, such as macs=0.35,params=0.25; attention=0.1 limits the loss."
+DATA_HELP = (
+    "package.module:function, called without arguments, which returns batches (images, targets); targets are boxes in "
+    "pixels for each image. Ratios then come from the feature attention loss, else from one threshold on the scores."
+)
+
+
+@app.command("choose")
+def choose_command(
+    model: ModelArgument,
+    budget: Annotated[list[str], typer.Option("--budget", "-b", metavar="NAME=SHARE", help=BUDGET_HELP)],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the plan goes (JSON).")],
+    data: Annotated[str | None, typer.Option("--data", metavar="FUNCTION", help=DATA_HELP)] = None,
+    scores: Annotated[str, typer.Option(help="bn-scale or weight-norm: what orders channels.")] = "bn-scale",
+    mode: Annotated[Mode, typer.Option(help="What happens to channels that meet in an addition.")] = Mode.recombine,
+    curves: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep what is measured here, and go on from it.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the plan in FILE.")] = False,
+) -> None:
+    """Choose the channels of MODEL to zero for a budget, and write the plan; the model is not changed."""
+    from l1rr_fx.attention import FeatureAttention
+    from l1rr_fx.budget import Budget
+    from l1rr_fx.choose import choose
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with reporting(None):
+        limits = Budget.parse(",".join(budget))
+        if output.exists() and not overwrite:
+            raise InputError(f"{output} exists; --overwrite replaces it")
+        subject = load_subject(model)
+        attention = None if data is None else FeatureAttention(subject.model, subject.args, _batches(data))
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("measuring layers", total=None, visible=attention is not None)
+            plan = choose(
+                subject.model,
+                subject.args,
+                kwargs=subject.kwargs,
+                budget=limits,
+                scores=scores,
+                attention=attention,
+                mode=mode.value,
+                curves=curves,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        output.write_text(plan.to_json() + "\n", encoding="utf-8")
+    Console().print(plan)
+    Console().print(Text(f"saved in {output}"), soft_wrap=True)
+
+
+def _batches(data: str) -> Iterable[object]:
+    found = called(data, "--data")
+    if not isinstance(found, Iterable):
+        raise InputError(f"{data} returned a {type(found).__name__}; batches (images, targets) are wanted")
+    return found

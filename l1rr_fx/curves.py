@@ -1,0 +1,207 @@
+"""What each layer's channels are worth to the features: the loss for each ratio zeroed, of one layer at a time.
+
+Long work: it can be interrupted and taken up from a file, and is shared by the processes of a torchrun.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from l1rr_fx.attention import FeatureAttention
+from l1rr_fx.zeroing import ChannelSite, zeroed_values
+from passes.errors import InputError
+
+RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+CHUNK = 4
+"""Units measured between two writes of the file. What does not depend on a unit is computed once a batch and chunk."""
+
+Progress = Callable[[int, int], None]
+"""Called with how many units are done, and of how many."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """Sites that share one mask, the order in which their channels go (shape (removable,)), and how many there are."""
+
+    sites: tuple[ChannelSite, ...]
+    order: Tensor
+
+    @property
+    def name(self) -> str:
+        return self.sites[0].name
+
+    @property
+    def channels(self) -> int:
+        return self.sites[0].channels
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The numbers of channels zeroed at which the loss is measured: those of RATIOS, and all that may go."""
+        most = len(self.order)
+        return tuple(sorted({n for n in (*(int(r * self.channels) for r in RATIOS), most) if 0 < n <= most}))
+
+    def zeroing(self, count: int) -> dict[str, Tensor]:
+        """The masks that zero the first `count` channels of the order."""
+        mask = torch.zeros(self.channels, dtype=torch.bool)
+        mask[self.order[:count]] = True
+        return {site.name: mask for site in self.sites}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The loss of one unit, from 0 at nothing zeroed, made to rise by a running maximum; linear in between."""
+
+    counts: tuple[int, ...]
+    losses: tuple[float, ...]
+
+    def at(self, count: int) -> float:
+        """The loss with `count` channels zeroed."""
+        low, below, worst = 0, 0.0, 0.0
+        for high, loss in zip(self.counts, self.losses, strict=True):
+            worst = max(worst, loss)
+            if count <= high:
+                return below + (worst - below) * (count - low) / (high - low)
+            low, below = high, worst
+        return below
+
+
+def measured_curves(
+    attention: FeatureAttention,
+    units: Sequence[Unit],
+    values: Mapping[str, Tensor],
+    *,
+    file: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Mapping[str, Curve]:
+    """The curve of each unit by its name; `values` are the model's parameters.
+
+    With `file`, what is measured is written there at once, and what lies there already is not measured again;
+    InputError if the file is of another model, other scores or other images. Under torchrun each process measures its
+    part, into a file of its own, and all get everything.
+    """
+    with _processes() as (rank, world):
+        record = _Record(file, rank, _fingerprint(attention, units, values))
+        done = record.read(units)
+        missing = [unit for unit in units if unit.name not in done]
+        mine = missing[rank::world]
+        for start in range(0, len(mine), CHUNK):
+            if progress is not None:
+                progress(len(done), len(units) - len(missing) + len(mine))
+            chunk = mine[start : start + CHUNK]
+            found = _measured(attention, chunk, values)
+            record.write(found)
+            done |= found
+        if progress is not None:
+            progress(len(done), len(done))
+        if world > 1:
+            parts: list[dict[str, Curve]] = [{}] * world
+            distributed.all_gather_object(parts, done)
+            done = {name: curve for part in parts for name, curve in part.items()}
+    return {unit.name: done[unit.name] for unit in units}
+
+
+def _measured(attention: FeatureAttention, units: Sequence[Unit], values: Mapping[str, Tensor]) -> dict[str, Curve]:
+    changes = [zeroed_values(unit.sites, values, unit.zeroing(count)) for unit in units for count in unit.counts]
+    losses = iter([loss.total for loss in attention.losses(changes)])
+    return {unit.name: Curve(unit.counts, tuple(next(losses) for _ in unit.counts)) for unit in units}
+
+
+@contextmanager
+def _processes() -> Iterator[tuple[int, int]]:
+    """This process's rank and how many there are; under torchrun without a process group, one is made meanwhile.
+
+    It lives in a corner of torchrun's store of its own, so that the user can make theirs afterwards."""
+    made = distributed.is_available() and distributed.is_torchelastic_launched() and not distributed.is_initialized()
+    if made:
+        # the names are public, but not in the list of what torch.distributed exports
+        store, rank, world = next(iter(distributed.rendezvous("env://")))  # type: ignore[attr-defined]
+        own = distributed.PrefixStore(f"l1rr-fx curves {next(_numbers)}", store)  # type: ignore[attr-defined]
+        distributed.init_process_group("gloo", store=own, rank=rank, world_size=world)
+    try:
+        if distributed.is_available() and distributed.is_initialized():
+            yield distributed.get_rank(), distributed.get_world_size()
+        else:
+            yield 0, 1
+    finally:
+        if made:
+            distributed.destroy_process_group()
+
+
+_numbers = count()
+
+
+class _Record:
+    """Curves in a file of JSON lines, the first of which says what they are of; one file for each process."""
+
+    def __init__(self, file: str | os.PathLike[str] | None, rank: int, fingerprint: str) -> None:
+        self.base = None if file is None else Path(file)
+        self.own = None if self.base is None else self._of(rank)
+        self.fingerprint = fingerprint
+
+    def _of(self, rank: int) -> Path:
+        assert self.base is not None
+        return self.base if rank == 0 else self.base.with_name(f"{self.base.name}.{rank}")
+
+    def read(self, units: Sequence[Unit]) -> dict[str, Curve]:
+        """The curves of the units that any process wrote; a last line that was cut off is left out."""
+        if self.base is None:
+            return {}
+        found: dict[str, Curve] = {}
+        for path in sorted({self.base, *self.base.parent.glob(f"{self.base.name}.[0-9]*")}):
+            if not path.exists():
+                continue
+            head, *lines = path.read_text(encoding="utf-8").split("\n")
+            if _parsed(head) != {"curves of": self.fingerprint}:
+                raise InputError(f"{path} holds no curves, or those of another model, score or data; remove it")
+            for line in map(_parsed, lines):
+                if line is not None:
+                    found[str(line["unit"])] = Curve(tuple(line["counts"]), tuple(line["losses"]))
+        return {unit.name: found[unit.name] for unit in units if unit.name in found}
+
+    def write(self, curves: Mapping[str, Curve]) -> None:
+        """Add curves to this process's file."""
+        if self.own is None:
+            return
+        lines = [] if self.own.exists() else [json.dumps({"curves of": self.fingerprint})]
+        for name, curve in curves.items():
+            lines.append(json.dumps({"unit": name, "counts": curve.counts, "losses": curve.losses}))
+        with self.own.open("a", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _fingerprint(attention: FeatureAttention, units: Sequence[Unit], values: Mapping[str, Tensor]) -> str:
+    """What curves depend on, as one number: weights, order of channels, feature maps and images."""
+    digest = hashlib.sha256()
+    for name in sorted(attention.reference):
+        digest.update(name.encode())
+        digest.update(_bytes(attention.reference[name]))
+    for unit in units:
+        digest.update(f"{unit.name} {unit.order.tolist()} {unit.counts}".encode())
+    digest.update(" ".join(attention.taps).encode())
+    for batch in attention.batches:
+        for tensor in (*(a for a in batch.args if isinstance(a, Tensor)), *batch.boxes):
+            digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""

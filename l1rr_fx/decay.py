@@ -1,0 +1,41 @@
+"""Weight decay, and the parameters that it must leave alone while channels are made sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from passes.errors import InputError
+
+SHOWN = 8
+
+
+def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+    """The model's trainable parameters as two groups for an optimiser: weights, which decay, and vectors (gammas,
+    shifts, biases), which do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def refuse_decay(optimizer: Optimizer, penalised: Mapping[str, Tensor], *, gammas: Sequence[str]) -> None:
+    """InputError unless the optimiser has every penalised parameter, and decays none of `gammas`."""
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    if missing := [name for name, parameter in penalised.items() if id(parameter) not in group_of]:
+        raise InputError(f"the optimizer lacks {len(missing)} penalised parameters: {few(missing)}")
+    if decayed := [name for name in gammas if group_of[id(penalised[name])].get("weight_decay", 0)]:
+        raise InputError(
+            f"the optimizer decays {len(decayed)} gammas: {few(decayed)}; build it from "
+            "parameter_groups(model, weight_decay=...), or set weight_decay=0 in the group of batch norms"
+        )
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + rest

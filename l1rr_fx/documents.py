@@ -1,0 +1,91 @@
+"""Frozen dataclasses as JSON documents and back, field by field, naming the field that does not fit."""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any, Literal, TypeVar
+
+from passes.errors import InputError
+
+Kind = TypeVar("Kind")
+
+
+def to_json(value: Any, what: str, version: int) -> str:
+    """A dataclass as a JSON document that says it is an l1rr-fx `what`; `from_json` gives an equal one back."""
+    document = {"format": f"l1rr-fx {what}", "version": version, **_plain(asdict(value))}
+    return json.dumps(document, indent=1, allow_nan=False)
+
+
+def from_json(kind: type[Kind], text: str, what: str, version: int) -> Kind:
+    """The dataclass that `to_json` wrote. Raises InputError, naming the field, where the text is anything else."""
+    try:
+        document = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the {what} is not JSON: {error}") from error
+    if not isinstance(document, dict) or document.pop("format", None) != f"l1rr-fx {what}":
+        raise InputError(f'this is not a {what}: "format" is not "l1rr-fx {what}"')
+    if (found := document.pop("version", None)) != version:
+        raise InputError(f"the {what} has version {found!r}; this l1rr-fx reads version {version}")
+    result = _read(kind, document, what)
+    assert isinstance(result, kind)
+    return result
+
+
+def _plain(value: Any) -> Any:
+    """`value` with infinities and NaN as the strings "inf", "-inf" and "nan", which JSON lacks."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _read(wanted: Any, value: Any, where: str) -> Any:
+    """`value`, out of JSON, as the annotated type `wanted`; InputError names the place where it does not fit."""
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if is_dataclass(wanted):
+        return _read_dataclass(wanted, value, where)
+    if origin is Literal:
+        return value if value in arguments else _misfit(f"one of {', '.join(arguments)}", value, where)
+    if origin in (typing.Union, types.UnionType):  # X | None is the only union of a report
+        return None if value is None else _read(arguments[0], value, where)
+    if origin is tuple:
+        return _read_tuple(arguments, value, where)
+    if origin is Mapping:
+        items = value.items() if isinstance(value, dict) else _misfit("an object", value, where)
+        return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in items}
+    if wanted is float and (type(value) in (int, float) or value in ("inf", "-inf", "nan")):
+        return float(value)
+    return value if type(value) is wanted else _misfit(f"a value of type {wanted.__name__}", value, where)
+
+
+def _read_dataclass(wanted: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        return _misfit("an object", value, where)
+    names = [field.name for field in fields(wanted)]
+    if unexpected := [*(set(names) ^ set(value))]:
+        raise InputError(f"{where}: the field {sorted(unexpected)[0]!r} is missing or unknown")
+    hints = typing.get_type_hints(wanted)
+    return wanted(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names})
+
+
+def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        _misfit("a list", value, where)
+    if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+        _misfit(f"{len(arguments)} values", value, where)
+    types_ = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+    return tuple(_read(each, item, f"{where}[{i}]") for i, (each, item) in enumerate(zip(types_, value, strict=True)))
+
+
+def _misfit(wanted: str, value: Any, where: str) -> typing.NoReturn:
+    raise InputError(f"{where}: {wanted} is wanted, not {str(value)[:40]!r}")

@@ -1,0 +1,36 @@
+"""From a pruned network to what runs it: an ONNX file that TensorRT 8.2 reads rightly, or an engine."""
+
+from __future__ import annotations
+
+from l1rr_fx.lowering.bundle import Bundle, lower
+from l1rr_fx.lowering.compare import Comparison, compare
+from l1rr_fx.lowering.emission import Emitted, to_onnx
+from l1rr_fx.lowering.latency import Latency, Prediction, jetson_tx2_target
+from l1rr_fx.lowering.lint import Finding, lint
+from l1rr_fx.lowering.metadata import yolo_metadata
+from l1rr_fx.lowering.remote import measure
+from l1rr_fx.lowering.results import Results, read_results
+from l1rr_fx.lowering.tensorrt import Engine, build_engine, to_tensorrt
+from passes.errors import LoweringError
+
+__all__ = [
+    "Bundle",
+    "Comparison",
+    "Emitted",
+    "Engine",
+    "Finding",
+    "Latency",
+    "LoweringError",
+    "Prediction",
+    "Results",
+    "build_engine",
+    "compare",
+    "jetson_tx2_target",
+    "lint",
+    "lower",
+    "measure",
+    "read_results",
+    "to_onnx",
+    "to_tensorrt",
+    "yolo_metadata",
+]

@@ -1,0 +1,525 @@
+#!/usr/bin/env python3
+# ruff: noqa: UP006, UP035, UP045  # Python 3.6 has neither dict[str, int] nor str | None
+"""Builds engines from the network in this folder, checks what they compute and measures them; writes results.json.
+
+    python3 build_and_measure.py
+
+Needs Python 3.6 or newer, numpy and TensorRT (8.2, 10, 11 or TensorRT for RTX), which JetPack brings. What TensorRT
+can do is probed, not guessed from its version. Where it or a GPU is missing, ONNX Runtime is measured on the
+CPU in its place, and results.json says so. Times are of the network alone, without copies to and from the GPU.
+"""
+
+import argparse
+import ctypes
+import glob
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from typing import Any, Dict, List, Optional, Set, Tuple
+
+import numpy as np
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+FORMAT, VERSION = "l1rr-fx results", 1
+CUDART = ("libcudart.so", "libcudart.so.10.2", "libcudart.so.11.0", "libcudart.so.12", "libcudart.so.13")
+TO_DEVICE, TO_HOST = 1, 2
+FUSED = ("Add", "Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
+Array = Any  # numpy.ndarray; annotations of numpy came after JetPack's
+Layers = List[Dict[str, Any]]
+
+
+class Unavailable(Exception):
+    """Something that would be needed to measure with TensorRT is not there."""
+
+
+class Failed(Exception):
+    """The bundle is damaged, or its network cannot be built; the message says what to do."""
+
+
+# The GPU
+
+
+class Cuda:
+    """The few calls of the CUDA runtime that are needed, by ctypes: JetPack brings no Python package for them."""
+
+    def __init__(self) -> None:
+        self.library = self._load()
+        count = ctypes.c_int(0)
+        if self.library.cudaGetDeviceCount(ctypes.byref(count)) != 0 or count.value == 0:
+            raise Unavailable("there is no GPU that CUDA can use")
+        self.stream = self._made("cudaStreamCreate")
+
+    @staticmethod
+    def _load() -> Any:
+        beside = glob.glob(os.path.join(os.path.dirname(np.__path__[0]), "nvidia", "*", "lib", "libcudart.so.*"))
+        for name in list(CUDART) + glob.glob("/usr/local/cuda*/lib64/libcudart.so*") + beside:
+            try:
+                return ctypes.CDLL(name)
+            except OSError:
+                continue
+        raise Unavailable("the CUDA runtime (libcudart) cannot be loaded")
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function of the runtime; raises Failed with CUDA's own words."""
+        status = getattr(self.library, name)(*arguments)
+        if status != 0:
+            self.library.cudaGetErrorString.restype = ctypes.c_char_p
+            raise Failed(f"{name}: {self.library.cudaGetErrorString(status).decode()}")
+
+    def _made(self, name: str) -> ctypes.c_void_p:
+        handle = ctypes.c_void_p()
+        self.call(name, ctypes.byref(handle))
+        return handle
+
+    def memory(self, size: int) -> ctypes.c_void_p:
+        """Memory of the GPU, at least one byte."""
+        pointer = ctypes.c_void_p()
+        self.call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(max(1, size)))
+        return pointer
+
+    def upload(self, pointer: ctypes.c_void_p, array: Array) -> None:
+        host = ctypes.c_void_p(array.ctypes.data)
+        self.call("cudaMemcpy", pointer, host, ctypes.c_size_t(array.nbytes), ctypes.c_int(TO_DEVICE))
+
+    def download(self, array: Array, pointer: ctypes.c_void_p) -> None:
+        host = ctypes.c_void_p(array.ctypes.data)
+        self.call("cudaMemcpy", host, pointer, ctypes.c_size_t(array.nbytes), ctypes.c_int(TO_HOST))
+
+    def event(self) -> ctypes.c_void_p:
+        return self._made("cudaEventCreate")
+
+    def record(self, event: ctypes.c_void_p) -> None:
+        self.call("cudaEventRecord", event, self.stream)
+
+    def wait(self) -> None:
+        self.call("cudaStreamSynchronize", self.stream)
+
+    def between(self, first: ctypes.c_void_p, second: ctypes.c_void_p) -> float:
+        """Milliseconds between two events that have passed."""
+        passed = ctypes.c_float(0.0)
+        self.call("cudaEventElapsedTime", ctypes.byref(passed), first, second)
+        return passed.value
+
+
+# TensorRT
+
+
+def tensorrt_module() -> Any:
+    """TensorRT, or TensorRT for RTX, whose Python interface is the same."""
+    for name in ("tensorrt", "tensorrt_rtx"):
+        try:
+            return __import__(name)
+        except ImportError:
+            continue
+    raise Unavailable("TensorRT is not installed")
+
+
+def has_half_flag(trt: Any) -> bool:
+    """Whether the builder chooses FP16 by itself; if not (TensorRT 11, RTX), the types of the file decide."""
+    return hasattr(trt.BuilderFlag, "FP16")
+
+
+def build(trt: Any, model: str, precision: str, workspace: int, cache: str) -> bytes:
+    """The serialized engine of an ONNX file. `workspace` is in MiB; `cache` is a file of timings, read and written."""
+    logger = trt.Logger(trt.Logger.WARNING)
+    builder = trt.Builder(logger)
+    explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
+    network = builder.create_network(0 if explicit is None else 1 << int(explicit))
+    parser = trt.OnnxParser(network, logger)
+    with open(model, "rb") as file:
+        if not parser.parse(file.read()):
+            problems = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+            raise Failed(f"TensorRT cannot read {os.path.basename(model)}: {problems}")
+    config = builder.create_builder_config()
+    if hasattr(config, "set_memory_pool_limit"):
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
+    else:
+        config.max_workspace_size = workspace << 20
+    if precision == "fp16" and has_half_flag(trt):
+        config.set_flag(trt.BuilderFlag.FP16)
+    if hasattr(trt, "ProfilingVerbosity"):
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    timings = _timing_cache(config, cache)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise Failed(f"TensorRT could not build an engine; more --workspace than {workspace} MiB may help")
+    if timings:
+        with open(cache, "wb") as file:
+            file.write(memoryview(config.get_timing_cache().serialize()))
+    return bytes(plan)
+
+
+def _timing_cache(config: Any, path: str) -> bool:
+    """Give the builder the timings of earlier builds; False where this TensorRT keeps none."""
+    if not hasattr(config, "create_timing_cache"):
+        return False
+    content = b""
+    if os.path.exists(path):
+        with open(path, "rb") as file:
+            content = file.read()
+    cache = config.create_timing_cache(content)
+    return cache is not None and bool(config.set_timing_cache(cache, False))
+
+
+class TensorRT:
+    """An engine with its inputs on the GPU."""
+
+    def __init__(self, trt: Any, cuda: Cuda, plan: bytes, inputs: Dict[str, Array]) -> None:
+        self.trt, self.cuda = trt, cuda
+        self.runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        self.engine = self.runtime.deserialize_cuda_engine(plan)
+        self.context = self.engine.create_execution_context()
+        self.bindings: List[int] = []
+        self.results: Dict[str, Tuple[Array, ctypes.c_void_p]] = {}
+        for name, is_input, dtype, shape in self._tensors():
+            array = np.ascontiguousarray(inputs[name], dtype=dtype) if is_input else np.zeros(shape, dtype)
+            pointer = cuda.memory(array.nbytes)
+            if is_input:
+                cuda.upload(pointer, array)
+            else:
+                self.results[name] = (array, pointer)
+            self.bindings.append(int(pointer.value or 0))
+            if hasattr(self.context, "set_tensor_address"):
+                self.context.set_tensor_address(name, self.bindings[-1])
+
+    def _tensors(self) -> List[Tuple[str, bool, Any, Tuple[int, ...]]]:
+        """Name, whether it is an input, type and shape, in the order of the engine's bindings."""
+        trt, engine = self.trt, self.engine
+        if hasattr(engine, "num_io_tensors"):
+            names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+            is_input = [engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT for n in names]
+            types = [trt.nptype(engine.get_tensor_dtype(n)) for n in names]
+            shapes = [tuple(engine.get_tensor_shape(n)) for n in names]
+        else:
+            count = range(engine.num_bindings)
+            names = [engine.get_binding_name(i) for i in count]
+            is_input = [engine.binding_is_input(i) for i in count]
+            types = [trt.nptype(engine.get_binding_dtype(i)) for i in count]
+            shapes = [tuple(engine.get_binding_shape(i)) for i in count]
+        return list(zip(names, is_input, types, shapes))
+
+    def start(self) -> None:
+        """Run once, without waiting for it."""
+        handle = int(self.cuda.stream.value or 0)
+        if hasattr(self.context, "execute_async_v3"):
+            done = self.context.execute_async_v3(handle)
+        else:
+            done = self.context.execute_async_v2(self.bindings, handle)
+        if not done:
+            raise Failed("TensorRT could not run the engine")
+
+    def outputs(self) -> Dict[str, Array]:
+        self.start()
+        self.cuda.wait()
+        for array, pointer in self.results.values():
+            self.cuda.download(array, pointer)
+        return {name: array for name, (array, _) in self.results.items()}
+
+    def milliseconds(self, count: int) -> List[float]:
+        """One time for each of `count` runs, between CUDA events."""
+        before, after, times = self.cuda.event(), self.cuda.event(), []
+        for _ in range(count):
+            self.cuda.record(before)
+            self.start()
+            self.cuda.record(after)
+            self.cuda.wait()
+            times.append(self.cuda.between(before, after))
+        return times
+
+    def layers(self, count: int) -> Layers:
+        """The time of each layer of the engine. Together they take longer than a run that is not profiled."""
+        times: Dict[str, List[float]] = {}
+
+        class Profiler(self.trt.IProfiler):  # type: ignore[name-defined, misc]  # its base is known when it runs
+            def report_layer_time(self, name: str, ms: float) -> None:
+                times.setdefault(name, []).append(ms)
+
+        self.context.profiler = Profiler()
+        for _ in range(count):
+            self.start()
+            self.cuda.wait()
+        kinds = layer_kinds(self.trt, self.engine)
+        return [{"name": name, "kind": kinds.get(name, ""), "ms": in_a_run(ms, count)} for name, ms in times.items()]
+
+
+def layer_kinds(trt: Any, engine: Any) -> Dict[str, str]:
+    """What the engine's inspector says that each layer is; empty where there is no inspector."""
+    if not hasattr(engine, "create_engine_inspector"):
+        return {}
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    layers = json.loads(text).get("Layers", []) if text else []
+    return {
+        layer["Name"]: layer.get("LayerType", "") for layer in layers if isinstance(layer, dict) and "Name" in layer
+    }
+
+
+# ONNX Runtime, where there is no TensorRT
+
+
+class OnnxRuntime:
+    """The network on the CPU, one thread."""
+
+    def __init__(self, model: str, inputs: Dict[str, Array], nodes: Dict[str, Dict[str, Any]]) -> None:
+        import onnxruntime
+
+        self.package, self.model, self.inputs, self.nodes = onnxruntime, model, inputs, nodes
+        self.session = self._session(None)
+
+    def _session(self, profile: Optional[str]) -> Any:
+        options = self.package.SessionOptions()
+        options.intra_op_num_threads = 1
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile
+        return self.package.InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
+
+    def outputs(self) -> Dict[str, Array]:
+        names = [output.name for output in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(None, self.inputs)))
+
+    def milliseconds(self, count: int) -> List[float]:
+        times = []
+        for _ in range(count):
+            start = time.perf_counter()
+            self.session.run(None, self.inputs)
+            times.append((time.perf_counter() - start) * 1e3)
+        return times
+
+    def layers(self, count: int) -> Layers:
+        """The time of each kernel; one that ONNX Runtime named for its result is called by its node again."""
+        events = self._profiled(count)
+        made = {value for value, _, _ in events}
+        times: Dict[Tuple[str, str], List[float]] = {}
+        for value, kind, ms in events:
+            times.setdefault((self._node(value, kind, made), kind), []).append(ms)
+        return [{"name": name, "kind": kind, "ms": in_a_run(ms, count)} for (name, kind), ms in times.items()]
+
+    def _profiled(self, count: int) -> List[Tuple[str, str, float]]:
+        """Each kernel that ran in `count` runs: its name without ONNX Runtime's suffix, its kind, milliseconds."""
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._session(os.path.join(folder, "profile"))
+            for _ in range(count):
+                session.run(None, self.inputs)
+            with open(session.end_profiling()) as file:
+                events = json.load(file)
+        found = []
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                name = event["name"][: -len("_kernel_time")]
+                value = name[: -len("_nchwc")] if name.endswith("_nchwc") else name
+                found.append((value, event["args"].get("op_name", ""), event["dur"] / 1e3))
+        return found
+
+    def _node(self, value: str, kind: str, made: Set[str]) -> str:
+        """The node that a kernel is named for; of a convolution that was fused with what follows, the convolution's."""
+        waiting = [value]
+        while "Conv" in kind and waiting:
+            node = self.nodes.get(waiting.pop(), {"kind": "", "inputs": []})
+            if node["kind"] == "Conv":
+                return str(node["name"])
+            if node["kind"] in FUSED:
+                waiting += [each for each in node["inputs"] if each not in made]
+        return str(self.nodes[value]["name"]) if value in self.nodes else value
+
+
+# The bundle, the machine and the measurement
+
+
+def median(values: List[float]) -> float:
+    values = sorted(values)
+    middle = len(values) // 2
+    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+
+
+def in_a_run(times: List[float], count: int) -> float:
+    """What a layer takes in one of `count` runs, in each of which it may have been launched several times."""
+    return median(times) * len(times) / count
+
+
+def read_bundle() -> Tuple[Dict[str, Any], Dict[str, Array], Dict[str, Array]]:
+    """The manifest, the inputs and the outputs that are expected; Failed if a file is not the one that was written."""
+    with open(os.path.join(HERE, "manifest.json"), encoding="utf-8") as file:
+        manifest = json.load(file)
+    for name, facts in manifest["files"].items():
+        path = os.path.join(HERE, name)
+        if not os.path.exists(path):
+            raise Failed(f"{name} is missing: copy the whole bundle again")
+        with open(path, "rb") as file:
+            if hashlib.sha256(file.read()).hexdigest() != facts["sha256"]:
+                raise Failed(f"{name} was damaged or changed: copy the bundle again")
+    inputs, expected = (dict(np.load(os.path.join(HERE, name))) for name in ("inputs.npz", "expected.npz"))
+    return manifest, inputs, expected
+
+
+def environment() -> Dict[str, Any]:
+    """What the times depend on beside the network."""
+    facts = {"machine": platform.machine(), "python": platform.python_version(), "system": platform.platform()}
+    files = {"board": "/proc/device-tree/model", "l4t": "/etc/nv_tegra_release"}
+    for key, path in files.items():
+        if os.path.exists(path):
+            with open(path, errors="replace") as file:
+                facts[key] = file.readline().strip("\0\n")
+    facts.update(_said_by("nvpmodel", ["nvpmodel", "-q"]))
+    facts.update(_said_by("gpu", ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm", "--format=csv,noheader"]))
+    return facts
+
+
+def _said_by(key: str, command: List[str]) -> Dict[str, str]:
+    try:
+        said = subprocess.check_output(command, stderr=subprocess.STDOUT, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {key: " ".join(said.decode(errors="replace").split())}
+
+
+def gpu_clock() -> Optional[float]:
+    """The GPU's clock in GHz at this moment; None where the kernel does not say (only Jetsons do)."""
+    for path in glob.glob("/sys/devices/*gp10b/devfreq/*/cur_freq") + glob.glob(
+        "/sys/devices/gpu.0/devfreq/*/cur_freq"
+    ):
+        with open(path) as file:
+            return int(file.read()) / 1e9
+    return None
+
+
+def measured(runner: Any, expected: Dict[str, Array], tolerance: float, options: Any) -> Dict[str, Any]:
+    """Check, warm up, time, profile."""
+    worst = deviation(runner.outputs(), expected)
+    end = time.perf_counter() + options.warmup
+    while time.perf_counter() < end:
+        runner.milliseconds(1)
+    times = sorted(runner.milliseconds(options.iterations))
+    clock = gpu_clock()
+    layers = runner.layers(max(1, options.iterations // 10))
+    return {
+        "ms": median(times),
+        "ms_least": times[0],
+        "ms_90th": times[int(0.9 * (len(times) - 1))],
+        "iterations": len(times),
+        "gpu_ghz": clock,
+        "deviation": worst,
+        "tolerance": tolerance,
+        "agrees": bool(worst <= tolerance),
+        "layers": layers,
+    }
+
+
+def deviation(found: Dict[str, Array], expected: Dict[str, Array]) -> float:
+    """The largest difference of any output, relative to that output's largest value; infinite where one is missing."""
+    worst = 0.0
+    for name, want in expected.items():
+        if name not in found or found[name].shape != want.shape:
+            return float("inf")
+        got, want = found[name].astype(np.float64), want.astype(np.float64)
+        if not want.size:
+            continue
+        off = float(np.abs(got - want).max()) / max(float(np.abs(want).max()), 1e-30)
+        worst = max(worst, off if off == off else float("inf"))
+    return worst
+
+
+def with_tensorrt(trt: Any, manifest: Dict[str, Any], inputs: Any, expected: Any, options: Any) -> Dict[str, Any]:
+    """Engines built, and measured where there is a GPU; Unavailable where this TensorRT cannot even build."""
+    runs: List[Dict[str, Any]] = []
+    notes: List[str] = []
+    try:
+        cuda: Optional[Cuda] = Cuda()
+    except Unavailable as reason:
+        if trt.__name__ == "tensorrt":  # only TensorRT for RTX builds without a GPU
+            raise
+        cuda = None
+        notes.append(str(reason))
+    for precision in options.precision:
+        name = "model.onnx" if precision == "fp32" or has_half_flag(trt) else "model_fp16.onnx"
+        path = os.path.join(HERE, name)
+        if not os.path.exists(path):
+            notes.append(f"{precision}: this TensorRT takes FP16 from the file's types only, and {name} is not here")
+            continue
+        start = time.perf_counter()
+        plan = build(trt, path, precision, options.workspace, os.path.join(HERE, "timing.cache"))
+        run = {"precision": precision, "model": name, "build_seconds": time.perf_counter() - start, "bytes": len(plan)}
+        with open(os.path.join(HERE, f"engine_{precision}.plan"), "wb") as file:
+            file.write(plan)
+        if cuda is not None:
+            engine = TensorRT(trt, cuda, plan, inputs)
+            run.update(measured(engine, expected, manifest["tolerance"][precision], options))
+        runs.append(run)
+    engine_name = "TensorRT" if trt.__name__ == "tensorrt" else "TensorRT for RTX"
+    return {"engine": {"name": engine_name, "version": trt.__version__}, "runs": runs, "notes": notes}
+
+
+def with_onnxruntime(manifest: Dict[str, Any], inputs: Any, expected: Any, options: Any) -> Dict[str, Any]:
+    """The FP32 file measured on the CPU."""
+    try:
+        runner = OnnxRuntime(os.path.join(HERE, "model.onnx"), inputs, manifest["nodes"])
+    except ImportError as error:
+        raise Failed("neither TensorRT with a GPU nor onnxruntime is installed: nothing can be measured") from error
+    run = {"precision": "fp32", "model": "model.onnx"}
+    run.update(measured(runner, expected, manifest["tolerance"]["onnxruntime"], options))
+    engine = {"name": "ONNX Runtime", "version": runner.package.__version__, "threads": 1}
+    return {"engine": engine, "runs": [run], "notes": ["measured on the CPU with ONNX Runtime, not with TensorRT"]}
+
+
+def results(options: Any) -> Dict[str, Any]:
+    """Everything that results.json says."""
+    manifest, inputs, expected = read_bundle()
+    built: Dict[str, Any] = {}
+    found: Optional[Dict[str, Any]] = None
+    reasons: List[str] = []
+    if options.engine != "onnxruntime":
+        try:
+            built = with_tensorrt(tensorrt_module(), manifest, inputs, expected, options)
+            found = built if any("ms" in run for run in built["runs"]) else None
+            reasons = built["notes"]
+        except Unavailable as reason:
+            reasons = [str(reason)]
+        if found is None and options.engine == "tensorrt":
+            raise Failed("; ".join(reasons) or "TensorRT measured nothing")
+    if found is None:
+        found = with_onnxruntime(manifest, inputs, expected, options)
+        found["notes"] = reasons + found["notes"]
+        found["built"] = built
+    document = {"format": FORMAT, "version": VERSION, "environment": environment()}
+    document.update({key: manifest[key] for key in ("label", "target", "predicted", "kernels")})
+    document.update(found)
+    return document
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--engine", choices=("auto", "tensorrt", "onnxruntime"), default="auto")
+    parser.add_argument("--precision", nargs="+", choices=("fp16", "fp32"), default=["fp16", "fp32"])
+    parser.add_argument("--workspace", type=int, default=1024, metavar="MIB", help="memory that TensorRT may use")
+    parser.add_argument("--iterations", type=int, default=100, help="runs that are timed")
+    parser.add_argument("--warmup", type=float, default=2.0, metavar="SECONDS")
+    parser.add_argument("--out", default=os.path.join(HERE, "results.json"))
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", DeprecationWarning)  # what is old in a new TensorRT is new in 8.2
+    try:
+        document = results(options)
+    except Failed as problem:
+        sys.stderr.write(f"error: {problem}\n")
+        return 2
+    half_written = options.out + ".part"
+    with open(half_written, "w") as file:
+        json.dump(document, file, indent=1)
+    os.replace(half_written, options.out)
+    agree = True
+    for run in document["runs"]:
+        agree = agree and run["agrees"]
+        verdict = "agrees" if run["agrees"] else "DIFFERS FROM WHAT IS EXPECTED"
+        sys.stdout.write(
+            "{} {}: {:.3f} ms, {}\n".format(document["engine"]["name"], run["precision"], run["ms"], verdict)
+        )
+    sys.stdout.write(f"written to {options.out}\n")
+    return 0 if agree else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""`lower`: a network as a folder that builds its own engines on the target, checks them and measures them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from l1rr_fx.archive.files import move_to, new_directory_beside
+from l1rr_fx.lowering.emission import TOLERANCE, Emitted, to_onnx
+from l1rr_fx.lowering.instructions import commands, readme
+from l1rr_fx.lowering.kernels import Kernel, kernels
+from l1rr_fx.lowering.latency import DEVICES, Latency, Prediction
+from l1rr_fx.lowering.packages import optional
+from l1rr_fx.lowering.target import target_named
+from l1rr_fx.pruned import Pruned
+from passes.aside import run_aside
+from passes.capture import capture
+from passes.errors import InputError, VerifyError
+
+log = logging.getLogger(__name__)
+
+FORMAT, VERSION = "l1rr-fx bundle", 1
+MODEL, HALF_MODEL, SCRIPT, MANIFEST = "model.onnx", "model_fp16.onnx", "build_and_measure.py", "manifest.json"
+TYPED = "tensorrt-11"
+"""The target whose files say their precision, as TensorRT 11 and TensorRT for RTX want it."""
+ENGINE_TOLERANCE: Mapping[str, float] = {"fp32": 1e-3, "fp16": TOLERANCE["fp16"], "onnxruntime": TOLERANCE["fp32"]}
+"""The largest relative deviation from torch that is taken for rounding: TensorRT's FP32 kernels include Winograd's."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder that was written, what its ONNX file holds, and the predicted latencies by precision (empty if the
+    target has no latency model). `notes` say what was left out."""
+
+    path: Path
+    target: str
+    emitted: Emitted
+    predictions: Mapping[str, Prediction]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        times = ", ".join(f"{name.upper()} predicted {each.ms:.2f} ms" for name, each in self.predictions.items())
+        return f"{self.path}: {self.emitted.nodes} nodes for {self.target}" + "".join(
+            f"; {each}" for each in (times, *self.notes) if each
+        )
+
+
+def lower(
+    pruned: Pruned | nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: str = "jetson-tx2",
+    out: str | os.PathLike[str],
+    label: str = "",
+    metadata: Mapping[str, object] | None = None,
+    half_model: bool = True,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write the bundle of a network, pruned or not, to the new folder `out`: all of it or, on any failure, nothing.
+
+    It holds the ONNX file, the inputs `args` with the outputs of torch for them, a script that needs nothing but Python
+    3.6, numpy and TensorRT, a manifest with hashes, and a README with the commands. `label` is what comparisons call
+    the network (default: the folder's name). `half_model` adds a file in FP16, which TensorRT 11 needs, unless its
+    outputs are not those of the network: then a note says so. `metadata` goes into the ONNX files.
+
+    Raises InputError for wrong arguments, a folder that is not empty (with `overwrite` a bundle is replaced, and
+    nothing else is) or a disk that refuses, LoweringError for what the target cannot say, and what `to_onnx` raises.
+    """
+    folder = Path(out)
+    target_named(target)
+    check_folder(folder, overwrite=overwrite)
+    module = pruned.module if isinstance(pruned, Pruned) else pruned
+    work_list = kernels(capture(module, args, kwargs))
+    predictions = _predictions(target, work_list)
+    with _written(folder) as work:
+        emitted = to_onnx(module, args, work / MODEL, kwargs=kwargs, target=target, metadata=metadata)
+        notes = _write_half_model(work, module, args, kwargs, metadata) if half_model else ()
+        graph = optional("onnx", "onnx").load(str(work / MODEL)).graph
+        _write_tensors(work, graph, module, args, kwargs or {})
+        shutil.copyfile(Path(__file__).with_name(SCRIPT), work / SCRIPT)
+        facts = {
+            "label": label or folder.name,
+            "target": target,
+            "opset": emitted.opset,
+            "tolerance": dict(ENGINE_TOLERANCE),
+            "commands": list(commands(target, (work / HALF_MODEL).exists())),
+            "notes": list(notes),
+            "predicted": {name: {"ms": p.ms, "gpu_ghz": p.clock} for name, p in predictions.items()},
+            "kernels": [asdict(kernel) for kernel in work_list],
+            "nodes": {
+                value: {"name": node.name, "kind": node.op_type, "inputs": list(node.input)}
+                for node in graph.node
+                for value in node.output
+            },
+        }
+        (work / "README.md").write_text(readme(facts), encoding="utf-8")
+        _write_manifest(work, facts)
+    return Bundle(folder, target, _moved(emitted, folder), predictions, notes)
+
+
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raise InputError unless a bundle may be written there."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} exists and is no directory")
+    if not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(f"{folder} exists and is not empty; overwrite=True (--overwrite) replaces a bundle")
+    if not _is_bundle(folder):
+        raise InputError(f"{folder} exists and is no bundle: it is not replaced")
+
+
+def _is_bundle(folder: Path) -> bool:
+    try:
+        document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and document.get("format") == FORMAT
+
+
+def _predictions(target: str, found: tuple[Kernel, ...]) -> dict[str, Prediction]:
+    if target not in DEVICES:
+        return {}
+    return {precision: Latency(target, precision=precision).of_kernels(found) for precision in ("fp16", "fp32")}
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[Path]:
+    """A new directory that becomes `folder` if all goes well. InputError where the disk refuses."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with new_directory_beside(folder) as work:
+            yield work
+            _settle(work)
+            move_to(work, folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+
+def _settle(work: Path) -> None:
+    """Give the files the usual permissions and have the disk hold them."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in work.iterdir():
+        os.chmod(path, (0o777 if path.name == SCRIPT else 0o666) & ~umask)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    os.chmod(work, 0o777 & ~umask)
+
+
+def _write_half_model(
+    work: Path,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    metadata: Mapping[str, object] | None,
+) -> tuple[str, ...]:
+    """The FP16 file; or, where FP16 cannot hold the network's numbers, a note and no file."""
+    half = work / HALF_MODEL
+    try:
+        to_onnx(module, args, half, kwargs=kwargs, target=TYPED, precision="fp16", metadata=metadata)
+    except VerifyError as error:
+        note = f"{HALF_MODEL} was left out: {error}"
+        log.warning(note)
+        return (note,)
+    return ()
+
+
+def _write_tensors(work: Path, graph: Any, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """The inputs and the outputs of torch, under the names that the ONNX file gives them."""
+    numpy = optional("numpy", "onnx")
+    outputs = run_aside(module, args, kwargs)
+    for name, ports, values in (("inputs", graph.input, (args, dict(kwargs))), ("expected", graph.output, outputs)):
+        tensors = [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+        arrays = {port.name: _array(tensor) for port, tensor in zip(ports, tensors, strict=True)}
+        numpy.savez(work / f"{name}.npz", **arrays)
+
+
+def _write_manifest(work: Path, facts: Mapping[str, Any]) -> None:
+    """The facts, and the size and the hash of every file that is there."""
+    files = {entry.name: _facts(entry) for entry in sorted(work.iterdir())}
+    manifest = {"format": FORMAT, "version": VERSION, **facts, "files": files}
+    (work / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def _array(tensor: Tensor) -> Any:
+    value = tensor.detach().cpu()
+    return (value.float() if value.is_floating_point() else value).contiguous().numpy()
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def _moved(emitted: Emitted, folder: Path) -> Emitted:
+    return Emitted(**{**vars(emitted), "path": folder / MODEL})

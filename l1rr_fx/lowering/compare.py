@@ -1,0 +1,169 @@
+"""Dense against pruned, measured, by layer; and why pruning did not help where it did not."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from l1rr_fx.lowering.results import LayerTime, Results, Run
+from passes.errors import InputError
+
+HELPED = 1.05
+"""A network that is less than this many times as fast was not helped: repeated measurements differ by some per cent."""
+FEWER_MACS, SAME_TIME = 0.8, 0.95
+"""A layer with at most this share of its MACs that takes at least this share of its time did not get faster."""
+NAMED = 5
+WIDTH = 120
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layer, or all layers of a sort, with its milliseconds in each network (None: not there)."""
+
+    name: str
+    ms: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Networks at one precision; the first is what the others are compared with. Prints as tables.
+
+    `reasons` says, for each network but the first, why it is not faster, or what still holds it back.
+    """
+
+    engine: str
+    precision: str
+    labels: tuple[str, ...]
+    ms: tuple[float, ...]
+    rows: tuple[Row, ...]
+    reasons: tuple[tuple[str, ...], ...]
+
+    @property
+    def speedups(self) -> tuple[float, ...]:
+        """How many times as fast as the first each of the others is."""
+        return tuple(self.ms[0] / ms for ms in self.ms[1:])
+
+    def __str__(self) -> str:
+        out = io.StringIO()
+        Console(file=out, width=WIDTH, color_system=None).print(self)
+        return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+    def __rich__(self) -> RenderableType:
+        return Group(self._table(), *(Text(line) for line in self._verdicts()))
+
+    def _table(self) -> Table:
+        table = Table("layer", title=f"{self.engine}, {self.precision.upper()}, measured ms", title_justify="left")
+        for label in self.labels:
+            table.add_column(label, justify="right")
+        table.add_column("last / first", justify="right")
+        whole = Row("the network, not profiled", self.ms)
+        for row in (whole, *self.rows):
+            cells = ("-" if ms is None else f"{ms:.3f}" for ms in row.ms)
+            first, last = row.ms[0], row.ms[-1]
+            table.add_row(Text(row.name), *cells, f"{last / first:.2f}" if first and last is not None else "")
+            if row is whole:
+                table.add_section()
+        return table
+
+    def _verdicts(self) -> Iterator[str]:
+        for label, speedup, reasons in zip(self.labels[1:], self.speedups, self.reasons, strict=True):
+            helped = "helped" if speedup >= HELPED else "did NOT help"
+            yield f"{label} is {speedup:.2f} times as fast as {self.labels[0]}: pruning {helped}" + ":" * bool(reasons)
+            yield from (f"  - {reason}" for reason in reasons)
+
+
+def compare(results: Sequence[Results]) -> tuple[Comparison, ...]:
+    """A comparison for each precision that all results have. The first result is the dense one.
+
+    Raises InputError for fewer than two results, of different engines, without a common precision, or with outputs that
+    were not those that are expected.
+    """
+    if len(results) < 2:
+        raise InputError(f"{len(results)} results are given; at least two are compared, the dense network's first")
+    if len(engines := {result.engine for result in results}) > 1:
+        raise InputError(f"times of different engines are not compared: {', '.join(sorted(engines))}")
+    by_precision = [{run.precision: run for run in result.runs} for result in results]
+    common = [precision for precision in by_precision[0] if all(precision in runs for runs in by_precision)]
+    if not common:
+        raise InputError("the results have no precision in common")
+    return tuple(_compared(results, precision, [runs[precision] for runs in by_precision]) for precision in common)
+
+
+def _compared(results: Sequence[Results], precision: str, runs: Sequence[Run]) -> Comparison:
+    for result, run in zip(results, runs, strict=True):
+        if not run.agrees:
+            raise InputError(
+                f"{result.label}, {precision}: the outputs deviate by {run.deviation:.2g} from what is expected; "
+                "the times of a network that computes something else mean nothing"
+            )
+    sorts = [_sorted(run) for run in runs]
+    names = list(dict.fromkeys(name for sort in sorts for name in sort))
+    names.sort(key=lambda name: -max(sort.get(name, 0.0) for sort in sorts))
+    return Comparison(
+        results[0].engine,
+        precision,
+        tuple(result.label for result in results),
+        tuple(run.ms for run in runs),
+        tuple(Row(name, tuple(sort.get(name) for sort in sorts)) for name in names),
+        tuple(
+            tuple(_reasons(results[0], runs[0], result, run)) for result, run in zip(results[1:], runs[1:], strict=True)
+        ),
+    )
+
+
+def _sorted(run: Run) -> dict[str, float]:
+    """Milliseconds by module for contractions, and in one sum each for copies and for all else."""
+    sums: dict[str, float] = {}
+    for layer in run.layers:
+        name = _sort(layer)
+        sums[name] = sums.get(name, 0.0) + layer.ms
+    return sums
+
+
+def _sort(layer: LayerTime) -> str:
+    if layer.is_copy:
+        return "copies"
+    return (layer.module or layer.name) if layer.is_contraction else "other operators"
+
+
+def _reasons(dense: Results, before: Run, pruned: Results, after: Run) -> Iterator[str]:
+    """What costs the pruned network time: copies, layers that did not get faster, odd widths."""
+    more = len(after.copies) - len(before.copies)
+    if more > 0:
+        ms = sum(layer.ms for layer in after.copies) - sum(layer.ms for layer in before.copies)
+        dearest = sorted(after.copies, key=lambda layer: -layer.ms)[:NAMED]
+        yield f"{more} more copies, {ms:+.3f} ms: {', '.join(layer.node for layer in dearest)}"
+    if slow := list(_slow(dense, before, pruned, after)):
+        yield f"{len(slow)} layers have fewer multiplications and take as long: {', '.join(slow[:NAMED])}"
+    if after.precision == "fp16" and (odd := _odd(pruned)):
+        named = ", ".join(odd[:NAMED])
+        yield f"{len(odd)} layers have an odd number of channels, which FP16 computes in pairs: {named}"
+    if after.ms * HELPED > before.ms and (launches := len(after.layers)) >= len(before.layers):
+        yield f"as many layers are launched as before ({launches} against {len(before.layers)}); each costs its launch"
+
+
+def _slow(dense: Results, before: Run, pruned: Results, after: Run) -> Iterator[str]:
+    was, now = _sorted(before), _sorted(after)
+    many, few = _macs(dense), _macs(pruned)
+    for name in sorted(was.keys() & now.keys() & many.keys() & few.keys(), key=lambda name: -now[name]):
+        if few[name] <= FEWER_MACS * many[name] and now[name] >= SAME_TIME * was[name]:
+            macs, ms = few[name] / many[name], now[name] / max(was[name], 1e-9)
+            yield f"{name} ({macs:.0%} of the MACs, {ms:.0%} of the time)"
+
+
+def _macs(results: Results) -> Mapping[str, int]:
+    sums: dict[str, int] = {}
+    for kernel in results.kernels:
+        if kernel.macs:
+            sums[kernel.name] = sums.get(kernel.name, 0) + kernel.macs
+    return sums
+
+
+def _odd(results: Results) -> list[str]:
+    wide = [kernel for kernel in results.kernels if kernel.geometry is not None and kernel.kind == "convolution"]
+    return [f"{k.name} ({k.geometry.rows})" for k in wide if k.geometry is not None and k.geometry.rows % 2]

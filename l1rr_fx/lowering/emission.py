@@ -1,0 +1,239 @@
+"""`to_onnx`: a network as an ONNX file that its target reads."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from l1rr_fx.lowering.choices import deviation_given_choices
+from l1rr_fx.lowering.interpret import Lowered, lower_graph
+from l1rr_fx.lowering.lint import Finding, lint
+from l1rr_fx.lowering.packages import optional
+from l1rr_fx.lowering.proto import check_file, model_proto, write_file
+from l1rr_fx.lowering.runtime import Trial, outputs_in_runtime, run_onnx
+from l1rr_fx.lowering.target import target_named
+from l1rr_fx.lowering.writer import Call, Writer
+from passes.aside import run_aside
+from passes.capture import capture
+from passes.errors import InputError, LoweringError, VerifyError
+from passes.fold import fold_batch_norm
+from passes.modes import MODULES
+from passes.verify import relative_deviation, run_graph
+
+log = logging.getLogger(__name__)
+
+PRECISIONS: Mapping[str, str] = {"fp32": "FLOAT", "fp16": "FLOAT16"}
+TOLERANCE: Mapping[str, float] = {"fp32": 1e-4, "fp16": 5e-2}
+"""The largest relative deviation from torch that rounding explains."""
+MOVERS = ("Gather", "GatherND", "GatherElements", "Transpose")
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """An ONNX file that was written.
+
+    `operators` counts its nodes by kind. `introduced` names the nodes that move whole tensors although the model did
+    not ask for it: gathers that pruning left, transpositions that the spelling needs. `deviation` is the largest
+    relative one from the module in ONNX Runtime (None: not run). `findings` are the lint's warnings and notes; errors
+    are raised.
+    """
+
+    path: Path
+    target: str
+    opset: int
+    operators: Mapping[str, int]
+    introduced: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    deviation: float | None
+    seconds: Mapping[str, float]
+
+    @property
+    def nodes(self) -> int:
+        """The number of nodes."""
+        return sum(self.operators.values())
+
+    def __str__(self) -> str:
+        checked = "not run" if self.deviation is None else f"within {self.deviation:.1e} of torch in ONNX Runtime"
+        moved = {kind: self.operators[kind] for kind in MOVERS if kind in self.operators}
+        return (
+            f"{self.path}: opset {self.opset}, {self.nodes} nodes for {self.target}, {checked}; "
+            f"layout-moving nodes {moved or 'none'}, {len(self.introduced)} of them introduced"
+        )
+
+
+def to_onnx(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    path: str | os.PathLike[str],
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    target: str = "jetson-tx2",
+    precision: str = "fp32",
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    outputs: Sequence[int] | None = None,
+    metadata: Mapping[str, object] | None = None,
+    verify: bool = True,
+    overwrite: bool = False,
+) -> Emitted:
+    """Write `module`, in eval mode, as an ONNX file for `target`, for inputs of exactly the sizes of `args`.
+
+    A pruned module's graph is taken as it is, any other is captured first. Constants are folded, floating-point tensors
+    are FP32 (`precision="fp16"`: FP16 inside). `outputs` picks outputs by number, counted in the flattened result.
+    `metadata` is stored as text under its keys, for those who run the file (see `yolo_metadata`).
+
+    The file is checked before it is written: by ONNX's checker and shape inference, by `lint` (its errors are raised as
+    LoweringError), and with `verify`, where ONNX Runtime is installed, against the module's own outputs (VerifyError).
+    Raises InputError for wrong arguments, CaptureError, and LoweringError for what the target cannot say.
+    """
+    aim, kind = target_named(target), _float_type(precision)
+    path = check_file(path, overwrite=overwrite)
+    _check_module(module, args)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "capture"):
+        graph = module if is_aten_graph(module) else capture(module, args, kwargs)
+        assert isinstance(graph, GraphModule)
+    leaves = pytree.tree_leaves((args, dict(kwargs or {})))
+    writer = Writer(aim, kind)
+    with _timed(seconds, "emission"):
+        lowered = lower_graph(
+            fold_batch_norm(graph), leaves, writer, input_names=input_names, output_names=output_names, outputs=outputs
+        )
+        texts = {str(key): str(value) for key, value in (metadata or {}).items()}
+        model = model_proto(lowered, writer, type(module).__name__, texts)
+        content = model.SerializeToString(deterministic=True)
+    with _timed(seconds, "check"):
+        findings = _checked(model, content, target)
+    deviation = None
+    if verify:
+        with _timed(seconds, "verify"):
+            trial = Trial(args, kwargs or {}, outputs)
+            deviation = _deviation(content, module, trial)
+            if deviation is not None and not deviation <= TOLERANCE[precision]:
+                deviation = _explained(deviation, TOLERANCE[precision], model, lowered, graph, trial)
+    write_file(path, content)
+    operators = Counter(call.kind for call in lowered.calls)
+    return Emitted(
+        path, target, aim.opset, dict(sorted(operators.items())), _introduced(lowered), findings, deviation, seconds
+    )
+
+
+def is_aten_graph(module: nn.Module) -> bool:
+    """Whether a module is a functional graph of ATen operators, batch norms and dropouts, as `prune` returns one."""
+    if not isinstance(module, GraphModule):
+        return False
+    for node in module.graph.nodes:
+        if node.op == "call_module" and not isinstance(module.get_submodule(str(node.target)), tuple(MODULES.values())):
+            return False
+        if node.op == "call_method" or (isinstance(node.target, OpOverload) and node.target._schema.is_mutable):
+            return False
+        if node.op == "call_function" and getattr(node.target, "__module__", "").startswith("torch.nn"):
+            return False
+    return any(isinstance(node.target, OpOverload) for node in module.graph.nodes)
+
+
+def _check_module(module: object, args: object) -> None:
+    if not isinstance(module, nn.Module):
+        raise InputError(
+            f"module is a {type(module).__name__}; a torch.nn.Module is wanted (a Pruned has one: .module)"
+        )
+    if not isinstance(args, tuple):
+        raise InputError(f"args is a {type(args).__name__}; a tuple of example inputs is wanted, such as (image,)")
+    if module.training:
+        raise InputError("the module is in training mode, in which networks compute something else: call .eval() first")
+
+
+def _float_type(precision: str) -> str:
+    if precision not in PRECISIONS:
+        raise InputError(f"there is no precision {precision!r}; there are {', '.join(PRECISIONS)}")
+    return PRECISIONS[precision]
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - start
+
+
+def _checked(model: Any, content: bytes, target: str) -> tuple[Finding, ...]:
+    """The warnings and notes about a model that ONNX and the target's reader accept; LoweringError for any other."""
+    onnx = optional("onnx", "onnx")
+    try:
+        onnx.checker.check_model(content, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise LoweringError(f"ONNX refuses what was emitted (please report this with the model): {error}") from error
+    findings = lint(model, target) if target_named(target).parser is not None else ()
+    wrong = [str(finding) for finding in findings if finding.severity == "error"]
+    if wrong:
+        raise LoweringError(f"{target} would refuse or misread this network:\n  " + "\n  ".join(wrong))
+    return findings
+
+
+def _deviation(content: bytes, module: nn.Module, trial: Trial) -> float | None:
+    """The largest relative deviation of an ONNX model from the module; None where ONNX Runtime is not installed."""
+    found = outputs_in_runtime(content, trial)
+    if found is None:
+        return None
+    return relative_deviation(trial.chosen(run_aside(module, trial.args, trial.kwargs)), found)
+
+
+def _explained(
+    deviation: float, allowed: float, model: Any, lowered: Lowered, graph: GraphModule, trial: Trial
+) -> float:
+    """A deviation without torch's own rounding, or once both choose alike; VerifyError if that explains nothing.
+
+    Deep networks lose more than is allowed in float32 alone. Where a network makes no choices, a file may deviate from
+    the float64 results twice as much as the module itself does.
+    """
+    message = f"the ONNX file deviates by {deviation:.3g} from the module in ONNX Runtime (allowed: {allowed:.0e})"
+    exact = trial.chosen(run_graph(graph, trial.args, trial.kwargs, doubled=True))
+    own = relative_deviation(exact, trial.chosen(run_graph(graph, trial.args, trial.kwargs)))
+    from_exact = relative_deviation(exact, run_onnx(model.SerializeToString(), trial.tensors()))
+    alike = deviation_given_choices(model, lowered, graph, trial)
+    if from_exact <= (max(allowed, 2 * own) if alike is None else allowed):
+        log.warning("%s, from float64 by %.3g, the module itself by %.3g: rounding", message, from_exact, own)
+        return from_exact
+    if alike is None or not alike <= allowed:
+        raise VerifyError(
+            f"{message}; from float64 results it deviates by {from_exact:.3g}, the module itself by {own:.3g}. "
+            "Nothing was written; with verify=False it would be"
+        )
+    log.warning("%s; where both choose alike (top-k, sort, argmax) by %.3g, so this is rounding", message, alike)
+    return alike
+
+
+def _introduced(lowered: Lowered) -> tuple[str, ...]:
+    return tuple(call.name for call in lowered.calls if call.kind in MOVERS and _is_introduced(call))
+
+
+ASKED = {"permute", "transpose", "t", "movedim", "numpy_T", "mT", "index", "index_select", "gather"} | {
+    "pixel_unshuffle", "channel_shuffle",
+}  # fmt: skip
+
+
+def _is_introduced(call: Call) -> bool:
+    """Whether the model did not ask for a move: it reads an index of the compiler's, or its operator moves nothing."""
+    node = call.origin
+    if node is None:
+        return True
+    name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+    return name not in ASKED or any(_reads_recombination(n) for n in (node, *node.all_input_nodes[:1]))
+
+
+def _reads_recombination(node: Node) -> bool:
+    return any(
+        source.op == "get_attr" and str(source.target).startswith("_recombine_") for source in node.all_input_nodes
+    )

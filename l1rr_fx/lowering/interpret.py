@@ -1,0 +1,337 @@
+"""The network read as ONNX calls: its graph is run on fakes of the inputs, and each operator writes its form.
+
+Sizes are numbers here, and what does not depend on an input is computed at once: arithmetic on shapes and constants is
+done when this is over.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._decomp import core_aten_decompositions
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_aggregate, map_arg
+from torch.utils import _pytree as pytree
+
+from l1rr_fx.lowering.operators import FORMS
+from l1rr_fx.lowering.writer import Call, Symbol, Writer
+from passes.errors import InputError, LoweringError
+from passes.modes import SLOTS, BatchNormCall
+from passes.reading import attribute
+from passes.verify import source_line
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, eq=False)
+class Port:
+    """An input or output of the network: its name, and a fake of its shape and dtype."""
+
+    name: str
+    like: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A network as ONNX calls. Constants are those that some call reads, with the ONNX type to store them in."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    calls: tuple[Call, ...]
+    constants: Mapping[str, tuple[Tensor, str]]
+
+
+@dataclass(frozen=True)
+class _Absent:
+    """A result that the target cannot give; an error once it is read."""
+
+    node: Node
+
+
+def lower_graph(
+    module: GraphModule,
+    leaves: Sequence[Any],
+    writer: Writer,
+    *,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    outputs: Sequence[int] | None = None,
+) -> Lowered:
+    """The calls that compute a graph of ATen operators on inputs of these sizes.
+
+    Raises LoweringError for an operator without a form, and InputError where the inputs are not the graph's.
+    """
+    return _Run(module, writer).run(leaves, input_names, output_names, outputs)
+
+
+class _Run:
+    def __init__(self, module: GraphModule, writer: Writer) -> None:
+        self.module = module
+        self.writer = writer
+        self.fakes = FakeTensorMode(allow_non_fake_inputs=True)
+        self.values: dict[Node, Any] = {}
+        self.inputs: list[Port] = []
+
+    def run(
+        self,
+        leaves: Sequence[Any],
+        input_names: Sequence[str] | None,
+        output_names: Sequence[str] | None,
+        outputs: Sequence[int] | None,
+    ) -> Lowered:
+        placeholders = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        if len(placeholders) != len(leaves):
+            raise InputError(f"the network has {len(placeholders)} inputs; {len(leaves)} are given")
+        names = _names(input_names, sum(isinstance(leaf, Tensor) for leaf in leaves), "input_names")
+        for node, leaf in zip(placeholders, leaves, strict=True):
+            self.values[node] = self._input(node, leaf, names) if isinstance(leaf, Tensor) else leaf
+        results: Any = ()
+        with torch.no_grad():
+            for node in self.module.graph.nodes:
+                if node.op == "output":
+                    results = map_arg(node.args[0], self._read)
+                elif node.op != "placeholder":
+                    self.values[node] = self._value(node)
+        return self._finished(_chosen(pytree.tree_leaves(results), outputs), output_names)
+
+    def _input(self, node: Node, leaf: Tensor, names: list[str] | None) -> Symbol:
+        wanted = names.pop(0) if names else str(node.target)
+        symbol = Symbol(self.writer.free(wanted), self.fakes.from_tensor(leaf.detach()))
+        self.inputs.append(Port(symbol.name, symbol.like))
+        if self.writer.type_of(leaf.dtype) == "FLOAT16":  # inputs and outputs stay FLOAT
+            return Symbol(self.writer.op("Cast", symbol, to="FLOAT16"), symbol.like)
+        return symbol
+
+    # Nodes
+
+    def _read(self, node: Node) -> Any:
+        value = self.values[node]
+        if isinstance(value, _Absent):
+            raise LoweringError(f"{_where(value.node)} has no second result on {self.writer.target.name}")
+        return value
+
+    def _value(self, node: Node) -> Any:
+        if node.op == "get_attr":
+            found = attribute(self.module, str(node.target))
+            if isinstance(found, Tensor):
+                self.writer.called(found, str(node.target))
+            return found
+        args = map_arg(node.args, self._read) if node.target is not operator.getitem else self._item(node)
+        kwargs = map_arg(node.kwargs, self._read)
+        self.writer.origin, self.writer.hint = node, _owner(node)
+        if node.op == "call_module":
+            return self._module(node, attribute(self.module, str(node.target)), args)
+        return self._call(node, node.target, args, kwargs)
+
+    def _item(self, node: Node) -> Any:
+        """The arguments of a getitem: a result that is missing is passed on, not read."""
+        source, *rest = node.args
+        assert isinstance(source, Node)
+        return (self.values[source], *rest)
+
+    def _module(self, node: Node, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        if isinstance(module, BatchNormCall):
+            x, *tensors = args
+            return self._batch_norm(node, x, tensors, module.eps)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            tensors = [getattr(module, slot) for slot in SLOTS]
+            for slot, tensor in zip(SLOTS, tensors, strict=True):
+                if tensor is not None:
+                    self.writer.called(tensor, f"{node.target}.{slot}")
+            self.writer.hint = str(node.target)
+            return self._batch_norm(node, args[0], tensors, module.eps)
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            return args[0]
+        raise LoweringError(f"{node.target} is a {type(module).__name__}: the graph is not one of ATen operators")
+
+    def _batch_norm(self, node: Node, x: Any, tensors: list[Any], eps: float) -> Any:
+        """A batch norm module in eval mode; without running statistics it normalises with the batch's even there."""
+        return self._call(node, aten.batch_norm.default, (x, *tensors, tensors[2] is None, 0.0, eps, False), {})
+
+    def _call(self, node: Node, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if not _symbols((args, kwargs)) or target is operator.getitem:
+            found = target(*args, **kwargs)  # a number, a constant, or one of several results
+            return found
+        if not isinstance(target, OpOverload):
+            raise LoweringError(_formless(node, target, self.writer))
+        fake = self._faked(node, target, args, kwargs)
+        if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(fake)):
+            return fake  # a size
+        form = FORMS.get(target)
+        if form is None:
+            return self._decomposed(node, target, args, kwargs)
+        try:
+            written = form(self.writer, fake, *_bound(target, args, kwargs))
+        except LoweringError as error:
+            raise LoweringError(f"{error}\n  {_where(node)}") from error
+        if isinstance(fake, Tensor):
+            return self._wrapped(node, written, fake)
+        return [self._wrapped(node, each, like) for each, like in zip(written, fake, strict=True)]
+
+    def _decomposed(self, node: Node, target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """An operator without a form, as torch writes it with others."""
+        leaves, structure = pytree.tree_flatten((args, dict(kwargs)))
+        symbols = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Symbol)]
+
+        def call(*given: Tensor) -> Any:
+            filled = list(leaves)
+            for i, tensor in zip(symbols, given, strict=True):
+                filled[i] = tensor
+            inner_args, inner_kwargs = pytree.tree_unflatten(filled, structure)
+            return target(*inner_args, **inner_kwargs)
+
+        table: Any = core_aten_decompositions()
+        with self.fakes:
+            traced = make_fx(call, decomposition_table=table)(*(leaves[i].like for i in symbols))
+        values: dict[Node, Any] = {}
+        given = iter(leaves[i] for i in symbols)
+        for inner in traced.graph.nodes:
+            if inner.target is target:
+                raise LoweringError(_formless(node, target, self.writer))
+            if inner.op == "placeholder":
+                values[inner] = next(given)
+            elif inner.op == "get_attr":
+                values[inner] = attribute(traced, str(inner.target))
+            else:
+                inner_args, inner_kwargs = (map_arg(each, values.__getitem__) for each in (inner.args, inner.kwargs))
+                if inner.op == "output":
+                    return inner_args[0]
+                values[inner] = self._call(node, inner.target, inner_args, inner_kwargs)
+        raise AssertionError("a traced graph has an output")
+
+    def _wrapped(self, node: Node, written: Any, like: Tensor) -> Any:
+        if written is None:
+            return _Absent(node)
+        return written if isinstance(written, Tensor) else Symbol(self.writer.name_of(written), like)
+
+    def _faked(self, node: Node, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        try:
+            with self.fakes:
+                return target(*map_aggregate(args, _like), **map_aggregate(dict(kwargs), _like))
+        except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
+            raise LoweringError(
+                f"the result's size depends on values, which a network of fixed sizes cannot have\n  {_where(node)}"
+            ) from error
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"the network does not run on inputs of these shapes: {first}\n  {_where(node)}"
+            ) from error
+
+    # The end
+
+    def _finished(self, results: Sequence[Any], output_names: Sequence[str] | None) -> Lowered:
+        """Name the outputs, and leave out what none of them reads."""
+        names = _names(output_names, len(results), "output_names") or [f"output{i}" for i in range(len(results))]
+        self.writer.origin, self.writer.hint = None, ""
+        own = {call_output for call in self.writer.calls for call_output in call.outputs}
+        renamed: dict[str, str] = {}
+        ports = []
+        for value, wanted in zip(results, names, strict=True):
+            like = value.like if isinstance(value, Symbol) else value
+            name = self.writer.name_of(value)
+            widened = self.writer.type_of(like.dtype) == "FLOAT16"
+            if widened or name not in own or name in renamed:  # an input, a constant, or an output already
+                name = self.writer.op("Cast", value, to="FLOAT") if widened else self.writer.op("Identity", value)
+            if wanted in self.writer._taken:
+                raise InputError(f"the output name {wanted!r} is taken by another value: choose output_names")
+            renamed[name] = wanted
+            ports.append(Port(wanted, like))
+        calls = _live([_renamed(call, renamed) for call in self.writer.calls], {port.name for port in ports})
+        read = {name for call in calls for name in call.inputs}
+        constants = {name: held for name, held in self.writer.constants.items() if name in read}
+        return Lowered(tuple(self.inputs), tuple(ports), tuple(calls), constants)
+
+
+def _chosen(results: Sequence[Any], wanted: Sequence[int] | None) -> list[Any]:
+    """The tensors among the outputs, or those whose numbers are given."""
+    if wanted is None:
+        found = [each for each in results if isinstance(each, (Symbol, Tensor))]
+        if not found:
+            raise InputError("the network gives no tensor")
+        return found
+    if not wanted or any(not 0 <= i < len(results) for i in wanted):
+        raise InputError(f"outputs is {list(wanted)}; numbers from 0 to {len(results) - 1} are wanted")
+    for i in wanted:
+        if not isinstance(results[i], (Symbol, Tensor)):
+            raise InputError(f"output {i} is a {type(results[i]).__name__}, not a tensor")
+    return [results[i] for i in wanted]
+
+
+def _names(given: Sequence[str] | None, count: int, argument: str) -> list[str] | None:
+    if given is None:
+        return None
+    if len(given) != count or len(set(given)) != count:
+        raise InputError(f"{argument} is {list(given)}; {count} different names are wanted")
+    return list(given)
+
+
+def _renamed(call: Call, names: Mapping[str, str]) -> Call:
+    if not any(name in names for name in (*call.inputs, *call.outputs)):
+        return call
+    inputs, outputs = (tuple(names.get(n, n) for n in side) for side in (call.inputs, call.outputs))
+    return Call(call.name, call.kind, inputs, outputs, call.attributes, call.origin)
+
+
+def _live(calls: Sequence[Call], wanted: set[str]) -> list[Call]:
+    """The calls that some output depends on, in order."""
+    found: list[Call] = []
+    for call in reversed(calls):
+        if wanted & set(call.outputs):
+            wanted |= set(call.inputs)
+            found.append(call)
+    return found[::-1]
+
+
+def _bound(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments of a call in the order of its schema, defaults filled in."""
+    bound = []
+    for i, argument in enumerate(target._schema.arguments):
+        if i < len(args):
+            bound.append(args[i])
+        else:
+            bound.append(kwargs.get(argument.name, argument.default_value if argument.has_default_value() else None))
+    return bound
+
+
+def _symbols(values: Any) -> bool:
+    return any(isinstance(leaf, Symbol) for leaf in pytree.tree_leaves(values))
+
+
+def _like(value: Any) -> Any:
+    return value.like if isinstance(value, Symbol) else value
+
+
+def _owner(node: Node) -> str:
+    """The module whose parameter a call reads first: a name that is the same before and after pruning."""
+    for source in node.all_input_nodes:
+        if source.op == "get_attr":
+            return str(source.target).rpartition(".")[0]
+    return ""
+
+
+def _where(node: Node) -> str:
+    line = source_line(node)
+    return f"node {node.name} ({node.target})" + (f" {line}" if line else "")
+
+
+def _formless(node: Node, target: Any, writer: Writer) -> str:
+    inner = "" if target is node.target else f" (torch writes it with {target}, which has none)"
+    return (
+        f"{node.target} has no form on {writer.target.name}{inner}\n  {_where(node)}\n"
+        "  Replace it in the model, end the network before it (outputs=...) and compute the rest outside, or give "
+        "l1rr_fx.lowering.operators.FORMS a form for it."
+    )

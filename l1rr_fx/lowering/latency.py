@@ -1,0 +1,217 @@
+"""`Latency("jetson-tx2", precision="fp16").of(module, args)`: how long a network would take, predicted, by kernel.
+
+Nothing here was measured by us: the coefficients are fitted to latencies that others published (`published.py`);
+`python -m benchmarks.tx2_model` fits them again and prints the error on networks that are held out.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from l1rr_fx.lowering.kernels import KINDS, Kernel, kernels
+from l1rr_fx.lowering.latency_fit import Observation, Prior, fit
+from l1rr_fx.lowering.latency_model import Coefficients, Device, Work, check_precision, seconds, tiled
+from l1rr_fx.lowering.published import MAXN
+from l1rr_fx.lowering.results import Results, read_all
+from passes.capture import capture
+from passes.errors import InputError
+
+JETSON_TX2 = Device("jetson-tx2", flops_per_cycle=512, half_rate=2, clock=MAXN, bandwidth=59.7e9)
+"""256 cores that multiply and add each cycle, twice as many in FP16; the clock is that of nvpmodel 0, MAXN."""
+
+DEVICES: Mapping[str, Device] = {JETSON_TX2.name: JETSON_TX2}
+
+FITTED = Coefficients(
+    launch=34.62,
+    efficiency_fp32=0.6576,
+    efficiency_fp16=0.5831,
+    winograd_fp32=1.232,
+    winograd_fp16=0.9129,
+    ramp=19.33,
+    bandwidth=0.6043,
+    depthwise=1.160,
+)
+"""`python -m benchmarks.tx2_model` prints it."""
+
+MULTIPLE = 8
+"""Channels come in pairs in FP16, and TensorRT takes other kernels for multiples of 8: no rule is published."""
+UPDATE_SPREAD = 0.2
+"""How far measurements on the reader's own device may move the logarithm of a coefficient: one standard deviation."""
+WIDTH = 110
+SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """One kernel and its predicted milliseconds, in three parts."""
+
+    kernel: Kernel
+    launch: float
+    compute: float
+    traffic: float
+
+    @property
+    def ms(self) -> float:
+        return self.launch + self.compute + self.traffic
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The predicted latency of one image; `clock` is the GPU's, in GHz. Prints as a table."""
+
+    device: str
+    precision: str
+    clock: float
+    rows: tuple[Predicted, ...]
+
+    @property
+    def ms(self) -> float:
+        """Predicted milliseconds of the whole network."""
+        return sum(row.ms for row in self.rows)
+
+    @property
+    def copies(self) -> tuple[Predicted, ...]:
+        """The kernels that only move data."""
+        return tuple(row for row in self.rows if row.kernel.kind == "copy")
+
+    def __str__(self) -> str:
+        out = io.StringIO()
+        Console(file=out, width=WIDTH, color_system=None).print(self)
+        return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+    def __rich__(self) -> RenderableType:
+        headline = (
+            f"{self.device}, {self.precision.upper()}, {self.clock:.2f} GHz: predicted {self.ms:.2f} ms "
+            f"in {len(self.rows):,} kernels, of which {len(self.copies):,} copies ({_ms(self.copies):.2f} ms)"
+        )
+        return Group(Text(headline), self._kinds(), self._dearest())
+
+    def _kinds(self) -> Table:
+        table = Table("kind")
+        for heading in ("kernels", "GMACs", "predicted ms", "of it launches"):
+            table.add_column(heading, justify="right")
+        for kind in KINDS:
+            if rows := [row for row in self.rows if row.kernel.kind == kind]:
+                macs, launch = sum(row.kernel.macs for row in rows), sum(row.launch for row in rows)
+                table.add_row(kind, f"{len(rows):,}", f"{macs / 1e9:.3f}", f"{_ms(rows):.3f}", f"{launch:.3f}")
+        return table
+
+    def _dearest(self) -> Table:
+        table = Table("dearest kernels", "kind")
+        for heading in ("launch", "compute", "traffic", "predicted ms"):
+            table.add_column(heading, justify="right")
+        for row in sorted(self.rows, key=lambda row: -row.ms)[:SHOWN]:
+            parts = (row.launch, row.compute, row.traffic, row.ms)
+            table.add_row(Text(row.kernel.name), row.kernel.kind, *(f"{part:.3f}" for part in parts))
+        return table
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The latency model of a device at a precision, "fp16" or "fp32". `clock` is the GPU's in GHz (None: its highest).
+
+    Raises InputError for a device or a precision that it does not know.
+    """
+
+    device: str
+    precision: str = "fp16"
+    clock: float | None = None
+    coefficients: Coefficients = FITTED
+
+    def __post_init__(self) -> None:
+        _device(self.device)
+        check_precision(self.precision)
+        if self.clock is not None and not 0 < self.clock < 10:
+            raise InputError(f"clock is {self.clock}; it is meant in GHz, such as {MAXN}")
+
+    @classmethod
+    def from_results(
+        cls, paths: Sequence[str | os.PathLike[str]], *, device: str = "jetson-tx2", precision: str = "fp16"
+    ) -> Latency:
+        """The model fitted further, to results.json files that TensorRT measured on the device, of any precision.
+
+        The coefficients start from the published ones, and move as far as the measurements say so: a few networks shift
+        them, many replace them. Raises InputError for results of another engine, LoadError for files that are none.
+        """
+        observations = [each for results in read_all(paths) for each in _observations(results, _device(device))]
+        prior = Prior(FITTED, (UPDATE_SPREAD,) * len(astuple(FITTED)))
+        return cls(device, precision, coefficients=fit(observations, _device(device), prior).coefficients)
+
+    def of(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Prediction:
+        """The prediction for a network on one example input. Raises InputError and CaptureError as `capture` does."""
+        return self.of_kernels(kernels(capture(module, args, kwargs)))
+
+    def predict(self, module: nn.Module, args: tuple[Any, ...]) -> float:
+        """The predicted seconds of one forward pass: `Latency` is a latency predictor for budgets."""
+        return self.of(module, args).ms * 1e-3
+
+    def of_kernels(self, found: Sequence[Kernel]) -> Prediction:
+        """The prediction for kernels that are known."""
+        device = _device(self.device)
+        clock = self.clock or device.clock
+        parts = seconds(Work.of(found), device, self.precision, clock, self.coefficients.logarithms())
+        columns = zip(found, *((part * 1e3).tolist() for part in (parts.launch, parts.compute, parts.traffic)))
+        return Prediction(self.device, self.precision, clock, tuple(Predicted(*column) for column in columns))
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """The device as a model of cost for small decisions of the compiler (a `passes.target.Target`), in seconds."""
+
+    name: str
+    multiple: int
+    precision: str
+    device: Device
+    coefficients: Coefficients = FITTED
+
+    def contraction(self, macs: float, inputs: int, outputs: int) -> float:
+        """What `macs` multiplications for `outputs` channels add to a kernel that runs anyway; rows come in tiles."""
+        half = self.precision == "fp16"
+        efficiency = self.coefficients.efficiency_fp16 if half else self.coefficients.efficiency_fp32
+        padded = macs * tiled(outputs) / outputs if outputs else 0.0
+        return 2 * padded / (self.device.peak(self.precision, self.device.clock) * efficiency)
+
+    def traffic(self, size: float) -> float:
+        """A kernel that reads and writes `size` bytes in all and does nothing else, its launch included.
+
+        Bytes are those of the network in FP32, as the compiler counts them; an FP16 engine moves half of them."""
+        moved = size / 2 if self.precision == "fp16" else size
+        return self.coefficients.launch * 1e-6 + moved / (self.device.bandwidth * self.coefficients.bandwidth)
+
+    def meeting(self, size: float) -> float:
+        """The copy, then a sum (two tensors read, one written) and an activation that no longer fuse."""
+        return self.traffic(size) + self.traffic(1.5 * size) + self.traffic(size)
+
+
+def jetson_tx2_target(precision: str = "fp16") -> CostModel:
+    """The Jetson TX2 as the compiler's model of cost, from the same fit as `Latency`."""
+    return CostModel(f"jetson-tx2-{check_precision(precision)}", MULTIPLE, precision, JETSON_TX2)
+
+
+def _device(name: str) -> Device:
+    if name not in DEVICES:
+        raise InputError(f"there is no latency model of {name!r}; there is one of {', '.join(DEVICES)}")
+    return DEVICES[name]
+
+
+def _observations(results: Results, device: Device) -> list[Observation]:
+    if not results.on_tensorrt:
+        raise InputError(f"{results.label} was measured with {results.engine}, not with TensorRT on the device")
+    work = Work.of(results.kernels)
+    runs = [run for run in results.runs if run.agrees]
+    if not runs:
+        raise InputError(f"{results.label}: no run computed what is expected, so that its times mean nothing")
+    return [Observation(work, check_precision(run.precision), run.gpu_ghz or device.clock, run.ms) for run in runs]
+
+
+def _ms(rows: Sequence[Predicted]) -> float:
+    return sum(row.ms for row in rows)

@@ -1,0 +1,60 @@
+"""`lint`: what the parser of a target would refuse in an ONNX model, or silently read as another network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from l1rr_fx.lowering import trt82
+from l1rr_fx.lowering.reading import OnnxModel, read_model
+from l1rr_fx.lowering.rules import Remark
+from l1rr_fx.lowering.target import target_named
+from passes.errors import InputError
+
+PARSERS = {"trt82": trt82}
+"""Per parser: a module with `remarks_on_model(model)` and `remarks_on_node(model, node)`."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with a model for a target.
+
+    An "error" is refused or misread; a "warning" may be, or costs precision; a "note" costs time. `node` is "" where
+    the whole model is meant.
+    """
+
+    node: str
+    operator: str
+    problem: str
+    cure: str
+    severity: Literal["error", "warning", "note"]
+
+    def __str__(self) -> str:
+        where = f"{self.operator} {self.node}" if self.node else "model"
+        return f"{self.severity}: {where}: {self.problem}; {self.cure}"
+
+
+def lint(model: Any, target: str = "jetson-tx2") -> tuple[Finding, ...]:
+    """The findings about an ONNX model: its path, its bytes or an `onnx.ModelProto`. Errors first.
+
+    Raises LoadError where `model` is none, and InputError for a target whose parser has no table here.
+    """
+    name = target_named(target).parser
+    if name is None:
+        raise InputError(f"there is no table of what {target} refuses: let it parse the file itself")
+    read = read_model(model)
+    order = {"error": 0, "warning": 1, "note": 2}
+    return tuple(sorted(_findings(read, PARSERS[name]), key=lambda finding: order[finding.severity]))
+
+
+def _findings(model: OnnxModel, parser: Any) -> Iterator[Finding]:
+    for remark in parser.remarks_on_model(model):
+        yield _finding("", "", remark)
+    for node in model.nodes:
+        for remark in parser.remarks_on_node(model, node):
+            yield _finding(node.name, node.kind, remark)
+
+
+def _finding(node: str, operator: str, remark: Remark) -> Finding:
+    return Finding(node, operator, remark.problem, remark.cure, remark.severity)

@@ -1,0 +1,262 @@
+"""Normalisation, reductions, softmax, and orders: what reads a whole axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l1rr_fx.lowering.operators.pointwise import Form
+from l1rr_fx.lowering.writer import Operand, Symbol, Writer
+from passes.errors import LoweringError
+
+aten = torch.ops.aten
+
+
+def axes_of(dims: Any, rank: int) -> list[int]:
+    """The axes that a reduction names, none of them negative; all where it names none."""
+    if dims is None or (not isinstance(dims, int) and not len(dims)):
+        return list(range(rank))
+    return sorted(int(d) % rank for d in ([dims] if isinstance(dims, int) else dims))
+
+
+# Normalisation
+
+
+def _batch_norm(
+    w: Writer,
+    out: Tensor,
+    x: Symbol,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    variance: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    *_: Any,
+) -> str:
+    if training or mean is None:
+        raise LoweringError("batch norm that uses the batch's statistics: call .eval(), and keep running statistics")
+    channels = x.shape[1]
+    weight = torch.ones(channels, dtype=out.dtype) if weight is None else weight
+    bias = torch.zeros(channels, dtype=out.dtype) if bias is None else bias
+    return w.op("BatchNormalization", x, weight, bias, mean, variance, epsilon=eps)
+
+
+def _affine(w: Writer, x: Operand, weight: Any, bias: Any) -> Operand:
+    """`x * weight + bias`, where they are given."""
+    found = x if weight is None else w.op("Mul", x, weight)
+    return found if bias is None else w.op("Add", found, bias)
+
+
+def _layer_norm(
+    w: Writer, out: Tensor, x: Symbol, shape: Sequence[int], weight: Any, bias: Any, eps: float = 1e-5, *_: Any
+) -> Operand:
+    if w.target.has("LayerNormalization"):
+        weight = torch.ones(tuple(shape), dtype=out.dtype) if weight is None else weight
+        return w.op("LayerNormalization", x, weight, "" if bias is None else bias, axis=-len(shape), epsilon=eps)
+    axes = list(range(x.rank - len(shape), x.rank))
+    centred = w.op("Sub", x, w.reduce("ReduceMean", x, axes, keepdims=True))
+    variance = w.reduce("ReduceMean", w.op("Mul", centred, centred), axes, keepdims=True)
+    deviation = w.op("Sqrt", w.op("Add", variance, w.number(eps, out.dtype)))
+    return _affine(w, w.op("Div", centred, deviation), weight, bias)
+
+
+def _rms_norm(
+    w: Writer, out: Tensor, x: Symbol, shape: Sequence[int], weight: Any, eps: float | None = None
+) -> Operand:
+    axes = list(range(x.rank - len(shape), x.rank))
+    power = w.reduce("ReduceMean", w.op("Mul", x, x), axes, keepdims=True)
+    eps = torch.finfo(out.dtype).eps if eps is None else eps
+    return _affine(w, w.op("Div", x, w.op("Sqrt", w.op("Add", power, w.number(eps, out.dtype)))), weight, None)
+
+
+def _group_norm(
+    w: Writer, out: Tensor, x: Symbol, groups: int, weight: Any, bias: Any, eps: float = 1e-5, *_: Any
+) -> Operand:
+    """Each group is an instance's channel: TensorRT has a kernel for that, and none for groups."""
+    rows = w.reshape(x, (x.shape[0], groups, math.prod(x.shape[1:]) // groups))
+    ones, zeros = torch.ones(groups, dtype=out.dtype), torch.zeros(groups, dtype=out.dtype)
+    found = w.reshape(w.op("InstanceNormalization", rows, ones, zeros, epsilon=eps), x.shape)
+    return _affine(w, found, *(_by_channel(w, each, x.rank) for each in (weight, bias)))
+
+
+def _instance_norm(
+    w: Writer,
+    out: Tensor,
+    x: Symbol,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    variance: Any,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    *_: Any,
+) -> Operand:
+    if not use_input_stats:
+        return _batch_norm(w, out, x, weight, bias, mean, variance, False, momentum, eps)
+    return _group_norm(w, out, x, x.shape[1], weight, bias, eps)
+
+
+def _by_channel(w: Writer, value: Any, rank: int) -> Any:
+    """A vector along axis 1 of a tensor of this rank."""
+    if value is None:
+        return None
+    shape = (*value.shape, *(1,) * (rank - 2))
+    return value.reshape(shape) if isinstance(value, Tensor) else w.reshape(value, shape)
+
+
+# Reductions
+
+
+def _reduction(kind: str) -> Form:
+    def form(w: Writer, out: Tensor, x: Symbol, dims: Any = None, keepdim: bool = False, *_: Any) -> Operand:
+        return _reduced(w, out, kind, x, axes_of(dims, x.rank), keepdim)
+
+    return form
+
+
+def _reduced(w: Writer, out: Tensor, kind: str, x: Symbol, axes: Sequence[int], keepdim: bool) -> Operand:
+    source = w.cast(x, out.dtype)
+    whole_image = x.rank >= 4 and list(axes) == list(range(2, x.rank))
+    if kind == "ReduceMean" and whole_image:  # what pooling is called everywhere
+        pooled = w.op("GlobalAveragePool", source)
+        return pooled if keepdim else w.reshape(pooled, x.shape[:2])
+    return w.reduce(kind, source, axes, keepdims=keepdim)
+
+
+def _all(kind: str) -> Form:
+    """The form of a reduction over everything."""
+
+    def form(w: Writer, out: Tensor, x: Symbol, *_: Any) -> Operand:
+        return _reduced(w, out, kind, x, range(x.rank), False)
+
+    return form
+
+
+def _norm_kind(order: Any) -> str:
+    if order in (1, 2):
+        return f"ReduceL{int(order)}"
+    raise LoweringError(f"a norm of order {order} has no form here (1 and 2 have)")
+
+
+def _vector_norm(
+    w: Writer, out: Tensor, x: Symbol, order: Any = 2, dims: Any = None, keepdim: bool = False, *_: Any
+) -> Operand:
+    return _reduced(w, out, _norm_kind(2 if order is None else order), x, axes_of(dims, x.rank), keepdim)
+
+
+def _variance(
+    w: Writer, out: Tensor, x: Symbol, dims: Any = None, correction: float | None = None, keepdim: bool = False
+) -> Operand:
+    axes = axes_of(dims, x.rank)
+    count = math.prod(x.shape[a] for a in axes)
+    centred = w.op("Sub", x, w.reduce("ReduceMean", x, axes, keepdims=True))
+    total = w.reduce("ReduceSum", w.op("Mul", centred, centred), axes, keepdims=keepdim)
+    return w.op("Mul", total, w.number(1 / (count - (1 if correction is None else correction)), out.dtype))
+
+
+def _variance_unbiased(
+    w: Writer, out: Tensor, x: Symbol, dims: Any = None, unbiased: bool = True, keepdim: bool = False
+) -> Operand:
+    return _variance(w, out, x, dims, float(unbiased), keepdim)
+
+
+def _deviation(w: Writer, out: Tensor, *rest: Any) -> Operand:
+    return w.op("Sqrt", _variance(w, out, *rest))
+
+
+def _extreme(kind: str) -> Form:
+    """The largest or smallest along one axis, and where it is."""
+
+    def form(w: Writer, out: Any, x: Symbol, dim: int, keepdim: bool = False) -> tuple[Operand, Operand]:
+        axis = dim % x.rank
+        where = w.op(f"Arg{kind}", x, axis=axis, keepdims=int(keepdim))
+        return w.reduce(f"Reduce{kind}", x, [axis], keepdims=keepdim), where
+
+    return form
+
+
+def _argument(kind: str) -> Form:
+    def form(w: Writer, out: Tensor, x: Symbol, dim: int | None = None, keepdim: bool = False) -> Operand:
+        if dim is None:
+            flat = w.reshape(x, (math.prod(x.shape),))
+            return w.reshape(w.op(kind, flat, axis=0, keepdims=0), out.shape)
+        return w.op(kind, x, axis=dim % x.rank, keepdims=int(keepdim))
+
+    return form
+
+
+def _truth(kind: str) -> Form:
+    """Whether any, or every, element is true: the largest, or smallest, of 0 and 1."""
+
+    def form(w: Writer, out: Tensor, x: Symbol, dims: Any = None, keepdim: bool = False) -> str:
+        numbers = w.op("Cast", w.cast(x, torch.bool), to=w.float_type)
+        return w.op("Cast", w.reduce(kind, numbers, axes_of(dims, x.rank), keepdims=keepdim), to="BOOL")
+
+    return form
+
+
+def _cumsum(w: Writer, out: Tensor, x: Symbol, dim: int, *_: Any) -> str:
+    return w.op("CumSum", w.cast(x, out.dtype), w.constant(torch.tensor(dim % x.rank)))
+
+
+# Softmax and orders
+
+
+def _softmax(kind: str) -> Form:
+    def form(w: Writer, out: Tensor, x: Symbol, dim: int, *_: Any) -> str:
+        return w.op(kind, w.cast(x, out.dtype), axis=dim % x.rank)
+
+    return form
+
+
+def _topk(
+    w: Writer, out: Any, x: Symbol, k: int, dim: int = -1, largest: bool = True, in_order: bool = True
+) -> tuple[str, ...]:
+    return w.ops("TopK", 2, x, w.integers([k]), axis=dim % x.rank, largest=int(largest), sorted=int(in_order))
+
+
+def _sort(w: Writer, out: Any, x: Symbol, dim: int = -1, descending: bool = False) -> tuple[str, ...]:
+    return _topk(w, out, x, x.shape[dim], dim, descending)
+
+
+FORMS: Mapping[Any, Form] = {
+    aten.batch_norm.default: _batch_norm,
+    aten.layer_norm.default: _layer_norm,
+    aten.rms_norm.default: _rms_norm,
+    aten.group_norm.default: _group_norm,
+    aten.instance_norm.default: _instance_norm,
+    aten.mean.dim: _reduction("ReduceMean"),
+    aten.mean.default: _all("ReduceMean"),
+    aten.sum.dim_IntList: _reduction("ReduceSum"),
+    aten.sum.default: _all("ReduceSum"),
+    aten.amax.default: _reduction("ReduceMax"),
+    aten.amin.default: _reduction("ReduceMin"),
+    aten.max.default: _all("ReduceMax"),
+    aten.min.default: _all("ReduceMin"),
+    aten.prod.dim_int: _reduction("ReduceProd"),
+    aten.logsumexp.default: _reduction("ReduceLogSumExp"),
+    aten.linalg_vector_norm.default: _vector_norm,
+    aten.norm.ScalarOpt_dim: _vector_norm,
+    aten.var.correction: _variance,
+    aten.var.dim: _variance_unbiased,
+    aten.std.correction: _deviation,
+    aten.max.dim: _extreme("Max"),
+    aten.min.dim: _extreme("Min"),
+    aten.argmax.default: _argument("ArgMax"),
+    aten.argmin.default: _argument("ArgMin"),
+    **dict.fromkeys((aten.any.default, aten.any.dim, aten.any.dims), _truth("ReduceMax")),
+    **dict.fromkeys((aten.all.default, aten.all.dim, aten.all.dims), _truth("ReduceMin")),
+    aten.cumsum.default: _cumsum,
+    aten.softmax.int: _softmax("Softmax"),
+    aten._softmax.default: _softmax("Softmax"),
+    aten.log_softmax.int: _softmax("LogSoftmax"),
+    aten.topk.default: _topk,
+    aten.sort.default: _sort,
+}

@@ -1,0 +1,211 @@
+"""Pooling and resizing: windows over an image, and other sizes of it.
+
+What is linear along each axis and has no node of its own (adaptive pooling into unequal windows, cubic or antialiased
+resizing) is a product with a constant matrix: the operator's own values on the unit vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from l1rr_fx.lowering.operators.contraction import images, spread
+from l1rr_fx.lowering.operators.pointwise import Form
+from l1rr_fx.lowering.writer import Operand, Symbol, Writer
+from passes.errors import LoweringError
+
+aten = torch.ops.aten
+
+
+def _window(
+    kernel: Any, stride: Any, padding: Any, dilation: Any, axes: int
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    size = spread(kernel, axes)
+    return size, spread(stride, axes) if stride else size, spread(padding, axes), spread(dilation, axes)
+
+
+def _beyond(x: Symbol, out: Tensor, window: Sequence[Sequence[int]]) -> list[int]:
+    """How far the last windows reach over the padded image, for each axis (`ceil_mode`); never negative."""
+    axes = range(len(window[0]))
+    sizes, found = x.shape[-len(axes) :], out.shape[-len(axes) :]
+    kernel, stride, pad, gap = window
+    return [
+        max((int(found[a]) - 1) * stride[a] + gap[a] * (kernel[a] - 1) + 1 - sizes[a] - 2 * pad[a], 0) for a in axes
+    ]
+
+
+def _pool(w: Writer, out: Tensor, kind: str, x: Symbol, window: Sequence[list[int]], **attributes: Any) -> Operand:
+    kernel, stride, pad, gap = window
+    after = [p + n for p, n in zip(pad, _beyond(x, out, window), strict=True)]
+    dilations: list[int] | None = gap if any(n != 1 for n in gap) else None
+    source, flat = images(w, x, len(kernel))
+    if flat:
+        kernel, stride, pad, after = [1, *kernel], [1, *stride], [0, *pad], [0, *after]
+        dilations = None if dilations is None else [1, *dilations]
+    found = w.op(
+        kind, source,
+        kernel_shape=kernel, strides=stride, pads=pad + after, dilations=dilations, **attributes,
+    )  # fmt: skip
+    return found if source is x else w.reshape(found, out.shape)
+
+
+def _max_pool(axes: int) -> Form:
+    def form(
+        w: Writer, out: Tensor, x: Symbol, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, *_: Any
+    ) -> Operand:
+        return _pool(w, out, "MaxPool", x, _window(kernel, stride, padding, dilation, axes))
+
+    return form
+
+
+def _average_pool(axes: int) -> Form:
+    def form(
+        w: Writer,
+        out: Tensor,
+        x: Symbol,
+        kernel: Any,
+        stride: Any = (),
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Operand:
+        window = _window(kernel, stride, padding, 1, axes)
+        if not any(_beyond(x, out, window)) and divisor_override is None:
+            return _pool(w, out, "AveragePool", x, window, count_include_pad=int(count_include_pad))
+        size, step, pad, _ = window  # windows over the edge: their weights are written down
+        return along_axes(
+            w, x, out.shape[-axes:],
+            lambda row, axis: F.avg_pool1d(
+                row, size[axis], step[axis], pad[axis], ceil_mode, count_include_pad
+            ) * (size[axis] / divisor_override ** (1 / axes) if divisor_override else 1),
+        )  # fmt: skip
+
+    return form
+
+
+def along_axes(w: Writer, x: Symbol, sizes: Sequence[int], function: Callable[[Tensor, int], Tensor]) -> Operand:
+    """A function that is linear along each of the last axes by itself, as products with constant matrices.
+
+    `function(rows, axis)` applies it to rows of shape (n, 1, length), along the axis that is `axis`-th of the last.
+    """
+    found: Operand = x
+    shape = list(x.shape)
+    for axis, size in enumerate(sizes):
+        at = x.rank - len(sizes) + axis
+        matrix = function(torch.eye(shape[at], dtype=torch.float64).unsqueeze(1), axis).squeeze(1)  # (in, out)
+        tail = math.prod(shape[at + 1 :])
+        rows = w.reshape(found, (math.prod(shape[:at]), shape[at], tail)) if at != x.rank - 1 else found
+        shape[at] = int(size)
+        product = w.op("MatMul", rows, matrix) if rows is found else w.op("MatMul", matrix.t(), rows)
+        found = product if rows is found else w.reshape(product, shape)
+    return found
+
+
+def _adaptive(kind: str, axes: int) -> Form:
+    def form(w: Writer, out: Tensor, x: Symbol, size: Any) -> Operand:
+        wanted = [int(n) for n in out.shape[-axes:]]
+        given = x.shape[-axes:]
+        if set(wanted) == {1}:
+            source, _ = images(w, x, axes)
+            found = w.op(f"Global{kind}Pool", source)
+            return found if source is x else w.reshape(found, out.shape)
+        if all(n % m == 0 for n, m in zip(given, wanted, strict=True)):
+            kernel = [n // m for n, m in zip(given, wanted, strict=True)]
+            return _pool(w, out, f"{kind}Pool", x, (kernel, kernel, [0] * axes, [1] * axes))
+        if kind == "Max":
+            raise LoweringError(f"adaptive max pooling from {list(given)} to {wanted}: the windows differ in size")
+        return along_axes(w, x, wanted, lambda rows, axis: F.adaptive_avg_pool1d(rows, wanted[axis]))
+
+    return form
+
+
+def _adaptive_max(axes: int) -> Form:
+    form = _adaptive("Max", axes)
+    return lambda w, out, x, size: (form(w, out[0], x, size), None)
+
+
+def _max_pool_with_places(axes: int) -> Form:
+    form = _max_pool(axes)
+    return lambda w, out, *rest: (form(w, out[0], *rest), None)
+
+
+# Resizing
+
+
+def _resize(mode: str, axes: int, **attributes: str) -> Form:
+    """The form of a resize; `attributes` are ONNX's. The last arguments of the call are its scales, if it has any."""
+
+    def form(w: Writer, out: Tensor, x: Symbol, size: Any, *rest: Any) -> Operand:
+        given, wanted = x.shape[-axes:], [int(n) for n in out.shape[-axes:]]
+        if list(given) == wanted:
+            return x
+        flags = dict(attributes)
+        if mode == "linear":
+            flags["coordinate_transformation_mode"] = "align_corners" if rest[0] else "half_pixel"
+        scales = [m / n for n, m in zip(given, wanted, strict=True)]
+        stated = rest[-1] if rest and isinstance(rest[-1], (list, tuple)) else None
+        if stated:
+            scales = [float(s) for s in stated]
+        kept = [1.0] * (x.rank - axes) + scales
+        if all(math.floor(n * s) == m for n, s, m in zip(given, scales, wanted, strict=True)):
+            exact = w.constant(torch.tensor(kept, dtype=torch.float32), "FLOAT")
+            return w.op("Resize", x, "", exact, mode=mode, **flags)
+        return w.op("Resize", x, "", "", w.integers(x.shape[: x.rank - axes] + tuple(wanted)), mode=mode, **flags)
+
+    return form
+
+
+def _by_matrix(axes: int, **options: Any) -> Form:
+    """The form of a resize that readers disagree on or lack: its own weights, as matrices."""
+
+    def form(w: Writer, out: Tensor, x: Symbol, size: Any, align_corners: bool, *rest: Any) -> Operand:
+        wanted = [int(n) for n in out.shape[-axes:]]
+        stated = rest[-1] if rest and isinstance(rest[-1], (list, tuple)) and rest[-1] else None
+
+        def resized(rows: Tensor, axis: int) -> Tensor:
+            thin = rows.unsqueeze(2)  # an image one pixel high
+            scale = {"scale_factor": (1.0, float(stated[axis]))} if stated else {"size": (1, wanted[axis])}
+            return F.interpolate(thin, align_corners=align_corners, **options, **scale).squeeze(2)
+
+        return along_axes(w, x, wanted, resized)
+
+    return form
+
+
+NEAREST = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+NEAREST_EXACT = {"coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"}
+
+FORMS: Mapping[Any, Form] = {
+    aten.max_pool1d.default: _max_pool(1),
+    aten.max_pool2d.default: _max_pool(2),
+    aten.max_pool3d.default: _max_pool(3),
+    aten.max_pool2d_with_indices.default: _max_pool_with_places(2),
+    aten.max_pool3d_with_indices.default: _max_pool_with_places(3),
+    aten.avg_pool1d.default: _average_pool(1),
+    aten.avg_pool2d.default: _average_pool(2),
+    aten.avg_pool3d.default: _average_pool(3),
+    aten.adaptive_avg_pool1d.default: _adaptive("Average", 1),
+    aten.adaptive_avg_pool2d.default: _adaptive("Average", 2),
+    aten.adaptive_avg_pool3d.default: _adaptive("Average", 3),
+    aten.adaptive_max_pool1d.default: _adaptive_max(1),
+    aten.adaptive_max_pool2d.default: _adaptive_max(2),
+    aten.adaptive_max_pool3d.default: _adaptive_max(3),
+    aten.upsample_nearest1d.vec: _resize("nearest", 1, **NEAREST),
+    aten.upsample_nearest2d.vec: _resize("nearest", 2, **NEAREST),
+    aten.upsample_nearest3d.vec: _resize("nearest", 3, **NEAREST),
+    aten.upsample_nearest2d.default: _resize("nearest", 2, **NEAREST),
+    aten._upsample_nearest_exact2d.vec: _resize("nearest", 2, **NEAREST_EXACT),
+    aten.upsample_linear1d.vec: _resize("linear", 1),
+    aten.upsample_bilinear2d.vec: _resize("linear", 2),
+    aten.upsample_bilinear2d.default: _resize("linear", 2),
+    aten.upsample_trilinear3d.vec: _resize("linear", 3),
+    aten.upsample_bicubic2d.vec: _by_matrix(2, mode="bicubic"),
+    aten._upsample_bilinear2d_aa.vec: _by_matrix(2, mode="bilinear", antialias=True),
+    aten._upsample_bicubic2d_aa.vec: _by_matrix(2, mode="bicubic", antialias=True),
+}

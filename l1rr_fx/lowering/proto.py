@@ -1,0 +1,116 @@
+"""The ONNX file: `model_proto` puts calls and constants into ONNX's own format, `write_model` writes it at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l1rr_fx.lowering.interpret import Lowered, Port
+from l1rr_fx.lowering.packages import optional
+from l1rr_fx.lowering.writer import Call, Writer
+from passes.errors import InputError
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "FLOAT": torch.float32,
+    "FLOAT16": torch.float16,
+    "INT64": torch.int64,
+    "INT32": torch.int32,
+    "BOOL": torch.bool,
+}
+LARGEST = 2**31 - 1
+"""Bytes that a protobuf may have."""
+
+
+def model_proto(lowered: Lowered, writer: Writer, name: str, metadata: Mapping[str, str]) -> Any:
+    """An `onnx.ModelProto`. The same network gives the same bytes."""
+    onnx = optional("onnx", "onnx")
+    from l1rr_fx import __version__  # the package imports this one
+
+    helper = onnx.helper
+    held = {key: _stored(tensor, kind) for key, (tensor, kind) in lowered.constants.items()}
+    size = sum(len(raw) for _, raw in held.values())
+    if size > LARGEST:
+        raise InputError(f"the constants have {size:,} bytes; an ONNX file holds {LARGEST:,}")
+    graph = helper.make_graph(
+        [_node(onnx, call) for call in lowered.calls],
+        name,
+        [_port(onnx, port, writer) for port in lowered.inputs],
+        [_port(onnx, port, writer) for port in lowered.outputs],
+        [
+            helper.make_tensor(key, getattr(onnx.TensorProto, lowered.constants[key][1]), shape, raw, raw=True)
+            for key, (shape, raw) in held.items()
+        ],
+    )
+    model = helper.make_model(
+        graph,
+        ir_version=writer.target.ir_version,
+        opset_imports=[helper.make_opsetid("", writer.target.opset)],
+        producer_name="l1rr-fx",
+        producer_version=__version__,
+    )
+    helper.set_model_props(model, dict(metadata))
+    return model
+
+
+def _stored(tensor: Tensor, kind: str) -> tuple[tuple[int, ...], bytes]:
+    """The shape of a constant and its bytes, little-endian, in its ONNX type."""
+    value = tensor.detach().cpu()
+    if kind == "INT32" and value.dtype != torch.int32 and value.numel():
+        _in_range(value)
+    array = value.to(DTYPES[kind]).contiguous().numpy()
+    return tuple(tensor.shape), array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _in_range(value: Tensor) -> None:
+    if int(value.abs().max()) > LARGEST:
+        raise InputError(f"a constant of {value.dtype} holds {int(value.abs().max())}, which INT32 cannot")
+
+
+def _node(onnx: Any, call: Call) -> Any:
+    attributes = dict(call.attributes)
+    if call.kind == "Cast":
+        attributes["to"] = getattr(onnx.TensorProto, attributes["to"])
+    return onnx.helper.make_node(call.kind, call.inputs, call.outputs, name=call.name, **attributes)
+
+
+def _port(onnx: Any, port: Port, writer: Writer) -> Any:
+    kind = "FLOAT" if port.like.dtype.is_floating_point else writer.type_of(port.like.dtype)
+    shape = [int(n) for n in port.like.shape]
+    return onnx.helper.make_tensor_value_info(port.name, getattr(onnx.TensorProto, kind), shape)
+
+
+def check_file(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
+    """The path, if a file may be written there. Raises InputError."""
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"{target}: is a directory; the name of a file is wanted")
+    if not target.parent.is_dir():
+        raise InputError(f"{target}: there is no directory {target.parent}")
+    if target.exists() and not overwrite:
+        raise InputError(f"{target}: exists already; overwrite=True replaces it")
+    return target
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises InputError where the disk does not take it."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            work = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(work, 0o666 & ~umask)
+        os.replace(work, path)
+    except OSError as error:
+        with contextlib.suppress(OSError, UnboundLocalError):
+            work.unlink()
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error

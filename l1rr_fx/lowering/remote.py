@@ -1,0 +1,114 @@
+"""A bundle measured on another machine: copied, run and fetched through the system's ssh."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from l1rr_fx.lowering.bundle import FORMAT, MANIFEST, SCRIPT
+from l1rr_fx.lowering.results import Results, read_results
+from passes.errors import InputError, LoweringError
+
+log = logging.getLogger(__name__)
+
+RESULTS = "results.json"
+NO_CONNECTION = 255
+"""The exit status with which ssh says that it failed itself."""
+
+
+def measure(
+    bundle: str | os.PathLike[str],
+    host: str,
+    *,
+    out: str | os.PathLike[str],
+    python: str = "python3",
+    arguments: Sequence[str] = (),
+    ssh_options: Sequence[str] = (),
+) -> Results:
+    """Copy a bundle to `host` (user@host, or ssh://user@host:port), run it there, and write its results to `out`.
+
+    `python` is the interpreter there, `arguments` go to `build_and_measure.py`, `ssh_options` are ssh's own, such as
+    "Port=2222". The copy stays in the home directory there, under l1rr-fx/, with the engines and TensorRT's timings.
+
+    Raises InputError for a folder that is no bundle and a disk that refuses, LoweringError for a machine that cannot be
+    reached or a measurement that failed, with what was said there.
+    """
+    folder, target = Path(bundle), Path(out)
+    if not target.parent.is_dir():
+        raise InputError(f"{target}: there is no directory {target.parent}")
+    place = f"l1rr-fx/{_name(folder)}"
+    ssh = _Ssh(host, ssh_options)
+    ssh("copying", f"mkdir -p {place} && tar -xf - -C {place}", _packed(folder))
+    command = shlex.join((python, SCRIPT, "--out", RESULTS, *arguments))
+    said = ssh("measuring", f"cd {place} && {command}")
+    log.info("%s: %s", host, said.decode(errors="replace").strip())
+    return _kept(ssh("fetching the results", f"cat {place}/{RESULTS}"), target)
+
+
+class _Ssh:
+    """Runs commands on one machine."""
+
+    def __init__(self, host: str, options: Sequence[str]) -> None:
+        if not host or host.startswith("-") or any(c.isspace() for c in host):
+            raise InputError(f"the host is {host!r}; user@host is wanted")
+        if shutil.which("ssh") is None:
+            raise InputError("there is no command ssh on this machine: install OpenSSH's client")
+        self.host = host
+        self.command = ["ssh", *(word for option in options for word in ("-o", option)), "--", host]
+
+    def __call__(self, doing: str, command: str, sent: bytes = b"") -> bytes:
+        """What the command prints there. LoweringError with its last words if it fails."""
+        done = subprocess.run([*self.command, command], input=sent, capture_output=True, check=False)
+        if done.returncode == 0:
+            return done.stdout
+        words = " / ".join((done.stdout + done.stderr).decode(errors="replace").strip().splitlines()[-3:])
+        if done.returncode == NO_CONNECTION:
+            raise LoweringError(f"{self.host} cannot be reached by ssh: {words}")
+        raise LoweringError(f"{doing} on {self.host} ended with status {done.returncode}: {words}")
+
+
+def _name(folder: Path) -> str:
+    """A name for the copy: that of the folder, and of what it holds. InputError unless it is a bundle."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is no bundle: {MANIFEST} cannot be read ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InputError(f'{folder} is no bundle: "format" in {MANIFEST} is not "{FORMAT}"')
+    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in folder.resolve().name)
+    return f"{plain}-{manifest['files']['model.onnx']['sha256'][:12]}"
+
+
+def _packed(folder: Path) -> bytes:
+    """The files of the manifest, and the manifest, as a tar."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    content = io.BytesIO()
+    try:
+        with tarfile.open(fileobj=content, mode="w") as archive:
+            for name in (*manifest["files"], MANIFEST):
+                archive.add(folder / name, arcname=name, recursive=False)
+    except OSError as error:
+        raise InputError(f"{folder}: {error.filename or folder}: {error.strerror or error}") from error
+    return content.getvalue()
+
+
+def _kept(content: bytes, target: Path) -> Results:
+    """The results, checked, then written to `target` whole or not at all."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as work:
+            fetched = Path(work) / RESULTS
+            fetched.write_bytes(content)
+            found = read_results(fetched)
+            os.replace(fetched, target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+    return found

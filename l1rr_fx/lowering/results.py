@@ -1,0 +1,170 @@
+"""What `build_and_measure.py` measured: results.json, read and checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from l1rr_fx.archive.checks import expect, naming, parsed, short
+from l1rr_fx.lowering.geometry import Geometry
+from l1rr_fx.lowering.kernels import KINDS, Kernel
+from passes.errors import InputError, LoadError
+
+FORMAT, VERSION = "l1rr-fx results", 1
+"""As `build_and_measure.py` writes them, which imports nothing of ours."""
+LARGEST = 2**26
+"""Bytes of a results.json that are read at most."""
+
+MOVES = frozenset(
+    "Reformat Slice Gather GatherND Concat Pad Split Transpose Shuffle ReorderInput ReorderOutput Copy Memcpy Identity "
+    "NoOp Expand".split()
+)
+"""What engines call layers that only move data."""
+CONTRACTIONS = frozenset("Conv ConvTranspose Gemm MatMul FusedConv FusedGemm FusedMatMul CaskConvolution".split())
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """A layer of an engine, as the engine names it, with its mean milliseconds in a profiled run."""
+
+    name: str
+    kind: str
+    ms: float
+
+    @property
+    def node(self) -> str:
+        """The first ONNX node that the layer runs."""
+        return self.name.split(" + ")[0].split("(")[-1].split(",")[0].strip(") ")
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it only moves data: a reformat, or an operator that moves."""
+        if self.name.startswith("Reformatting CopyNode") or self.name.endswith(" copy"):
+            return True
+        return self.kind in MOVES or (not self.is_contraction and self._operator in MOVES)
+
+    @property
+    def is_contraction(self) -> bool:
+        if self.name.startswith("Reformatting"):
+            return False
+        return self.kind in CONTRACTIONS or self._operator in CONTRACTIONS
+
+    @property
+    def module(self) -> str:
+        """The module whose weight the layer reads, a name that pruning does not change."""
+        return self.node.rpartition("/")[0]
+
+    @property
+    def _operator(self) -> str:
+        return self.node.rpartition("/")[2].rstrip("_0123456789")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One engine's median milliseconds; `agrees` says whether its outputs were those that are expected."""
+
+    precision: str
+    ms: float
+    deviation: float
+    agrees: bool
+    gpu_ghz: float | None
+    layers: tuple[LayerTime, ...]
+
+    @property
+    def copies(self) -> tuple[LayerTime, ...]:
+        return tuple(layer for layer in self.layers if layer.is_copy)
+
+
+@dataclass(frozen=True)
+class Results:
+    """One results.json: the network's label, the engine that ran it, its runs, its kernels as the model sees them."""
+
+    label: str
+    engine: str
+    environment: Mapping[str, Any]
+    runs: tuple[Run, ...]
+    kernels: tuple[Kernel, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def on_tensorrt(self) -> bool:
+        """Whether TensorRT was measured, and not something in its place."""
+        return self.engine.startswith("TensorRT")
+
+
+def read_results(path: str | os.PathLike[str]) -> Results:
+    """The results of a file. Raises LoadError, naming the file, where it is not one of `build_and_measure.py`."""
+    source = Path(path)
+    with naming(source):
+        try:
+            if source.stat().st_size > LARGEST:
+                raise LoadError(f"has {source.stat().st_size:,} bytes; at most {LARGEST:,} are read")
+            document = parsed(source.read_bytes())
+        except OSError as error:
+            raise LoadError(f"cannot be read: {error.strerror or error}") from error
+        if document.get("format") != FORMAT:
+            raise LoadError(f'"format" is {short(document.get("format"))}; "{FORMAT}" is wanted')
+        if document.get("version") != VERSION:
+            raise LoadError(f"has version {short(document.get('version'))}; this l1rr-fx reads version {VERSION}")
+        engine = _field(document, "engine", dict)
+        return Results(
+            _field(document, "label", str),
+            f"{_field(engine, 'name', str)} {_field(engine, 'version', str)}",
+            _field(document, "environment", dict),
+            tuple(_run(each) for each in _field(document, "runs", list)),
+            tuple(kernel_of(each) for each in _field(document, "kernels", list)),
+            tuple(str(note) for note in _field(document, "notes", list)),
+        )
+
+
+def read_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[Results, ...]:
+    """The results of several files. InputError where there are none."""
+    if not paths:
+        raise InputError("no results.json is named")
+    return tuple(read_results(path) for path in paths)
+
+
+def kernel_of(document: Any) -> Kernel:
+    """A kernel as the manifest has it. Raises LoadError where it is none."""
+    found = dict(expect(document, dict, "a kernel"))
+    try:
+        size = found.pop("geometry")
+        kernel = Kernel(**{**found, "nodes": tuple(found["nodes"]), "geometry": Geometry(**size) if size else None})
+    except (KeyError, TypeError) as error:
+        raise LoadError(f"a kernel has other fields than are known: {error}") from error
+    expect(kernel.elements, int, "the elements of a kernel")
+    if kernel.kind not in KINDS:
+        raise LoadError(f"a kernel is {short(kernel.kind)}; {', '.join(KINDS)} are known")
+    return kernel
+
+
+def _run(document: Any) -> Run:
+    expect(document, dict, "a run")
+    clock = document.get("gpu_ghz")
+    return Run(
+        _field(document, "precision", str),
+        _number(document, "ms"),
+        _number(document, "deviation"),
+        _field(document, "agrees", bool),
+        None if clock is None else _number(document, "gpu_ghz"),
+        tuple(
+            LayerTime(_field(each, "name", str), _field(each, "kind", str), _number(each, "ms"))
+            for each in _field(document, "layers", list)
+        ),
+    )
+
+
+def _field(document: Mapping[str, Any], name: str, wanted: type[Any]) -> Any:
+    if not isinstance(document, Mapping) or name not in document:
+        raise LoadError(f"the field {name!r} is missing")
+    return expect(document[name], wanted, f'"{name}"')
+
+
+def _number(document: Mapping[str, Any], name: str) -> float:
+    value = document.get(name) if isinstance(document, Mapping) else None
+    if type(value) not in (int, float) or not 0 <= float(value or 0) < float("inf"):
+        raise LoadError(f'"{name}" is {short(value)}; a finite number that is not negative is wanted')
+    return float(value or 0)

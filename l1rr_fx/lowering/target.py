@@ -1,0 +1,50 @@
+"""What a network is lowered for: the ONNX version that a target reads, and what it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from passes.errors import InputError
+
+NEWER: Mapping[str, int] = {"HardSwish": 14, "GridSample": 16, "LayerNormalization": 17, "Mish": 18}
+"""Operators that one node can say since an opset, and several nodes before."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """An ONNX version, and what its reader lacks.
+
+    `parser` names the table of operators that `lint` holds a model against (None: only ONNX's own rules).
+    `planar` says that convolutions and pools along a single axis are unknown: they become those of an image one pixel
+    high.
+    """
+
+    name: str
+    opset: int
+    ir_version: int
+    parser: str | None = None
+    planar: bool = False
+
+    def has(self, operator: str) -> bool:
+        """Whether a single node can say it."""
+        return self.opset >= NEWER[operator]
+
+
+TARGETS: Mapping[str, Target] = {
+    target.name: target
+    for target in (
+        # TensorRT 8.2.1 of JetPack 4.6: built against ONNX 1.8, reads opset 13 and no later one rightly.
+        Target("jetson-tx2", 13, 7, parser="trt82", planar=True),
+        Target("onnxruntime", 18, 8),
+        Target("tensorrt-10", 18, 8),
+        Target("tensorrt-11", 18, 8),
+    )
+}
+
+
+def target_named(name: str) -> Target:
+    """The target of that name; InputError names those that there are."""
+    if name not in TARGETS:
+        raise InputError(f"there is no target {name!r}; there are {', '.join(TARGETS)}")
+    return TARGETS[name]

@@ -1,0 +1,172 @@
+"""The ONNX graph while it is written: calls in order, constants stored once, names never used twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from l1rr_fx.lowering.target import Target
+
+Number = int | float | bool
+SMALL = 4096
+"""Constants of at most this many elements are compared by value, so that equal ones are stored once."""
+
+INTEGERS = {torch.int64: "INT64", torch.int32: "INT32", torch.bool: "BOOL"}
+
+
+@dataclass(frozen=True, eq=False)
+class Symbol:
+    """A tensor that is computed when the network runs: its name in the file, and a fake of its shape and dtype."""
+
+    name: str
+    like: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        return tuple(int(n) for n in self.like.shape)
+
+    @property
+    def rank(self) -> int:
+        """The number of its axes."""
+        return self.like.dim()
+
+
+Operand = Symbol | Tensor | str
+"""What a call may read: a value of the network, a constant, or the name of an intermediate value."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One ONNX node, and the node of the torch graph that it comes from."""
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any]
+    origin: Node | None
+
+
+@dataclass(eq=False)
+class Writer:
+    """Takes calls for a target. `float_type` is how every floating-point tensor is stored: "FLOAT" or "FLOAT16"."""
+
+    target: Target
+    float_type: str = "FLOAT"
+    calls: list[Call] = field(default_factory=list)
+    constants: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
+    origin: Node | None = None
+    hint: str = ""
+    _taken: set[str] = field(default_factory=set)
+    _known: dict[Any, str] = field(default_factory=dict)
+    _alive: list[Tensor] = field(default_factory=list)
+
+    def op(self, kind: str, *inputs: Operand, **attributes: Any) -> str:
+        """Write a call with one result and give the result's name. A missing optional input is ""."""
+        return self.ops(kind, 1, *inputs, **attributes)[0]
+
+    def ops(self, kind: str, count: int, *inputs: Operand, **attributes: Any) -> tuple[str, ...]:
+        """Write a call with `count` results and give their names."""
+        names = tuple(self.name_of(each) for each in inputs)
+        while names and not names[-1]:
+            names = names[:-1]
+        outputs = tuple(self.free(self.base) for _ in range(count))
+        given = {key: value for key, value in attributes.items() if value is not None}
+        self.calls.append(Call(self.free(f"{self.hint or self.base}/{kind}"), kind, names, outputs, given, self.origin))
+        return outputs
+
+    @property
+    def base(self) -> str:
+        """The name of the node that is being lowered."""
+        return self.origin.name if self.origin is not None else "value"
+
+    def free(self, wanted: str) -> str:
+        """`wanted`, or `wanted_1`, ... if that is taken."""
+        name, number = wanted, 0
+        while name in self._taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._taken.add(name)
+        return name
+
+    def name_of(self, operand: Operand) -> str:
+        """The name under which the ONNX graph has an operand."""
+        if isinstance(operand, str):
+            return operand
+        return operand.name if isinstance(operand, Symbol) else self.constant(operand)
+
+    # Constants
+
+    def called(self, tensor: Tensor, name: str) -> None:
+        """Have a constant stored under its name in the model, if it is read as it is."""
+        self._known.setdefault(("name", id(tensor)), name)
+        self._alive.append(tensor)
+
+    def constant(self, tensor: Tensor, stored: str | None = None) -> str:
+        """The name of a constant, stored once. `stored` overrides its ONNX type."""
+        kind = stored or self.type_of(tensor.dtype)
+        key: Any = ("id", id(tensor), kind)
+        if key in self._known:
+            return self._known[key]
+        self._alive.append(tensor)
+        if tensor.numel() <= SMALL:
+            value = tensor.detach().cpu()
+            same = ("value", kind, tuple(value.shape), value.double().contiguous().numpy().tobytes())
+            if same in self._known:
+                return self._known[same]
+            key = same
+        wanted = self._known.get(("name", id(tensor)))
+        self._known[key] = self._known["id", id(tensor), kind] = name = self.free(wanted or "constant")
+        self.constants[name] = (tensor, kind)
+        return name
+
+    def integers(self, values: Sequence[int]) -> str:
+        """A constant vector of INT64."""
+        return self.constant(torch.tensor([int(v) for v in values], dtype=torch.int64))
+
+    def number(self, value: Number, dtype: torch.dtype = torch.float32) -> str:
+        """A constant without axes."""
+        return self.constant(torch.tensor(value, dtype=dtype))
+
+    # Types
+
+    def type_of(self, dtype: torch.dtype) -> str:
+        """The ONNX type that stores a torch dtype. All floating-point types are one, small integers are INT32."""
+        return self.float_type if dtype.is_floating_point else INTEGERS.get(dtype, "INT32")
+
+    def cast(self, operand: Any, dtype: torch.dtype) -> Operand:
+        """An operand (or a number) in another dtype: constants at once, values with a Cast if ONNX types differ."""
+        if isinstance(operand, Symbol):
+            kind = self.type_of(dtype)
+            return operand if self.type_of(operand.like.dtype) == kind else self.op("Cast", operand, to=kind)
+        if isinstance(operand, Tensor):
+            return operand if operand.dtype == dtype else operand.to(dtype)
+        return operand if isinstance(operand, str) else self.number(operand, dtype)
+
+    # Calls whose spelling depends on the version, or that many forms need
+
+    def reduce(self, kind: str, x: Operand, axes: Sequence[int], *, keepdims: bool) -> str:
+        """A reduction over `axes`: an attribute until opset 17, an input since (ReduceSum: since 13)."""
+        if self.target.opset >= 18 or kind == "ReduceSum":
+            return self.op(kind, x, self.integers(axes), keepdims=int(keepdims))
+        return self.op(kind, x, axes=[int(a) for a in axes], keepdims=int(keepdims))
+
+    def reshape(self, x: Operand, shape: Sequence[int]) -> Operand:
+        """The elements of `x`, in order, in another shape."""
+        if isinstance(x, Symbol) and x.shape == tuple(shape):
+            return x
+        return self.op("Reshape", x, self.integers(shape))
+
+    def slice(self, x: Operand, axis: int, start: int, stop: int, step: int = 1) -> str:
+        """Part of `x` along one axis."""
+        return self.op("Slice", x, *(self.integers([n]) for n in (start, stop, axis, step)))
+
+    def split(self, x: Operand, sizes: Sequence[int], axis: int) -> tuple[str, ...]:
+        """`x` cut into parts along an axis."""
+        return self.ops("Split", len(sizes), x, self.integers(sizes), axis=axis)

@@ -1,0 +1,214 @@
+"""What is to be zeroed in a model: decided once, printed, stored, and applied to any model with the same parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+from l1rr_fx.attention import AttentionLoss
+from l1rr_fx.budget import Budget
+from l1rr_fx.documents import from_json, to_json
+from l1rr_fx.hold import Held
+from l1rr_fx.report import printed
+from l1rr_fx.zeroing import ChannelSite, Zeroing, unwrapped
+from passes.errors import InputError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlannedSite:
+    """The channels of one site that are zeroed. `attention` is the loss that was measured for about as many of this
+    site's channels alone (None: not measured); `blocked` says why none may be."""
+
+    name: str
+    weight: str
+    bias: str | None
+    axis: int
+    channels: int
+    zeroed: tuple[int, ...]
+    attention: float | None = None
+    blocked: str | None = None
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool of shape (channels,): the channels that are zeroed."""
+        mask = torch.zeros(self.channels, dtype=torch.bool)
+        mask[list(self.zeroed)] = True
+        return mask
+
+
+@dataclass(frozen=True)
+class SiteDifference:
+    """Channels of one site that one of two plans zeroes and the other does not."""
+
+    name: str
+    only_first: tuple[int, ...]
+    only_second: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which channels of a model become zero, and what is left of it then.
+
+    `shapes` are those of all of the model's parameters: the plan fits no other model. `reached` holds the shares of the
+    dense model that the compiler finds for it, `tau` the loss up to which each layer was zeroed (with the global
+    threshold, the largest score that was). Plans come from `choose`.
+    """
+
+    model: str
+    shapes: Mapping[str, tuple[int, ...]]
+    sites: tuple[PlannedSite, ...]
+    budget: Budget
+    reached: Mapping[str, float]
+    mode: str
+    method: str
+    tau: float
+    attention: AttentionLoss | None = None
+
+    @property
+    def zeroed(self) -> int:
+        """How many channels become zero."""
+        return sum(len(site.zeroed) for site in self.sites)
+
+    @property
+    def zeroing(self) -> Zeroing:
+        """The plan as masks by the name of the site."""
+        return {site.name: site.mask for site in self.sites if site.zeroed}
+
+    @torch.no_grad()
+    def zero_(self, model: nn.Module) -> int:
+        """Zero the channels in `model`, scale and shift or row and bias, in place; how many they are.
+
+        Zero means zero for every input, so that `prune` removes them. A channel whose scale was zero already but whose
+        shift was not loses a constant: `recalibrate_batch_norm` afterwards takes it out of the next layers' statistics.
+        InputError if the model's parameters have other names or shapes.
+        """
+        for parameter, masked in self._parameters(model):
+            parameter.masked_fill_(masked, 0)
+        return self.zeroed
+
+    def hold(self, model: nn.Module) -> Held:
+        """Zero the channels and keep them zero while the model trains, whoever trains it; see `Held`.
+
+        with plan.hold(model):
+            train(model)
+        """
+        self.zero_(model)
+        return Held(self._parameters(model))
+
+    def diff(self, other: Plan) -> tuple[SiteDifference, ...]:
+        """The sites where two plans of one model differ. InputError if they are of different models."""
+        _same_shapes(other.shapes, self.shapes, "the other plan's model")
+        mine, yours = ({s.name: set(s.zeroed) for s in plan.sites} for plan in (self, other))
+        names = dict.fromkeys((*mine, *yours))
+        pairs = [(name, mine.get(name, set()), yours.get(name, set())) for name in names]
+        return tuple(SiteDifference(name, tuple(sorted(a - b)), tuple(sorted(b - a))) for name, a, b in pairs if a != b)
+
+    def to_json(self) -> str:
+        """The plan as a JSON document; `Plan.from_json` gives an equal plan back."""
+        return to_json(self, "plan", VERSION)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote. Raises InputError, naming the field, where the text is anything else."""
+        plan = from_json(cls, text, "plan", VERSION)
+        plan._check()
+        return plan
+
+    def __str__(self) -> str:
+        return printed(self)
+
+    def __rich__(self) -> RenderableType:
+        parts: list[RenderableType] = [self._headline(), self._site_table()]
+        if self.attention is not None:
+            parts.append(_loss_table("feature map", "By feature map", self.attention.per_tap))
+            parts.append(_loss_table("class", "By class", self.attention.per_class))
+        return Group(*parts)
+
+    def _headline(self) -> Text:
+        total = sum(site.channels for site in self.sites)
+        lines = [f"{self.model}: {self.zeroed:,} of {total:,} channels zeroed by {self.method}, tau {self.tau:.3g}"]
+        for name, share in self.reached.items():
+            wanted = self.budget.limits.get(name)
+            lines.append(f"{name}: {share:.4f} of the dense" + (f" (budget {wanted:g})" if wanted else ""))
+        if self.attention is not None:
+            limit = self.budget.attention
+            wanted_loss = f" (budget {limit:g})" if limit is not None else ""
+            lines.append(f"feature attention loss: {self.attention.total:.4f}{wanted_loss}")
+        return Text("\n".join(lines))
+
+    def _site_table(self) -> Table:
+        table = Table("layer", title="Channels", title_justify="left")
+        for heading in ("channels", "kept", "zeroed", "alone: attention loss"):
+            table.add_column(heading, justify="right")
+        table.add_column("")
+        for site in self.sites:
+            loss = "" if site.attention is None else f"{site.attention:.4f}"
+            kept, share = site.channels - len(site.zeroed), len(site.zeroed) / site.channels
+            table.add_row(Text(site.name), f"{site.channels:,}", f"{kept:,}", f"{share:.0%}", loss, site.blocked or "")
+        return table
+
+    def _parameters(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+        """The parameters that the plan changes, each with the mask of what becomes zero, which broadcasts to it."""
+        model = unwrapped(model)
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+        _same_shapes(shapes, self.shapes, type(model).__name__)
+        found: list[tuple[nn.Parameter, Tensor]] = []
+        for site in self.sites:
+            if not site.zeroed:
+                continue
+            weight = model.get_parameter(site.weight)
+            line = [-1 if a == site.axis else 1 for a in range(weight.dim())]
+            found.append((weight, site.mask.to(weight.device).view(line)))
+            if site.bias is not None:
+                bias = model.get_parameter(site.bias)
+                found.append((bias, site.mask.to(bias.device)))
+        return found
+
+    def _check(self) -> None:
+        """InputError where a plan from a file contradicts itself."""
+        for site in self.sites:
+            shape = self.shapes.get(site.weight, ())
+            if not 0 <= site.axis < len(shape) or shape[site.axis] != site.channels:
+                raise InputError(f"plan: {site.name} has {site.channels} channels, its {site.weight} shape {shape}")
+            if site.bias is not None and self.shapes.get(site.bias) != (site.channels,):
+                raise InputError(f"plan: {site.name} has {site.channels} channels, its {site.bias} another shape")
+            if list(site.zeroed) != sorted({*site.zeroed}) or not all(0 <= c < site.channels for c in site.zeroed):
+                raise InputError(f"plan: {site.name} zeroes channels that are not 0 to {site.channels - 1} in order")
+
+
+def planned(site: ChannelSite, mask: Tensor | None, loss: float | None, blocked: str | None) -> PlannedSite:
+    """A site of the plan with the channels of `mask` zeroed."""
+    zeroed = () if mask is None else tuple(mask.nonzero().view(-1).tolist())
+    return PlannedSite(site.name, site.weight, site.bias, site.axis, site.channels, zeroed, loss, blocked)
+
+
+def _same_shapes(found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]], what: str) -> None:
+    """InputError with the first difference between two models' parameters."""
+    for name in _differing(found, wanted):
+        here, there = (f"shape {tuple(each[name])}" if name in each else "nothing" for each in (found, wanted))
+        raise InputError(
+            f"the plan is of another model: the first difference is {name}, {there} in the plan and {here} in {what}"
+        )
+
+
+def _differing(found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]) -> Iterable[str]:
+    for name in (*wanted, *found):
+        if name not in found or name not in wanted or tuple(found[name]) != tuple(wanted[name]):
+            yield name
+
+
+def _loss_table(heading: str, title: str, losses: Mapping[str, float]) -> Table:
+    table = Table(heading, title=f"Feature attention loss. {title}", title_justify="left")
+    table.add_column("loss", justify="right")
+    for name, loss in losses.items():
+        table.add_row(Text(name), f"{loss:.4f}" if math.isfinite(loss) else "-")
+    return table

@@ -1,0 +1,70 @@
+"""A captured network run node by node up to some of its tensors, so that a change recomputes only what it reaches."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from passes.reading import attribute
+
+Values = Mapping[str, Tensor]
+"""Other values for some parameters and buffers, by name."""
+
+
+class Replay:
+    """The part of a captured graph that some of its tensors depend on."""
+
+    def __init__(self, module: GraphModule, ends: Sequence[Node]) -> None:
+        self.module = module
+        self.ends = tuple(ends)
+        wanted = set(ends)
+        for node in reversed(module.graph.nodes):
+            if node in wanted:
+                wanted.update(node.all_input_nodes)
+        self.inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+        self.calls = [node for node in module.graph.nodes if node in wanted and node.op == "call_function"]
+        self.tensors = {n: str(n.target) for n in module.graph.nodes if n in wanted and n.op == "get_attr"}
+
+    def run(self, args: Sequence[Any], values: Values) -> Mapping[Node, Any]:
+        """The value of every node. Parameters that are not in `values` have their own, gradients included."""
+        found: dict[Node, Any] = dict(zip(self.inputs, args, strict=False))
+        found.update((n, values[name] if name in values else attribute(self.module, name)) for n, name in self._items())
+        _compute(found, self.calls)
+        return found
+
+    @torch.no_grad()
+    def rerun(self, before: Mapping[Node, Any], change: Values) -> Mapping[Node, Any]:
+        """The new values of the nodes that a change of some parameters reaches; `before` is what `run` returned."""
+        changed: dict[Node, Any] = {node: change[name] for node, name in self._items() if name in change}
+        _compute(ChainMap(changed, dict(before)), self._reached(changed))
+        return changed
+
+    def reached_ends(self, parameters: Sequence[str]) -> tuple[Node, ...]:
+        """Those of the tensors run to that depend on any of the parameters."""
+        start = {node: None for node, name in self._items() if name in parameters}
+        reached = set(self._reached(start))
+        return tuple(end for end in self.ends if end in reached)
+
+    def _items(self) -> Sequence[tuple[Node, str]]:
+        return tuple(self.tensors.items())
+
+    def _reached(self, start: Mapping[Node, Any]) -> Sequence[Node]:
+        reached = set(start)
+        calls = []
+        for node in self.calls:
+            if not reached.isdisjoint(node.all_input_nodes):
+                reached.add(node)
+                calls.append(node)
+        return calls
+
+
+def _compute(found: MutableMapping[Node, Any], calls: Sequence[Node]) -> None:
+    for node in calls:
+        args, kwargs = map_arg((node.args, node.kwargs), found.__getitem__)
+        found[node] = node.target(*args, **kwargs)  # type: ignore[operator]  # a call_function's target is callable

@@ -1,0 +1,81 @@
+"""How strong the sparsity is during training: a factor of the strength as a function of the fraction t of training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from passes.errors import InputError
+
+Schedule = Callable[[float], float]
+
+WARM_UP = 0.1
+"""The part of training in which "warm-linear" and "ramp-up" rise."""
+LEFT = 0.1
+"""What falling schedules end at."""
+
+
+def constant(t: float) -> float:
+    """1 throughout: Network Slimming."""
+    return 1.0
+
+
+def linear(t: float) -> float:
+    """From 1 to LEFT in a straight line."""
+    return 1 - (1 - LEFT) * t
+
+
+def step(t: float) -> float:
+    """1 in the first half, a hundredth in the second."""
+    return 1.0 if t < 0.5 else 0.01
+
+
+def cosine(t: float) -> float:
+    """From 1 to LEFT along half a cosine."""
+    return LEFT + (1 - LEFT) * (1 + math.cos(math.pi * t)) / 2
+
+
+def ramp_up(t: float) -> float:
+    """From LEFT to 1 in a straight line: the mirror image of "linear"."""
+    return LEFT + (1 - LEFT) * t
+
+
+def warm_linear(t: float) -> float:
+    """From 0 to 1 in the first WARM_UP, then in a straight line to LEFT.
+
+    The rise lets the scales learn what they are worth before any is pushed out; the fall lets precision recover.
+    """
+    return t / WARM_UP if t < WARM_UP else linear((t - WARM_UP) / (1 - WARM_UP))
+
+
+SCHEDULES: Mapping[str, Schedule] = {
+    "constant": constant,
+    "linear": linear,
+    "step": step,
+    "cosine": cosine,
+    "ramp-up": ramp_up,
+    "warm-linear": warm_linear,
+}
+
+
+def schedule_named(schedule: str | Schedule) -> Schedule:
+    """The schedule of that name, or the callable itself. InputError if it is neither, or gives no weight."""
+    if isinstance(schedule, str):
+        if schedule not in SCHEDULES:
+            raise InputError(f"schedule is {schedule!r}; one of {', '.join(SCHEDULES)} or a function of t is wanted")
+        return SCHEDULES[schedule]
+    if not callable(schedule):
+        raise InputError(f"schedule is a {type(schedule).__name__}; a name or a function of t in [0, 1] is wanted")
+    mean_factor(schedule)
+    return schedule
+
+
+def mean_factor(schedule: Schedule, *, points: int = 1000) -> float:
+    """The mean of a schedule over training. InputError where it is negative, not finite or zero throughout."""
+    values = [float(schedule((n + 0.5) / points)) for n in range(points)]
+    for n, value in enumerate(values):
+        if not (math.isfinite(value) and value >= 0):
+            raise InputError(f"the schedule is {value} at t = {(n + 0.5) / points:g}; a finite number >= 0 is wanted")
+    if not any(values):
+        raise InputError("the schedule is 0 throughout training: nothing would ever be pushed to zero")
+    return math.fsum(values) / points

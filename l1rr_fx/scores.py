@@ -1,0 +1,132 @@
+"""How much a channel matters: one number for each channel of a site, the smallest are zeroed first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from l1rr_fx.zeroing import ChannelSite, evaluation_mode, unwrapped
+from passes.errors import InputError
+
+
+class Score(Protocol):
+    """Scores of a site's channels, shape (channels,), at least 0."""
+
+    def __call__(self, model: nn.Module, site: ChannelSite) -> Tensor: ...
+
+
+def row_norms(weight: Tensor, axis: int) -> Tensor:
+    """The L2 norm of each row of a weight along `axis`; of a scale, its magnitude. Shape (channels,)."""
+    if weight.dim() == 1:
+        return weight.abs()
+    norms: Tensor = torch.linalg.vector_norm(weight, dim=[a for a in range(weight.dim()) if a != axis])
+    return norms
+
+
+def bn_scale(model: nn.Module, site: ChannelSite) -> Tensor:
+    """|gamma|; where nothing scales the channels, the norms of the rows. Liu et al. 2017, Network Slimming."""
+    return row_norms(model.get_parameter(site.weight).detach(), site.axis)
+
+
+def weight_norm(model: nn.Module, site: ChannelSite) -> Tensor:
+    """The L2 norm of the filter that makes each channel. Li et al. 2017 with the L1 norm; L2 as peers do today."""
+    if site.filters is None:
+        raise InputError(
+            f"{site.name}: no single layer makes its channels, so that they have no filter to take the norm of; "
+            'use the score "bn-scale" or "taylor"'
+        )
+    weight = model.get_parameter(site.filters).detach()
+    return row_norms(weight, 0 if weight.shape[0] == site.channels else 1)
+
+
+class Taylor:
+    """The first-order change of the loss if a channel is zeroed: mean over batches of (gamma g + beta g')^2, g and g'
+    the gradients of its scale and shift; summed along the row where there is no scale.
+
+    Molchanov et al. 2019, Importance estimation for neural network pruning, with the batch norm as the gate. `loss` is
+    called as `loss(model, batch)` on each batch, in evaluation mode; gradients of the model are left as they were.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        loss: Callable[[nn.Module, Any], Tensor],
+        sites: Sequence[ChannelSite],
+    ) -> None:
+        inner = unwrapped(model)
+        self.scores: dict[str, Tensor] = {}
+        names = [name for site in sites for name in (site.weight, site.bias) if name is not None]
+        parameters = [inner.get_parameter(name) for name in names]
+        count = 0
+        with evaluation_mode(model), torch.enable_grad():
+            for count, batch in enumerate(batches, start=1):
+                value = loss(model, batch)
+                if not bool(value.detach().isfinite().all()):
+                    raise InputError(f"batch {count - 1}: the loss is {float(value.detach().sum())}")
+                gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+                self._add(sites, dict(zip(names, zip(parameters, gradients, strict=True), strict=True)))
+        if not count:
+            raise InputError("no batches: the score is a mean over batches")
+        self.scores = {name: score / count for name, score in self.scores.items()}
+
+    def __call__(self, model: nn.Module, site: ChannelSite) -> Tensor:
+        if site.name not in self.scores:
+            raise InputError(f"{site.name} was not among the sites that the scores were measured for")
+        return self.scores[site.name]
+
+    def _add(self, sites: Sequence[ChannelSite], known: Mapping[str, tuple[Tensor, Tensor | None]]) -> None:
+        for site in sites:
+            weight, gradient = known[site.weight]
+            other = [a for a in range(weight.dim()) if a != site.axis]
+            change = weight.new_zeros(site.channels)
+            if gradient is not None:
+                change = (weight.detach() * gradient).sum(other) if other else weight.detach() * gradient
+            if site.bias is not None:
+                bias, slope = known[site.bias]
+                change = change if slope is None else change + bias.detach() * slope
+            self.scores[site.name] = self.scores.get(site.name, 0) + change.square()
+
+
+class GroupSum:
+    """The sum of another score over all sites that share their channels through sums of branches.
+
+    With it and the global threshold the sites of a group lose the same channels, as pruners by groups do (Fang et al.
+    2023, DepGraph). `sites` are those of `channel_sites(model, args)`, which know their groups.
+    """
+
+    def __init__(self, score: str | Score, sites: Sequence[ChannelSite]) -> None:
+        self.score = score_named(score)
+        self.sites = tuple(sites)
+
+    def __call__(self, model: nn.Module, site: ChannelSite) -> Tensor:
+        members = [s for s in self.sites if s.group == site.group and s.channels == site.channels] or [site]
+        return torch.stack([self.score(model, member) for member in members]).sum(0)
+
+
+SCORES: Mapping[str, Score] = {"bn-scale": bn_scale, "weight-norm": weight_norm}
+
+
+def score_named(score: str | Score) -> Score:
+    """The score of that name, or the callable itself; InputError if it is neither."""
+    if isinstance(score, str):
+        if score not in SCORES:
+            raise InputError(f"scores is {score!r}; one of {', '.join(SCORES)} or a Score is wanted")
+        return SCORES[score]
+    if not callable(score):
+        raise InputError(f"scores is a {type(score).__name__}; a name or a Score is wanted")
+    return score
+
+
+def scores_of(model: nn.Module, site: ChannelSite, score: Score) -> Tensor:
+    """The scores of a site on the CPU in float64, checked. InputError where they are not one number a channel."""
+    found = score(unwrapped(model), site).detach().to("cpu", torch.float64)
+    if found.shape != (site.channels,) or not bool(found.isfinite().all()):
+        raise InputError(
+            f"{site.name}: scores of shape {tuple(found.shape)} for {site.channels} channels, "
+            f"{int((~found.isfinite()).sum())} of them not finite"
+        )
+    return found

@@ -1,0 +1,316 @@
+"""Sparse training: a reweighted L1 penalty on the scales of channels, which pushes those that matter least to zero.
+
+    penalty = lambda(t) * sum over sites l of a_l * sum over channels c of w_lc * |gamma_lc|
+
+The definition is ours (docs/l1rr.md), after the abstract of Ran et al. 2024 (Remote Sensing 16, 2026). The weights w
+are those of Candes, Wakin and Boyd 2008: the majorise-minimise step for sum of log(|gamma| + eps).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from l1rr_fx.decay import few, refuse_decay
+from l1rr_fx.schedules import Schedule, mean_factor, schedule_named
+from l1rr_fx.scores import row_norms
+from l1rr_fx.sites import channel_sites
+from l1rr_fx.zeroing import ChannelSite, unwrapped
+from passes.errors import InputError
+
+FLOOR, SHARE = 1e-3, 0.1
+"""eps of a site: SHARE of its mean magnitude at the start, at least FLOOR."""
+LEAST, MOST = 0.1, 10.0
+"""The bounds of a channel's weight; the mean over all channels is 1 before they are applied."""
+SHIFT = 10.0
+"""How much faster the shift of a channel shrinks once its scale is zero. Public YOLOv5 prunings penalise shifts ten
+times as much as scales, all of them; here only those of channels that give nothing but this constant."""
+REFRESHES = 100
+"""How often weights are refreshed in a training, unless `refresh_every` says otherwise."""
+
+
+class ReweightedL1:
+    """The penalty on a model's channels, applied after each optimiser step as a proximal step.
+
+    `total_steps` counts optimiser steps. `strength` is lambda's peak: a step shrinks |gamma| by lr * lambda * a * w.
+    "auto" derives it from the model and the training: a channel of weight 1 that no gradient speaks for would move by
+    its network's mean |gamma| in the whole training if the learning rate stayed at its highest. (A fixed number means
+    something else for every optimiser and length of training.) `schedule` is a name of `l1rr_fx.schedules` or a
+    function of t in [0, 1]. `sites` are by default the model's batch norms; with an example input as `args`, also the
+    rows of layers without one, each as a group. `cost_aware` makes a_l the MACs that a channel costs, over their mean;
+    it needs `args` or sites that know. Weights are refreshed every `refresh_every` steps (default: a hundredth of all)
+    and by `refresh()`; `adaptive=False` leaves them at 1. `spared` is the share of each layer's channels, the largest
+    at the refresh, that are not pushed at all (after Yun et al. 2019, trimmed L1): a layer whose channels are all alike
+    shrinks as one, which the batch norm after it undoes, unless some are spared.
+
+        sparsity = ReweightedL1(model, total_steps=epochs * len(loader))
+        sparsity.attach(optimizer)                         # or sparsity.step(lr) after each optimizer.step()
+
+    Attached, it follows the optimiser: nothing is done in steps that GradScaler skips, nor between steps of an
+    accumulated gradient, and each gamma's own learning rate is used. It has no random numbers and reads nothing but
+    parameters, so that ranks with equal parameters stay equal. Wrappers (DDP, compiled modules) are looked through.
+
+    Raises InputError for frozen parameters, by name: leave their sites out of `sites`, or let them train.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        total_steps: int,
+        strength: float | str = "auto",
+        schedule: str | Schedule = "warm-linear",
+        sites: Sequence[ChannelSite] | None = None,
+        args: tuple[Any, ...] | None = None,
+        cost_aware: bool = False,
+        adaptive: bool = True,
+        spared: float = 0.5,
+        refresh_every: int | None = None,
+    ) -> None:
+        model = unwrapped(model)
+        found = channel_sites(model, args) if sites is None else tuple(sites)
+        self.sites: tuple[ChannelSite, ...] = tuple(site for site in found if site.blocked is None)
+        self.schedule = schedule_named(schedule)
+        self.total_steps = _count("total_steps", total_steps)
+        self.refresh_every = max(1, total_steps // REFRESHES) if refresh_every is None else refresh_every
+        _count("refresh_every", self.refresh_every)
+        self.strength = _checked_strength(strength)
+        self.adaptive = adaptive
+        self.spared = _checked_share(spared)
+        self._weights: list[Tensor] = [_parameter(model, site.weight) for site in self.sites]
+        self._biases = [_parameter(model, site.bias) if site.bias else None for site in self.sites]
+        _refuse_frozen(self._named())
+        self._sizes = [site.channels for site in self.sites]
+        self._importance = _importance(self.sites, cost_aware=cost_aware)
+        magnitudes = self._magnitudes().split(self._sizes)
+        self._eps = torch.cat([(SHARE * m.mean()).clamp(min=FLOOR).expand(len(m)) for m in magnitudes])
+        self._scale = float(torch.cat(magnitudes).mean())
+        self._mean_factor = mean_factor(self.schedule)
+        self._highest_lr = 0.0
+        self.steps = 0
+        self._factors = torch.ones(sum(self._sizes), dtype=torch.float64)
+        self.refresh()
+
+    # What a training loop calls
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Take a step after each step of the optimiser, from now on; remove the handle to stop.
+
+        InputError if the optimiser lacks some of the gammas, or decays them: weight decay would shrink all alike what
+        the penalty shrinks by need. `parameter_groups` gives groups that do not.
+        """
+        names = {site.weight: weight for site, weight in zip(self.sites, self._weights, strict=True)}
+        refuse_decay(optimizer, names, gammas=[site.weight for site in self.sites if site.kind == "scale"])
+        group_of = {id(p): n for n, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        groups = [group_of[id(weight)] for weight in self._weights]
+
+        def after(stepped: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            skipped = getattr(stepped, "found_inf", None)  # GradScaler sets it on optimisers that skip by themselves
+            if skipped is None or not bool(skipped):
+                rates = [float(group["lr"]) for group in stepped.param_groups]
+                self._proximal([rates[n] for n in groups])
+
+        return optimizer.register_step_post_hook(after)
+
+    def step(self, lr: float) -> None:
+        """The proximal step, for a loop that calls it itself after each optimiser step that was not skipped.
+
+        |gamma| shrinks by lr * lambda(t) * a * w and stops at exactly 0; so does the shift of a channel at 0.
+        """
+        self._proximal([float(lr)] * len(self.sites))
+
+    @torch.no_grad()
+    def add_grad_(self, lr: float | None = None) -> None:
+        """Instead of `step`: add the subgradient to the gradients, once for each optimiser step and before it.
+
+        Under GradScaler call `scaler.unscale_(optimizer)` first. It gives no exact zeros, and Adam rescales it. The
+        learning rate is needed for the strength "auto" only.
+        """
+        if self.strength is None and lr is None:
+            raise InputError('with the strength "auto", add_grad_ needs the learning rate: add_grad_(lr)')
+        slope = (self._lambda(self._noted(lr or 0.0)) * self._factors).split(self._sizes)
+        magnitudes = self._magnitudes().split(self._sizes)
+        for weight, site, each, size in zip(self._weights, self.sites, slope, magnitudes, strict=True):
+            direction = weight.detach() / _along(site, weight, size).clamp(min=1e-12)
+            added = direction * _along(site, weight, each)
+            weight.grad = added if weight.grad is None else weight.grad.add_(added)
+        self._advance()
+
+    def refresh(self) -> None:
+        """Take the weights w from the magnitudes as they are now. InputError where these are NaN or infinite."""
+        magnitudes = self._magnitudes()
+        if not bool(magnitudes.isfinite().all()):
+            parts = zip(self.sites, magnitudes.split(self._sizes), strict=True)
+            names = [site.weight for site, part in parts if not bool(part.isfinite().all())]
+            raise InputError(f"{', '.join(names)}: NaN or infinity after {self.steps} steps; the training has diverged")
+        weights = torch.ones_like(magnitudes)
+        if self.adaptive:
+            weights = 1 / (magnitudes + self._eps.to(magnitudes))
+            weights = (weights / weights.mean()).clamp(LEAST, MOST)
+        for part, sizes in zip(weights.split(self._sizes), magnitudes.split(self._sizes), strict=True):
+            part[sizes.topk(math.ceil(self.spared * len(sizes))).indices] = 0
+        self._factors = weights * self._importance.to(weights)
+
+    def penalty(self) -> Tensor:
+        """The penalty as it is now, a scalar: for logs, or as a term of the loss in place of `step`."""
+        slope = (self._lambda(self._highest_lr) * self._factors).split(self._sizes)
+        parts = [
+            (each.to(weight) * row_norms(weight, site.axis)).sum()
+            for weight, site, each in zip(self._weights, self.sites, slope, strict=True)
+        ]
+        return torch.stack([part.to(parts[0]) for part in parts]).sum()
+
+    def zeros(self) -> Mapping[str, Tensor]:
+        """The channels whose scale or row is exactly zero, as a mask by the name of the site."""
+        dead = (self._magnitudes() == 0).cpu().split(self._sizes)
+        return {site.name: mask for site, mask in zip(self.sites, dead, strict=True)}
+
+    # Saving
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit."""
+        return {
+            "sites": [(site.weight, site.channels) for site in self.sites],
+            "steps": self.steps,
+            "highest_lr": self._highest_lr,
+            "scale": self._scale,
+            "eps": self._eps.clone(),
+            "factors": self._factors.clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`. InputError if it is of other sites."""
+        own, saved = [(s.weight, s.channels) for s in self.sites], [tuple(each) for each in state["sites"]]
+        if own != saved:
+            pairs = zip([*own, None], [*saved, None], strict=False)
+            mine, other = next(pair for pair in pairs if pair[0] != pair[1])
+            raise InputError(f"the state is of other sites: the first difference is {other} in it and {mine} here")
+        self.steps = int(state["steps"])
+        self._highest_lr, self._scale = float(state["highest_lr"]), float(state["scale"])
+        self._eps, self._factors = state["eps"].clone(), state["factors"].clone()
+
+    # Inside
+
+    @torch.no_grad()
+    def _proximal(self, rates: Sequence[float]) -> None:
+        """The proximal operator of the penalty: each row (a gamma is a row of one) loses its share of its norm."""
+        strength = self._lambda(self._noted(max(rates)))
+        magnitudes = self._magnitudes()
+        factors = self._factors.to(magnitudes)
+        if len({*rates}) > 1:
+            rate = torch.tensor(rates, dtype=magnitudes.dtype).repeat_interleave(torch.tensor(self._sizes))
+            amounts = factors * (strength * rate.to(magnitudes))
+        else:
+            amounts = factors * (strength * rates[0])
+        left = _shrunk(magnitudes, amounts)
+        parts = left.split(self._sizes)
+        shares = [_along(site, w, part) for site, w, part in zip(self.sites, self._weights, parts, strict=True)]
+        torch._foreach_mul_(self._weights, shares)
+        self._shrink_shifts(amounts * (SHIFT * (left == 0)))
+        self._advance()
+
+    def _shrink_shifts(self, amounts: Tensor) -> None:
+        """Shifts of channels whose scale is zero: what they add is a constant, which the next layers learn to do
+        without while there is time."""
+        parts = amounts.split(self._sizes)
+        pairs = [(bias, part) for bias, part in zip(self._biases, parts, strict=True) if bias is not None]
+        if not pairs:
+            return
+        biases: list[Tensor] = [bias for bias, _ in pairs]
+        sizes = torch.cat([size.to(amounts) for size in torch._foreach_abs(biases)])
+        left = _shrunk(sizes, torch.cat([part for _, part in pairs])).split([len(bias) for bias in biases])
+        torch._foreach_mul_(biases, [part.to(bias) for bias, part in zip(biases, left, strict=True)])
+
+    def _advance(self) -> None:
+        self.steps += 1
+        if self.steps % self.refresh_every == 0:
+            self.refresh()
+
+    def _noted(self, lr: float) -> float:
+        """The highest learning rate so far, this one included."""
+        self._highest_lr = max(self._highest_lr, lr)
+        return self._highest_lr
+
+    def _lambda(self, highest_lr: float) -> float:
+        """lambda(t) of the next step."""
+        factor = float(self.schedule(min(1.0, self.steps / self.total_steps)))
+        if self.strength is not None:
+            return self.strength * factor
+        travelled = highest_lr * self.total_steps * self._mean_factor
+        return self._scale / travelled * factor if travelled else 0.0
+
+    @torch.no_grad()
+    def _magnitudes(self) -> Tensor:
+        """|gamma| and norms of rows of all sites, one after another, on the device of the first."""
+        first = self._weights[0]
+        kind = torch.promote_types(first.dtype, torch.float32)
+        parts = [row_norms(w, site.axis) for site, w in zip(self.sites, self._weights, strict=True)]
+        return torch.cat([part.to(first.device, kind) for part in parts])
+
+    def _named(self) -> list[tuple[str, Tensor]]:
+        pairs = [(s.weight, w) for s, w in zip(self.sites, self._weights, strict=True)]
+        return [*pairs, *((str(s.bias), b) for s, b in zip(self.sites, self._biases, strict=True) if b is not None)]
+
+
+def _shrunk(sizes: Tensor, amounts: Tensor) -> Tensor:
+    """What is left of each size after `amounts` are taken away, as a factor; exactly 0 where nothing is."""
+    return (1 - amounts / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)).clamp(min=0)
+
+
+def _along(site: ChannelSite, weight: Tensor, values: Tensor) -> Tensor:
+    """One value a channel, in the shape in which it multiplies the site's weight."""
+    return values.to(weight).view([-1 if a == site.axis else 1 for a in range(weight.dim())])
+
+
+def _parameter(model: nn.Module, name: str) -> nn.Parameter:
+    try:
+        return model.get_parameter(name)
+    except AttributeError as error:
+        raise InputError(f"the sites name a parameter {name} that this {type(model).__name__} has not") from error
+
+
+def _refuse_frozen(named: Sequence[tuple[str, Tensor]]) -> None:
+    if frozen := [name for name, parameter in named if not parameter.requires_grad]:
+        raise InputError(
+            f"{len(frozen)} parameters to be made sparse are frozen: {few(frozen)}; let them train, or leave their "
+            "sites out: sites=[s for s in channel_sites(model) if model.get_parameter(s.weight).requires_grad]"
+        )
+    if not named:
+        raise InputError("no sites: there is nothing to make sparse")
+
+
+def _importance(sites: Sequence[ChannelSite], *, cost_aware: bool) -> Tensor:
+    """a_l for each channel: 1, or the MACs of its layer a channel, of mean 1 over all channels."""
+    if not cost_aware:
+        return torch.ones(sum(site.channels for site in sites), dtype=torch.float64)
+    costs = torch.cat([torch.full((site.channels,), site.macs / site.channels, dtype=torch.float64) for site in sites])
+    if not bool(costs.any()):
+        raise InputError("cost_aware needs to know what layers cost: give an example input as args=(image,)")
+    return costs / costs.mean()
+
+
+def _count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} is {value!r}; a whole number of at least 1 is wanted")
+    return value
+
+
+def _checked_share(spared: float) -> float:
+    if isinstance(spared, bool) or not isinstance(spared, (int, float)) or not 0 <= spared < 1:
+        raise InputError(f"spared is {spared!r}; a share of the channels in [0, 1) is wanted")
+    return float(spared)
+
+
+def _checked_strength(strength: float | str) -> float | None:
+    """The strength as a number, None for "auto"."""
+    if strength == "auto":
+        return None
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < float("inf"):
+        raise InputError(f'strength is {strength!r}; a finite number >= 0 or "auto" is wanted')
+    return float(strength)

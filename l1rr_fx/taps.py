@@ -1,0 +1,133 @@
+"""Where a detector's features are looked at: the tensors that enter its heads, and those that its predictions are
+made from."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import networkx as nx
+import torch
+from torch.fx import Node
+
+from l1rr_fx.sites import predictions
+from passes.errors import InputError
+from passes.facts import Facts, channel_facts
+from passes.program import Program, Site
+
+aten = torch.ops.aten
+
+ROOT = "inputs"
+SHAPE_ONLY = (aten.new_full, aten.new_zeros, aten.new_ones, aten.new_empty)
+"""Operators that read the device and the dtype of a tensor and nothing else; detectors make their anchors so."""
+
+
+def found_taps(program: Program) -> tuple[Node, ...]:
+    """The feature maps of a detector, in the order of the network.
+
+    Its prediction layers are the last layers before its outputs that give maps of the image. For each size of map, the
+    tensor that all of its predictions are made from (their nearest common dominator) enters the heads; the tensors that
+    the prediction layers read leave the heads' towers. InputError if the network gives no maps.
+    """
+    facts = channel_facts(program)
+    layers = _prediction_layers(program, facts)
+    if not layers:
+        raise InputError(
+            "no detector's heads are found: no layer before the outputs gives a map of the image. "
+            'Name the feature maps to look at: taps=("backbone.layer3", ...)'
+        )
+    dominators = nx.immediate_dominators(_flow(program, facts), ROOT)
+    by_size: dict[tuple[int, ...], list[Node]] = defaultdict(list)
+    for layer in layers:
+        by_size[layer.out_shape[2:]].append(layer.inputs[0])
+    found: set[Node] = set()
+    for inputs in by_size.values():
+        found.update(inputs)
+        entry = _common(dominators, inputs)
+        if entry is not None and len(program.shape(entry)) == 4:
+            found.add(entry)
+    return tuple(node for node in program.module.graph.nodes if node in found)
+
+
+def named_taps(program: Program, names: Sequence[str]) -> tuple[Node, ...]:
+    """The results of the modules (dotted names), or the nodes of the graph, that are named. InputError for others."""
+    found: list[Node] = []
+    for name in names:
+        node = next((n for n in program.values if n.name == name), None) or _result_of(program, name)
+        if node is None:
+            raise InputError(f"taps: the model has no module or node {name!r} that gives a tensor")
+        if len(program.shape(node)) != 4:
+            raise InputError(f"taps: {name!r} has shape {program.shape(node)}; a map (n, c, h, w) is wanted")
+        found.append(node)
+    return tuple(found)
+
+
+def _result_of(program: Program, module: str) -> Node | None:
+    """The last tensor that was computed inside a module."""
+    inside = [
+        n for n in program.values if any(path == module for path, _ in n.meta.get("nn_module_stack", {}).values())
+    ]
+    return inside[-1] if inside else None
+
+
+def _prediction_layers(program: Program, facts: Facts) -> tuple[Site, ...]:
+    """The layers whose maps reach a prediction without another layer that gives a map in between."""
+    image = next((program.shape(n) for n in program.values if n.op == "placeholder"), ())
+    seen: set[Node] = set(predictions(program))
+    waiting = list(seen)
+    layers: dict[Site, None] = {}
+    while waiting:
+        site = program.at.get(waiting.pop())
+        if site is None:
+            continue
+        if site.rule.family == "contraction" and _is_map(site.out_shape, image):
+            layers[site] = None
+            continue
+        new = [node for node in _read(site, facts) if node not in seen]
+        seen.update(new)
+        waiting += new
+    return tuple(layers)
+
+
+def _is_map(shape: Sequence[int], image: Sequence[int]) -> bool:
+    """Whether a tensor lies over the image: it has several cells, and the same stride both ways."""
+    if len(shape) != 4 or len(image) != 4 or shape[2] * shape[3] < 2:
+        return False
+    return abs(image[2] / shape[2] - image[3] / shape[3]) <= 0.05 * image[2] / shape[2]
+
+
+def _read(site: Site, facts: Facts) -> tuple[Node, ...]:
+    """The computed tensors whose elements a call depends on: not those of which it takes only the size or the dtype."""
+    if getattr(site.node.target, "overloadpacket", None) in SHAPE_ONLY:
+        return ()
+    lives = [torch.ones_like(live) for live in facts.at(site).lives]
+    needed = site.rule.needed(site, lives, [facts.zero[node] for node in site.inputs])
+    return tuple(n for n, mask in zip(site.inputs, needed, strict=True) if n.op != "get_attr" and bool(mask.any()))
+
+
+def _flow(program: Program, facts: Facts) -> nx.DiGraph:
+    """Which tensor is computed from which, from one root before all inputs."""
+    flow = nx.DiGraph()
+    flow.add_node(ROOT)
+    for node in program.values:
+        if node.op == "placeholder":
+            flow.add_edge(ROOT, node)
+    for site in program.sites:
+        for source in _read(site, facts):
+            flow.add_edges_from((source, out) for out in site.outputs if out is not None)
+    return flow
+
+
+def _common(dominators: dict[object, object], nodes: Sequence[Node]) -> Node | None:
+    """The nearest tensor that every path from the inputs to each of the nodes goes through."""
+    lines = [_line(dominators, node) for node in nodes]
+    shared = [node for node in lines[0] if all(node in line for line in lines[1:])]
+    return next((node for node in shared if isinstance(node, Node)), None)
+
+
+def _line(dominators: dict[object, object], node: object) -> list[object]:
+    """A node and its dominators, the nearest first."""
+    line = [node]
+    while line[-1] in dominators and (above := dominators[line[-1]]) not in (line[-1], None):
+        line.append(above)
+    return line

@@ -1,0 +1,107 @@
+"""The targets of a batch of images: boxes with classes, checked once, and what of a feature map they cover."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from passes.errors import InputError
+
+Target = Tensor | Mapping[str, Any]
+"""The boxes of one image, shape (n, 4), as left, top, right, bottom in pixels; or a mapping with "boxes" and, if there
+are classes, "labels", shape (n,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch: the arguments of the model, and for each image its boxes (n, 4) in pixels and classes (n,)."""
+
+    args: tuple[Any, ...]
+    boxes: tuple[Tensor, ...]
+    labels: tuple[Tensor, ...]
+    size: tuple[int, int]
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The classes that occur."""
+        return tuple(sorted({int(n) for labels in self.labels for n in labels.tolist()}))
+
+
+def read_batches(batches: Iterable[Any], *, device: torch.device) -> tuple[Batch, ...]:
+    """The batches of an iterable of (images, targets), on `device`.
+
+    `images` is a tensor (n, 3, h, w), or a tuple of the model's arguments that begins with one; `targets` has one
+    `Target` for each image. InputError names the batch and the image where boxes are missing, inverted, not numbers or
+    outside the image, and if there is no box at all.
+    """
+    found = tuple(_batch(number, batch, device) for number, batch in enumerate(batches))
+    if not any(len(boxes) for batch in found for boxes in batch.boxes):
+        raise InputError(f"{len(found)} batches without a single box: attention is measured inside boxes")
+    return found
+
+
+def _batch(number: int, batch: Any, device: torch.device) -> Batch:
+    where = f"batch {number}"
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+        raise InputError(f"{where} is a {type(batch).__name__} without targets; (images, targets) is wanted")
+    images, targets = batch
+    args = tuple(images) if isinstance(images, (tuple, list)) else (images,)
+    if not args or not isinstance(args[0], Tensor) or args[0].dim() != 4:
+        raise InputError(f"{where}: images of shape (n, 3, h, w) are wanted, or a tuple that begins with them")
+    count, size = len(args[0]), (args[0].shape[2], args[0].shape[3])
+    if not isinstance(targets, Sequence) or len(targets) != count:
+        what = f"{len(targets)} targets" if isinstance(targets, Sequence) else f"a {type(targets).__name__} as targets"
+        raise InputError(f"{where} has {count} images and {what}; one for each image is wanted")
+    pairs = [_target(f"{where}, image {n}", target, size, device) for n, target in enumerate(targets)]
+    on_device = tuple(arg.to(device) if isinstance(arg, Tensor) else arg for arg in args)
+    return Batch(on_device, tuple(boxes for boxes, _ in pairs), tuple(labels for _, labels in pairs), size)
+
+
+def _target(where: str, target: Any, size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    if isinstance(target, Mapping):
+        boxes, labels = target.get("boxes"), target.get("labels")
+    else:
+        boxes, labels = target, None
+    if not isinstance(boxes, Tensor):
+        raise InputError(f"{where} has no targets: a tensor of boxes, or a mapping with one as 'boxes', is wanted")
+    if boxes.numel() == 0:
+        return torch.zeros(0, 4, device=device), torch.zeros(0, dtype=torch.int64, device=device)
+    if boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise InputError(f"{where}: boxes have shape {tuple(boxes.shape)}; (n, 4) is wanted")
+    _check_boxes(where, boxes.detach().float(), size)
+    if labels is None:
+        labels = torch.zeros(len(boxes), dtype=torch.int64)
+    if not isinstance(labels, Tensor) or labels.shape != (len(boxes),):
+        raise InputError(f"{where}: {len(boxes)} boxes need 'labels' of shape ({len(boxes)},)")
+    return boxes.detach().float().to(device), labels.detach().to(device, torch.int64)
+
+
+def _check_boxes(where: str, boxes: Tensor, size: tuple[int, int]) -> None:
+    height, width = size
+    for number, (left, top, right, bottom) in enumerate(boxes.tolist()):
+        shown = f"{where}: box {number} ({left:g}, {top:g}, {right:g}, {bottom:g})"
+        if not (left < right and top < bottom):
+            raise InputError(f"{shown} is not left, top, right, bottom with left < right and top < bottom")
+        if right <= 0 or bottom <= 0 or left >= width or top >= height:
+            raise InputError(f"{shown} lies outside the image of {width} x {height} pixels")
+
+
+def target_mask(boxes: Tensor, size: tuple[int, int], cells: tuple[int, int]) -> Tensor:
+    """What a map of `cells` (h, w) over an image of `size` pixels counts for, shape (h, w).
+
+    Each cell has the largest 1 / (area in cells, at least 1) of the boxes that cover any of it, so that a small target
+    counts as much as a large one; 0 where there is none.
+    """
+    height, width = cells
+    scale = boxes.new_tensor([width / size[1], height / size[0]] * 2)
+    left, top, right, bottom = (boxes * scale).unbind(1)
+    area = ((right - left) * (bottom - top)).clamp(min=1)
+    x, y = torch.arange(width, device=boxes.device), torch.arange(height, device=boxes.device)
+    across = (x < right[:, None]) & (x + 1 > left[:, None])
+    down = (y < bottom[:, None]) & (y + 1 > top[:, None])
+    covered = (down[:, :, None] & across[:, None, :]) / area[:, None, None]
+    return covered.amax(0) if len(boxes) else boxes.new_zeros(cells)

@@ -1,0 +1,37 @@
+"""Capture leaves the model as it found it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from passes.capture import capture
+
+
+class Caching(nn.Module):
+    """Keeps what it computed on itself, in a dictionary and in a list, as detectors keep their anchors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.last: Tensor | None = None
+        self.by_size: dict[int, Tensor] = {}
+        self.seen = [torch.zeros(1)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        self.last = y
+        self.by_size[x.shape[-1]] = y.mean()
+        self.seen.append(y)
+        return y * self.seen[0].add(1)
+
+
+def test_what_forward_keeps_on_the_model_is_undone() -> None:
+    model, x = Caching().eval(), torch.rand(1, 3, 4, 4)
+    seen = model.seen
+    captured = capture(model, (x,))
+    assert model.last is None
+    assert model.by_size == {}
+    assert model.seen is seen
+    assert len(seen) == 1
+    torch.testing.assert_close(captured(x), model(x))

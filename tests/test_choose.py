@@ -1,0 +1,371 @@
+"""Plans for budgets: what is reached, by what, what is refused; and curves that are interrupted and taken up."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+import l1rr_fx
+from l1rr_fx.attention import FeatureAttention
+from l1rr_fx.budget import Analysis, Budget
+from l1rr_fx.choose import WITHIN, choose
+from l1rr_fx.cli import app
+from l1rr_fx.cli import planning as planning
+from l1rr_fx.curves import Curve
+from l1rr_fx.demo.detector import ConvBlock, Head, Residual
+from l1rr_fx.plan import Plan
+from l1rr_fx.recalibrate import recalibrate_batch_norm
+from l1rr_fx.scores import GroupSum
+from l1rr_fx.sites import channel_sites
+from passes.errors import InputError
+from tests.test_scores import Net
+
+IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+BOXES = [torch.tensor([[4.0, 6, 30, 28], [40, 40, 60, 62]]), torch.tensor([[10.0, 10, 20, 20]])]
+ARGS = (IMAGES[:1],)
+
+
+class Detector(nn.Module):
+    """The tree detector's kind in a few layers: a residual sum, an added pyramid of two scales, heads with towers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = ConvBlock(3, 32, stride=4)
+        self.stage4 = Residual(32, 32)
+        self.stage8 = ConvBlock(32, 48, stride=2)
+        self.stage16 = ConvBlock(48, 64, stride=2)
+        self.lateral8 = ConvBlock(48, 48, 1)
+        self.lateral16 = ConvBlock(64, 48, 1)
+        self.head8 = Head(48)
+        self.head16 = Head(48)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        c8 = self.stage8(self.stage4(self.stem(image)))
+        p16 = self.lateral16(self.stage16(c8))
+        p8 = self.lateral8(c8) + F.interpolate(p16, scale_factor=2.0, mode="nearest")
+        score8, sides8 = self.head8(p8)
+        score16, sides16 = self.head16(p16)
+        return {"score_8": score8, "sides_8": sides8, "score_16": score16, "sides_16": sides16}
+
+
+def detector() -> Detector:
+    torch.manual_seed(0)
+    model = Detector()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.05, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    recalibrate_batch_norm(model, [IMAGES])
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> Detector:
+    return detector()
+
+
+@pytest.fixture(scope="module")
+def attention(model: Detector) -> FeatureAttention:
+    return FeatureAttention(model, ARGS, [(IMAGES, BOXES)])
+
+
+@pytest.fixture(scope="module")
+def curves(model: Detector, attention: FeatureAttention, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file with the curves of `model`, measured once."""
+    file = tmp_path_factory.mktemp("curves") / "curves.jsonl"
+    choose(model, ARGS, budget=Budget(macs=0.9), attention=attention, curves=file)
+    return file
+
+
+def pruned_shares(plan: Plan, model: nn.Module, args: tuple[Any, ...] = ARGS) -> tuple[float, float]:
+    """Parameters and MACs that `prune` leaves of the zeroed model, and that it computes what the zeroed model does."""
+    zeroed = copy.deepcopy(model)
+    plan.zero_(zeroed)
+    report = l1rr_fx.prune(zeroed, args, mode=plan.mode).report
+    return report.after.parameters / report.before.parameters, report.after.macs / report.before.macs
+
+
+@pytest.mark.parametrize("method", ["attention", "global threshold"])
+@pytest.mark.parametrize("budget", [Budget(macs=0.35), Budget(params=0.3), Budget(macs=0.6, params=0.25)])
+def test_a_budget_is_reached_in_the_pruned_network(
+    model: Detector, attention: FeatureAttention, curves: Path, budget: Budget, method: str
+) -> None:
+    chosen = {"attention": attention, "curves": curves} if method == "attention" else {}
+    plan = choose(model, ARGS, budget=budget, **chosen)  # type: ignore[arg-type]
+    assert plan.method == method
+    params, macs = pruned_shares(plan, model)
+    assert plan.reached == pytest.approx({"params": params, "macs": macs})
+    slack = [limit - plan.reached[name] for name, limit in budget.limits.items()]
+    assert min(slack) >= 0, "a limit is exceeded"
+    assert min(slack) <= WITHIN, "fewer channels would have done"
+
+
+def test_attention_loses_less_of_it_than_the_threshold(
+    model: Detector, attention: FeatureAttention, curves: Path
+) -> None:
+    budget = Budget(macs=0.5)
+    by_attention = choose(model, ARGS, budget=budget, attention=attention, curves=curves)
+    by_threshold = choose(model, ARGS, budget=budget)
+    zeroed = copy.deepcopy(model)
+    by_threshold.zero_(zeroed)
+    assert by_attention.attention is not None
+    assert by_attention.attention.total < attention.of(zeroed).total
+
+
+def test_every_layer_goes_as_far_as_tau(model: Detector, attention: FeatureAttention, curves: Path) -> None:
+    plan = choose(model, ARGS, budget=Budget(macs=0.5), attention=attention, curves=curves)
+    alone = [site.attention for site in plan.sites if site.attention is not None]
+    assert max(alone) == pytest.approx(plan.tau)
+    measured = [json.loads(line) for line in curves.read_text().splitlines()[1:]]
+    for each in measured:
+        site = next(site for site in plan.sites if site.name == each["unit"])
+        curve = Curve(tuple(each["counts"]), tuple(each["losses"]))
+        if len(site.zeroed) < each["counts"][-1]:
+            assert curve.at(len(site.zeroed) + 1) >= plan.tau, f"{site.name} could lose another channel"
+
+
+def test_the_smallest_scales_of_a_layer_go(model: Detector) -> None:
+    plan = choose(model, ARGS, budget=Budget(macs=0.5))
+    for site in plan.sites:
+        if site.zeroed:
+            sizes = model.get_parameter(site.weight).detach().abs()
+            assert float(sizes[site.mask].max()) <= float(sizes[~site.mask].min())
+            assert float(sizes[site.mask].max()) <= plan.tau
+
+
+def test_layers_keep_their_least() -> None:
+    model = detector()
+    with torch.no_grad():
+        model.stage8[1].weight.mul_(1e-3)
+    plan = choose(model, ARGS, budget=Budget(macs=0.5))
+    kept = {site.name: site.channels - len(site.zeroed) for site in plan.sites}
+    assert kept["stage8.1"] == 4 < min(kept["stage4.first.1"], kept["stage16.1"])
+    assert all(not site.zeroed for site in plan.sites if site.blocked)
+
+
+def test_the_model_is_left_alone(model: Detector) -> None:
+    before = copy.deepcopy(model.state_dict())
+    choose(model, ARGS, budget=Budget(macs=0.5))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_limit_on_attention_alone(model: Detector, attention: FeatureAttention, curves: Path) -> None:
+    plans = [choose(model, ARGS, budget=Budget(attention=x), attention=attention, curves=curves) for x in (0.02, 0.1)]
+    for plan, limit in zip(plans, (0.02, 0.1), strict=True):
+        assert plan.attention is not None and 0 < plan.attention.total <= limit
+    assert plans[1].zeroed > plans[0].zeroed > 0
+
+
+def test_cost_and_attention_that_exclude_each_other(model: Detector, attention: FeatureAttention, curves: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"macs=0.3 needs an attention loss of 0\.\d+, not 0.01; up to .* is reachable"
+    ):
+        choose(model, ARGS, budget=Budget(macs=0.3, attention=0.01), attention=attention, curves=curves)
+
+
+def test_an_impossible_budget_says_what_is_possible_and_what_stays(model: Detector) -> None:
+    with pytest.raises(InputError, match=r"macs=0.001 cannot be met; params=0.\d+, macs=0.\d+ is reachable") as caught:
+        choose(model, ARGS, budget=Budget(macs=0.001))
+    assert "11 layers at their least" in str(caught.value) and "head8.sides (network output)" in str(caught.value)
+
+
+def test_only_the_sites_given_are_touched(model: Detector) -> None:
+    plan = choose(model, ARGS, budget=Budget(macs=0.9), sites=("stage4.first.1", "head8.score_tower.1"))
+    assert {site.name for site in plan.sites if site.zeroed} == {"stage4.first.1", "head8.score_tower.1"}
+    with pytest.raises(InputError, match="sites: 'stage4' is none"):
+        choose(model, ARGS, budget=Budget(macs=0.9), sites=("stage4",))
+
+
+def test_layers_after_the_last_map_are_left_alone(model: Detector) -> None:
+    """With taps at the entries of the heads, the heads' towers lose nothing there: they would go to their least."""
+    attention = FeatureAttention(model, ARGS, [(IMAGES, BOXES)], taps=("lateral16.2", "add_1"))
+    plan = choose(model, ARGS, budget=Budget(macs=0.7), attention=attention)
+    towers = [site for site in plan.sites if "tower" in site.name]
+    assert len(towers) == 4
+    assert all(not site.zeroed and site.blocked == "no feature map depends on it" for site in towers)
+
+
+def test_channels_that_are_zero_already_go_first() -> None:
+    model = detector()
+    with torch.no_grad():
+        model.stage8[1].weight[3:9] = 0
+        model.stage8[1].bias[3:9] = 0
+        model.stage16[1].weight[:5] = 0  # a constant remains: not zero yet
+        model.stage8[0].weight[3:9] *= 100  # for the score of filters they would be the last to go
+    plan = choose(model, ARGS, budget=Budget(macs=0.93), scores="weight-norm")
+    zeroed = {site.name: site.zeroed for site in plan.sites}
+    assert set(range(3, 9)) <= {*zeroed["stage8.1"]}
+    assert pruned_shares(plan, model)[1] == pytest.approx(plan.reached["macs"])
+    assert Analysis(model, ARGS).dense == Analysis(detector(), ARGS).dense, "dense is what it was before the zeros"
+
+
+def test_a_budget_that_is_met_already_takes_nothing(model: Detector) -> None:
+    assert choose(model, ARGS, budget=Budget(macs=1.0)).zeroed == 0
+
+
+class SecondsByMacs:
+    """The smallest latency model: a constant and the multiplications of convolutions, counted by running them."""
+
+    def predict(self, module: GraphModule, args: tuple[Any, ...]) -> float:
+        total = 0
+
+        class Count(torch.fx.Interpreter):
+            def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+                nonlocal total
+                result = super().call_function(target, args, kwargs)
+                if target is torch.ops.aten.conv2d.default:
+                    total += result.numel() * args[1][0].numel()
+                return result
+
+        with torch.no_grad():
+            Count(module).run(*args)
+        return 1e-3 + 1e-9 * total
+
+
+def test_latency_by_any_predictor(model: Detector) -> None:
+    plan = choose(model, ARGS, budget=Budget(latency=0.9), latency=SecondsByMacs())
+    macs = Analysis(model, ARGS).dense.macs
+    wanted = (1e-3 + 1e-9 * macs * plan.reached["macs"]) / (1e-3 + 1e-9 * macs)
+    assert plan.reached["latency"] == pytest.approx(wanted, rel=1e-6) and 0.895 <= plan.reached["latency"] <= 0.9
+    with pytest.raises(InputError, match="give a predictor"):
+        choose(model, ARGS, budget=Budget(latency=0.9))
+
+
+@pytest.mark.parametrize("mode", ["recombine", "union", "exclude"])
+def test_units_groups_and_modes(mode: str) -> None:
+    """A depthwise convolution shares its mask with what it reads; grouped scores give groups one mask."""
+    torch.manual_seed(0)
+    net = Net().eval()
+    args = (torch.rand(1, 3, 16, 16),)
+    grouped = GroupSum("bn-scale", channel_sites(net, args))
+    plan = choose(net, args, budget=Budget(macs=0.8), mode=mode, scores=grouped)
+    masks = {site.name: site.zeroed for site in plan.sites}
+    assert masks["expand_norm"] == masks["depthwise_norm"] and masks["stem_norm"] == masks["branch_norm"]
+    assert masks["up"] == masks["squeeze"] == (), "norms of rows were compared with scales"
+    assert pruned_shares(plan, net, args)[1] == pytest.approx(plan.reached["macs"])
+
+
+def test_parameters_that_are_read_as_values_count() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = ConvBlock(3, 16)
+            self.scale = nn.Parameter(torch.rand(1, 16, 1, 1))
+            self.position = nn.Parameter(torch.rand(1, 1, 12, 12))
+            self.last = nn.Conv2d(16, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.last(self.first(x) * self.scale) + self.position
+            return found
+
+    net, args = Scaled().eval(), (torch.rand(1, 3, 12, 12),)
+    with torch.no_grad():
+        net.first[1].weight.copy_(torch.linspace(0.1, 1, 16))
+    plan = choose(net, args, budget=Budget(params=0.6))
+    assert plan.reached["params"] == pytest.approx(pruned_shares(plan, net, args)[0])
+
+
+def test_a_network_without_batch_norms() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 2, 1))
+    plan = choose(net, (torch.rand(1, 3, 12, 12),), budget=Budget(macs=0.5), scores="weight-norm")
+    assert [site.name for site in plan.sites if site.zeroed] == ["0", "2"]
+    assert 0.4 < plan.reached["macs"] <= 0.5
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_curves_are_taken_up_where_they_stopped(model: Detector, attention: FeatureAttention, tmp_path: Path) -> None:
+    file = tmp_path / "curves"
+    told: list[tuple[int, int]] = []
+
+    def stop(done: int, total: int) -> None:
+        told.append((done, total))
+        if done == 8:
+            raise Interrupted
+
+    budget = Budget(macs=0.5)
+    options: Any = {"budget": budget, "attention": attention}
+    with pytest.raises(Interrupted):
+        choose(model, ARGS, curves=file, progress=stop, **options)
+    assert told == [(0, 11), (4, 11), (8, 11)]
+    with file.open("a") as half:
+        half.write('{"unit": "stage8.1", "cou')  # cut off in the middle of a write
+    told.clear()
+    resumed = choose(model, ARGS, curves=file, progress=lambda *now: told.append(now), **options)
+    assert told == [(8, 11), (11, 11)]
+    assert resumed == choose(model, ARGS, **options)
+    other = detector()
+    with torch.no_grad():
+        other.lateral8[1].weight[0] += 1
+    with pytest.raises(InputError, match="holds no curves, or those of another model"):
+        choose(other, ARGS, budget=budget, attention=FeatureAttention(other, ARGS, [(IMAGES, BOXES)]), curves=file)
+
+
+def test_attention_of_other_weights_is_refused(attention: FeatureAttention) -> None:
+    other = detector()
+    with torch.no_grad():
+        other.lateral8[1].weight[0] += 1
+    with pytest.raises(InputError, match=r"other weights: lateral8\.1\.weight differs"):
+        choose(other, ARGS, budget=Budget(macs=0.5), attention=attention)
+
+
+def test_curves_rise_and_are_linear_in_between() -> None:
+    curve = Curve((2, 4, 8), (0.2, 0.1, 0.6))
+    assert [curve.at(n) for n in (0, 1, 2, 3, 4, 6, 8, 9)] == pytest.approx([0, 0.1, 0.2, 0.2, 0.2, 0.4, 0.6, 0.6])
+
+
+@pytest.mark.parametrize("value", [0, -0.5, 1.5, float("nan"), True, "half"])
+def test_budgets_are_shares(value: Any) -> None:
+    with pytest.raises(InputError, match=r"macs=.* is not a share in \(0, 1\]"):
+        Budget(macs=value)
+
+
+def test_budgets_as_text() -> None:
+    assert Budget.parse("macs=0.35, params=0.2") == Budget(macs=0.35, params=0.2)
+    for text, message in (("macs", "'' is no number"), ("flops=1", "not one of params="), ("macs=1,macs=1", "once")):
+        with pytest.raises(InputError, match=message):
+            Budget.parse(text)
+    with pytest.raises(InputError, match="empty budget"):
+        Budget()
+
+
+MODELS = """
+import torch
+from tests.test_choose import ARGS, BOXES, IMAGES, detector
+
+def model():
+    return detector(), ARGS
+
+def data():
+    return [(IMAGES, BOXES)]
+"""
+
+
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Detector) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_models.py").write_text(MODELS)
+    call = ["choose", "my_models:model", "--budget", "macs=0.5", "-o", "plan.json"]
+    result = CliRunner().invoke(app, [*call, "--data", "my_models:data"])
+    assert result.exit_code == 0, result.output
+    plan = Plan.from_json((tmp_path / "plan.json").read_text())
+    assert plan.method == "attention" and "head8.sides" in result.output
+    assert pruned_shares(plan, model)[1] == pytest.approx(plan.reached["macs"])
+    for arguments, message in (
+        (call, "plan.json exists"),
+        ([*call, "--overwrite", "--data", "my_models:nothing"], "no function 'nothing'"),
+        ([*call, "--overwrite", "--budget", "macs=0.2"], "given once"),
+    ):
+        failed = CliRunner().invoke(app, arguments)
+        assert failed.exit_code == 2 and message in failed.output

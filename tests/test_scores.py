@@ -1,0 +1,157 @@
+"""Scores of channels, and the sites that they are scores of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from l1rr_fx.scores import GroupSum, Taylor, bn_scale, score_named, scores_of, weight_norm
+from l1rr_fx.sites import channel_sites
+from l1rr_fx.zeroing import ChannelSite
+from passes.errors import InputError
+
+ARGS = (torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)),)
+
+
+class Net(nn.Module):
+    """A residual sum, a depthwise convolution, a gate, a layer without batch norm, and a prediction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(8)
+        self.branch = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.branch_norm = nn.BatchNorm2d(8)
+        self.expand = nn.Conv2d(8, 12, 1, bias=False)
+        self.expand_norm = nn.BatchNorm2d(12)
+        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False)
+        self.depthwise_norm = nn.BatchNorm2d(12)
+        self.squeeze = nn.Conv2d(12, 6, 1)
+        self.excite = nn.Conv2d(6, 12, 1)
+        self.up = nn.ConvTranspose2d(12, 10, 2, stride=2)
+        self.head = nn.Conv2d(10, 2, 1)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, -1.5, 1.5)
+                nn.init.uniform_(module.bias, -1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem_norm(self.stem(x)))
+        x = F.relu(x + self.branch_norm(self.branch(x)))
+        x = F.relu(self.depthwise_norm(self.depthwise(F.relu(self.expand_norm(self.expand(x))))))
+        gate = self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))).sigmoid()
+        found: Tensor = self.head(F.relu(self.up(x * gate)))
+        return found
+
+
+@pytest.fixture
+def net() -> Net:
+    return Net().double().eval()
+
+
+@pytest.fixture
+def sites(net: Net) -> dict[str, ChannelSite]:
+    return {site.name: site for site in channel_sites(net, (ARGS[0].double(),))}
+
+
+def test_the_sites_of_a_network(sites: dict[str, ChannelSite]) -> None:
+    found = {name: (site.kind, site.channels, site.unit, site.blocked is None) for name, site in sites.items()}
+    assert found == {
+        "stem_norm": ("scale", 8, "stem_norm", True),
+        "branch_norm": ("scale", 8, "branch_norm", True),
+        "expand_norm": ("scale", 12, "expand_norm", True),
+        "depthwise_norm": ("scale", 12, "expand_norm", True),  # one unit with what it reads
+        "squeeze": ("rows", 6, "squeeze", True),
+        "excite": ("rows", 12, "excite", False),  # a dead channel of the gate is a half, not zero
+        "up": ("rows", 10, "up", True),
+        "head": ("rows", 2, "head", False),
+    }
+    assert sites["head"].blocked == "network output"
+    assert sites["up"].axis == 1 and sites["up"].filters == "up.weight"
+    assert sites["stem_norm"].group == sites["branch_norm"].group != sites["expand_norm"].group
+    assert sites["stem_norm"].macs == 2 * 16 * 16 * 8 * 3 * 9
+
+
+def test_without_an_example_the_batch_norms_are_found(net: Net) -> None:
+    names = [site.name for site in channel_sites(net)]
+    assert names == ["stem_norm", "branch_norm", "expand_norm", "depthwise_norm"]
+
+
+def test_features_that_are_shown_besides_may_go() -> None:
+    """A detector that returns the maps that its heads read, as Ultralytics' do: only predictions are kept whole."""
+
+    class Shown(Net):
+        def forward(self, x: Tensor) -> Any:
+            x = F.relu(self.stem_norm(self.stem(x)))
+            return F.relu(self.branch_norm(self.branch(x))), x
+
+    blocked = {site.name: site.blocked for site in channel_sites(Shown(), ARGS)}
+    assert blocked == {"stem_norm": None, "branch_norm": "network output"}
+
+
+def test_bn_scale(net: Net, sites: dict[str, ChannelSite]) -> None:
+    assert torch.equal(bn_scale(net, sites["stem_norm"]), net.stem_norm.weight.detach().abs())
+    rows = net.up.weight.detach().transpose(0, 1).flatten(1).norm(dim=1)
+    torch.testing.assert_close(bn_scale(net, sites["up"]), rows)
+
+
+def test_weight_norm(net: Net, sites: dict[str, ChannelSite]) -> None:
+    torch.testing.assert_close(
+        weight_norm(net, sites["branch_norm"]), net.branch.weight.detach().flatten(1).norm(dim=1)
+    )
+    lonely = channel_sites(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 1)), ARGS)[0]
+    with pytest.raises(InputError, match="0: no single layer makes its channels"):
+        weight_norm(nn.Sequential(nn.BatchNorm2d(3)), lonely)
+
+
+def test_taylor_is_the_change_of_the_loss_to_first_order(net: Net, sites: dict[str, ChannelSite]) -> None:
+    """Against the loss itself, with every channel scaled down by a little."""
+    x, step = ARGS[0].double(), 1e-5
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch).square().mean()
+
+    chosen = [sites[name] for name in ("branch_norm", "up")]
+    net.stem.weight.grad = torch.ones_like(net.stem.weight)
+    score = Taylor(net, [x], loss, chosen)
+    assert net.branch_norm.weight.grad is None and bool((net.stem.weight.grad == 1).all()), "gradients were touched"
+    with torch.no_grad():
+        before = loss(net, x)
+        for site, channel in ((chosen[0], 3), (chosen[1], 7)):
+            parameters = [net.get_parameter(name) for name in (site.weight, site.bias) if name]
+            kept = [p.clone() for p in parameters]
+            for parameter in parameters:
+                parameter.select(site.axis if parameter.dim() > 1 else 0, channel).mul_(1 - step)
+            slope = (loss(net, x) - before) / step
+            for parameter, old in zip(parameters, kept, strict=True):
+                parameter.copy_(old)
+            torch.testing.assert_close(score(net, site)[channel], slope.square(), rtol=1e-3, atol=1e-12)
+
+
+def test_groups_are_summed_over_sums_of_branches(net: Net, sites: dict[str, ChannelSite]) -> None:
+    grouped = GroupSum("bn-scale", list(sites.values()))
+    wanted = net.stem_norm.weight.detach().abs() + net.branch_norm.weight.detach().abs()
+    torch.testing.assert_close(grouped(net, sites["stem_norm"]), wanted)
+    assert torch.equal(grouped(net, sites["stem_norm"]), grouped(net, sites["branch_norm"]))
+    assert torch.equal(grouped(net, sites["squeeze"]), bn_scale(net, sites["squeeze"]))
+
+
+def test_what_is_refused(net: Net, sites: dict[str, ChannelSite]) -> None:
+    with pytest.raises(InputError, match="scores is 'l1'; one of bn-scale, weight-norm"):
+        score_named("l1")
+    with pytest.raises(InputError, match="scores is a int"):
+        score_named(3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"stem_norm: scores of shape \(3,\) for 8 channels"):
+        scores_of(net, sites["stem_norm"], lambda model, site: torch.ones(3))
+    with pytest.raises(InputError, match="8 of them not finite"):
+        scores_of(net, sites["stem_norm"], lambda model, site: torch.full((8,), float("nan")))
+    with pytest.raises(InputError, match="no batches"):
+        Taylor(net, [], lambda model, batch: torch.zeros(()), list(sites.values()))
+    with pytest.raises(InputError, match="batch 0: the loss is nan"):
+        Taylor(net, [1], lambda model, batch: torch.tensor(float("nan")), list(sites.values()))
+    with pytest.raises(InputError, match="no convolution"):
+        channel_sites(nn.LayerNorm(16), ARGS)
