@@ -161,23 +161,13 @@ def _activations(plan: Plan) -> tuple[int, int, int]:
 
 def _limit_parameters(plan: Plan, rewritten: Rewritten) -> int:
     """Parameters if every weight had live rows times live columns only."""
-    total = sum(p.numel() for p in rewritten.module.parameters())
-    seen: dict[str, int] = defaultdict(int)
+    least: dict[str, int] = defaultdict(int)
     for item in plan.sites:
-        if item.site.rule.family != "contraction" or not item.site.parameters:
-            continue
-        weight = item.site.parameters[0]
-        shape = item.site.shape(weight)
         limit = item.site.rule.limit(item.site, item.facts)
-        after = rewritten.kept.get(str(weight.target))
-        if limit is None or after is None or len(shape) < 2:
+        if limit is None or not limit.weights or not item.site.parameters:
             continue
-        widths = item.site.rule.widths(item.site)  # type: ignore[attr-defined]
-        axis = item.site.rule.axis(item.site)  # type: ignore[attr-defined]
-        rows = item.site.rule.channels(item.facts.lives[0], axis, widths.outputs)  # type: ignore[attr-defined]
-        columns = item.site.rule.channels(item.facts.inputs_live[0], axis, widths.inputs)  # type: ignore[attr-defined]
-        pairs = int((rows.view(widths.groups, -1).sum(1) * columns.view(widths.groups, -1).sum(1)).sum())
-        best = pairs * math.prod(shape[2:])
-        name = str(weight.target)
-        seen[name] = max(seen[name], best)
-    return total - sum(max(0, math.prod(rewritten.kept[n].new_shape) - best) for n, best in seen.items())
+        name = str(item.site.parameters[0].target)
+        if name in rewritten.kept:
+            least[name] = max(least[name], limit.weights)
+    total = sum(p.numel() for p in rewritten.module.parameters())
+    return total - sum(max(0, math.prod(rewritten.kept[name].new_shape) - best) for name, best in least.items())

@@ -55,11 +55,13 @@ Wish = Want | Anything | Unread
 
 @dataclass(frozen=True, eq=False)
 class Contraction:
-    """The size of a matrix product for the accounts: what one output element sums, and how many there are."""
+    """The size of a matrix product for the accounts: what one output element sums, how many outputs there are, and the
+    entries of the weight, if it has one."""
 
     inputs: int
     outputs: int
     macs: int
+    weights: int = 0
 
 
 class Rule:

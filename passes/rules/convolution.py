@@ -341,7 +341,9 @@ class Weighted(Rule):
         pairs = (rows.view(widths.groups, -1).sum(1) * columns.view(widths.groups, -1).sum(1)).sum()
         others = collapse(facts.lives[0], [1 if a == axis else n for a, n in enumerate(facts.lives[0].shape)])
         positions = math.prod(site.out_shape) // widths.outputs // others.numel() * int(others.sum())
-        return Contraction(int(columns.sum()), int(rows.sum()), self.window(site, positions) * int(pairs))
+        taps = math.prod(site.shape(weight_of(site.node))[2:])
+        macs, weights = self.window(site, positions) * int(pairs), taps * int(pairs)
+        return Contraction(int(columns.sum()), int(rows.sum()), macs, weights)
 
     def window(self, site: Site, positions: int) -> int:
         """How often each connection multiplies: positions of the result, times the taps of the kernel."""
