@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from l1rr_fx.machines import machine
 from l1rr_fx.pieces import prune_pieces
 from l1rr_fx.pruned import Pruned
 from l1rr_fx.report import Report
-from passes.aside import collection_paused, run_aside
+from passes.aside import collection_paused, copied, run_aside
 from passes.bill import bill
 from passes.capture import capture
 from passes.compile import Removed, remove_zero_channels
@@ -105,7 +104,7 @@ def check_pieces(
         tensors = pytree.tree_leaves((args, dict(kwargs), list(model.parameters())))
         if all(t.dtype == torch.float64 for t in tensors if isinstance(t, Tensor) and t.is_floating_point()):
             raise
-        zeroed, pruned = copy.deepcopy(model).double(), copy.deepcopy(module).double()
+        zeroed, pruned = copied(model).double(), copied(module).double()
         doubled = pytree.tree_map(_double, (args, dict(kwargs)))
         remark = f"in the model's own precision {coarse}: rounding changes decisions of its code; compared in float64"
         return check(zeroed, pruned, *doubled), (remark,)
@@ -146,7 +145,7 @@ def check(
         return relative_deviation(captured, run_graph(removed.module, args, kwargs))
     already = relative_deviation(zeroed, captured)
     if not already <= allowed:  # rounding here too? (fused kernels of eager attention)
-        zeroed = run_aside(copy.deepcopy(model).double(), *pytree.tree_map(_double, (args, dict(kwargs))))
+        zeroed = run_aside(copied(model).double(), *pytree.tree_map(_double, (args, dict(kwargs))))
         already = relative_deviation(zeroed, run_graph(program, args, kwargs, doubled=True))
     if not already <= allowed:
         raise VerifyError(f"{message}; the graph that was captured deviates from the model already, by {already:.3g}")

@@ -8,7 +8,6 @@ module that computes the same in eval mode. `FoldBatchNorm` and `FoldConstants` 
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from passes.aside import copied
 from passes.constants import constant_values, free_name, holder, swept
 from passes.errors import InputError
 from passes.infra import GraphPass
@@ -45,7 +45,7 @@ def fold_batch_norm(module: GraphModule) -> GraphModule:
     Folded weights are computed in float64 and keep their names, unless another call reads the same tensor. `module` is
     not changed. Raises InputError if a batch norm or a dropout is in training mode.
     """
-    folded = copy.deepcopy(module)
+    folded = copied(module)
     folded.graph.eliminate_dead_code()  # a dead reader would be in the way
     return _Folder(folded).run()
 
@@ -56,7 +56,7 @@ def fold_constants(module: GraphModule) -> GraphModule:
     What would take much more memory than it is made from (`passes.constants.MOST_GROWN`) is computed at each call, as
     before. No gradient reaches what was folded. `module` is not changed.
     """
-    folded = copy.deepcopy(module)
+    folded = copied(module)
     constants = constant_values(folded)
     computed = [node for node in constants if node.op != "get_attr"]
     for index, node in enumerate(n for n in computed if any(user not in constants for user in n.users)):

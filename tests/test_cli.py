@@ -40,6 +40,7 @@ def no_model():
     return "net", ()
 
 def interrupted():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts without it
     os.kill(os.getpid(), signal.SIGINT)
     return net()
 

@@ -110,8 +110,8 @@ def swapped(selection: Selection, tensor: Tensor) -> Tensor:
 
 def shifted(*args: Any) -> Any:
     """What `Recombiner._along` gets, its index turned by one."""
-    rewriter, x, axis, index, size = args
-    return RIGHT_RECOMBINATION(rewriter, x, axis, index.roll(1), size)
+    rewriter, x, axis, index, *rest = args
+    return RIGHT_RECOMBINATION(rewriter, x, axis, index.roll(1), *rest)
 
 
 def not_padded(*args: Any) -> list[Node]:
