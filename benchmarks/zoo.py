@@ -171,13 +171,31 @@ def one_line(row: Row) -> str:
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
-    shown = [field for field in FIELDS if any(row[field] for row in rows)]
-    lines = [shown, ["---"] * len(shown), *([row[field].replace("|", "\\|") for field in shown] for row in rows)]
+    """One line for each network: by ratio MACs over the limit and the error, or what went wrong; then the reasons."""
     counts: defaultdict[str, int] = defaultdict(int)
+    by_name: defaultdict[str, dict[float, dict[str, str]]] = defaultdict(dict)
     for row in rows:
         counts[row["status"]] += 1
+        by_name[row["name"]][float(row["ratio"])] = row
+    ratios = sorted({ratio for found in by_name.values() for ratio in found})
+    lines = [["network", *(f"{ratio:.0%}" for ratio in ratios), "why above the limit"], ["---"] * (len(ratios) + 2)]
+    for name, found in by_name.items():
+        lines.append([name, *(_cell(found.get(ratio)) for ratio in ratios), _why(found[max(found)])])
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     return f"{len(rows)} rows: {summary}.\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(row: dict[str, str] | None) -> str:
+    if row is None:
+        return ""
+    if row["status"] in ("ok", "differs"):
+        return f"{float(row['over_limit']):.3f}, {row['error']}" + " (differs)" * (row["status"] == "differs")
+    return row["status"]
+
+
+def _why(row: dict[str, str]) -> str:
+    """The reasons with the most channels dead, or what went wrong."""
+    return row["note"].replace("|", "\\|") if row["status"] != "ok" or float(row["over_limit"]) > 1.001 else ""
 
 
 def _options() -> argparse.Namespace:

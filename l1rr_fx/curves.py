@@ -92,7 +92,7 @@ def measured_curves(
     """
     with _processes() as (rank, world):
         record = _Record(file, rank, _fingerprint(attention, units, values))
-        done = record.read(units)
+        done = _together(record.read(units), world)  # nobody writes before all have read: they must miss the same
         missing = [unit for unit in units if unit.name not in done]
         mine = missing[rank::world]
         for start in range(0, len(mine), CHUNK):
@@ -104,11 +104,17 @@ def measured_curves(
             done |= found
         if progress is not None:
             progress(len(done), len(done))
-        if world > 1:
-            parts: list[dict[str, Curve]] = [{}] * world
-            distributed.all_gather_object(parts, done)
-            done = {name: curve for part in parts for name, curve in part.items()}
+        done = _together(done, world)
     return {unit.name: done[unit.name] for unit in units}
+
+
+def _together(curves: dict[str, Curve], world: int) -> dict[str, Curve]:
+    """The curves of all processes; none goes on before all have come here."""
+    if world == 1:
+        return curves
+    parts: list[dict[str, Curve]] = [{}] * world
+    distributed.all_gather_object(parts, curves)
+    return {name: curve for part in parts for name, curve in part.items()}
 
 
 def _measured(attention: FeatureAttention, units: Sequence[Unit], values: Mapping[str, Tensor]) -> dict[str, Curve]:
