@@ -42,6 +42,7 @@ def rule_for(node: Node) -> Rule:
     if rule is not None:
         return rule
     tags = node.target.tags
-    if torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags and torch.Tag.inplace not in tags:
+    random, writes = torch.Tag.nondeterministic_seeded in tags, node.target._schema.is_mutable
+    if torch.Tag.pointwise in tags and not random and not writes:
         return pointwise.POINTWISE
     return UNKNOWN
