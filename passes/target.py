@@ -35,8 +35,8 @@ class Target(Protocol):
         ...
 
     def meeting(self, size: float) -> float:
-        """The same for what a convolution gives and a sum reads: where the convolution would have done the sum itself,
-        that is now an operator of its own, and so is the activation behind."""
+        """The same for an operand of a sum that reads what a convolution gives: where the convolution would have done
+        the sum itself, that is now an operator of its own, and so is the activation behind."""
         ...
 
 
