@@ -23,8 +23,8 @@ COPIED = ((32, 14), (64, 28), (64, 56), (128, 80), (64, 320))
 LENGTH = 4
 LEAST_S = 1e-6
 CROWDED = 1.5
-"""A chain keeps its tensors in the cache; in a network others have passed through it. Of 1, 1.5, 2 and 3 times the chain's
-time, 1.5 and 2 gave the fastest ResNet-50, YOLOv5s and YOLOv8s (half of the channels dead at random, one thread)."""
+"""A chain keeps its tensors in the cache; in a network others have passed through it. Of 1, 1.5, 2 and 3 times the
+chain's time, 1.5 and 2 gave the fastest ResNet-50 (half of the channels dead at random, one thread)."""
 OPSET, IR = 13, 7
 
 

@@ -58,8 +58,8 @@ class MeasuredCpu:
         return interpolated(self.copies, size)
 
     def meeting(self, size: float) -> float:
-        """The copy; where convolutions do sums in their own order of memory, also the other operand brought out of it, a
-        sum (two tensors read, one written) and an activation."""
+        """The copy; where convolutions do sums in their own order of memory, also the other operand brought out of
+        it, a sum (two tensors read, one written) and an activation."""
         return 3 * self.traffic(size) + self.traffic(1.5 * size) if self.fuses else self.traffic(size)
 
 
