@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from l1rr_fx.lowering.packages import optional
 from passes.cpu import CHANNELS, ODD, MeasuredCpu, measured_cpu, remembered, seconds_of
-from passes.errors import InputError
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -30,10 +30,7 @@ OPSET, IR = 13, 7
 
 def onnxruntime_cpu() -> MeasuredCpu:
     """The model of this machine at torch's present number of threads. Raises InputError without ONNX Runtime."""
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise InputError("target 'onnxruntime' needs ONNX Runtime: pip install 'l1rr-fx[onnx]'") from error
+    onnxruntime = optional("onnxruntime", "onnx")
     return remembered(f"onnxruntime-{onnxruntime.__version__}-{torch.get_num_threads()}", measure)
 
 

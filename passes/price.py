@@ -53,30 +53,31 @@ class Prices:
         cost = sum(self._columns(site, count) for site in readers)
         return cost + self._made(node, count)
 
-    def _made(self, node: Node, count: int) -> float:
+    def _made(self, node: Node, count: int, *, behind_sum: bool = False) -> float:
+        """The cost for whoever makes a tensor; `behind_sum`: for a sum has asked, and no other is asked behind it."""
         site = self.program.at.get(node)
         if site is None:
             return math.inf
         if isinstance(site.rule, Sum):
+            if behind_sum:
+                return math.inf
             return self._through(node, 2 * count) + sum(self._asked(site, each, count) for each in site.inputs)
         if couples(site):
             limit = self._limit(site)
             rows = 0.0 if limit is None else self._grown(limit, 0, count)  # depthwise
             source = site.inputs[0]
-            return rows + self._through(node, count) + self._made(source, count)
+            return rows + self._through(node, count) + self._made(source, count, behind_sum=behind_sum)
         if (limit := self._limit(site)) is not None:
             return self._grown(limit, 0, count)
         return math.inf if isinstance(site.rule, Join) or site.rule.family != "movement" else self._through(node, count)
 
     def _asked(self, meeting: Site, operand: Node, count: int) -> float:
         """The cost for an operand that so far needs nothing; one that is recombined anyway pays no more."""
-        made, live = self.program.at.get(operand), self.facts.live(operand)
+        live = self.facts.live(operand)
         if not torch.equal(live, self.facts.live(meeting.node)):
             return 0.0
         copied = self.target.traffic(self._bytes(operand, 2 * int(live.sum()) + count))
-        if made is None or isinstance(made.rule, Sum):
-            return copied
-        return min(copied, self._made(operand, count))
+        return min(copied, self._made(operand, count, behind_sum=True))
 
     def _through(self, node: Node, count: int) -> float:
         """An operator that runs anyway moves `count` more labels in, and as many out."""

@@ -19,7 +19,7 @@ from passes.normalise import normalise_graph
 from passes.program import Program
 from passes.rules import rule_for
 from passes.verify import relative_deviation
-from tests.machines import FILLS, MACHINES, WIDENS, Biased
+from tests.machines import BALANCED, FILLS, MACHINES, WIDENS, Biased
 
 WIDTH = 24
 TOLERANCE = 1e-10  # float64: what is left is the reassociation of sums
@@ -103,6 +103,15 @@ def test_random_branches_are_exact_for_every_target(sets: list[set[int]], machin
     stem, *branches = map(sorted, sets)
     model = made(Residual(stem, branches))
     small = l1rr_fx.prune(model, (X,), target=machine)
+    assert relative_deviation(model(X), small.module(X)) <= TOLERANCE
+
+
+def test_a_deep_chain_of_equal_sums_is_priced_up_to_the_next_sum() -> None:
+    """All blocks but the last keep the same channels: a look-ahead without end would run through all of them."""
+    kept = list(range(4))
+    model = made(Residual(kept, [kept] * 300 + [[1, 2, 8]]))
+    small = l1rr_fx.prune(model, (X,), target=BALANCED, verify=False)
+    assert len(small.report.accounts.families) == 1
     assert relative_deviation(model(X), small.module(X)) <= TOLERANCE
 
 

@@ -47,24 +47,30 @@ def write_all(work: Path, document: Mapping[str, Any], tensors: dict[str, Tensor
     for name in PAYLOAD:
         if (size := (work / name).stat().st_size) > LIMITS[name]:
             raise InputError(f"{name} would be {size:,} bytes; at most {LIMITS[name]:,} can be loaded")
-    files = {name: {"bytes": (work / name).stat().st_size, "sha256": _sha256(work / name)} for name in PAYLOAD}
+    files = {name: size_and_hash(work / name) for name in PAYLOAD}
     manifest = {"format": FORMAT, "version": VERSION, "torch": torch.__version__, "files": files}
     (work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    settle(work)
+
+
+def settle(work: Path, *, executable: str | None = None) -> None:
+    """Give a directory and its files the usual permissions, and have the disk hold them."""
     umask = os.umask(0)
     os.umask(umask)
-    for name in LIMITS:
-        os.chmod(work / name, 0o666 & ~umask)
-        _sync(work / name)
+    for path in work.iterdir():
+        os.chmod(path, (0o777 if path.name == executable else 0o666) & ~umask)
+        _sync(path)
     os.chmod(work, 0o777 & ~umask)
     _sync(work)
 
 
-def _sha256(path: Path) -> str:
+def size_and_hash(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
-    return digest.hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def _sync(path: Path) -> None:

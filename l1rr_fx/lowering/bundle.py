@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.archive.files import move_to, new_directory_beside
+from l1rr_fx.archive.files import move_to, new_directory_beside, settle, size_and_hash
 from l1rr_fx.lowering.emission import TOLERANCE, Emitted, to_onnx
 from l1rr_fx.lowering.instructions import commands, readme
 from l1rr_fx.lowering.kernels import Kernel, kernels
@@ -145,21 +144,10 @@ def _written(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with new_directory_beside(folder) as work:
             yield work
-            _settle(work)
+            settle(work, executable=SCRIPT)
             move_to(work, folder)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error
-
-
-def _settle(work: Path) -> None:
-    """Give the files the usual permissions and have the disk hold them."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in work.iterdir():
-        os.chmod(path, (0o777 if path.name == SCRIPT else 0o666) & ~umask)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    os.chmod(work, 0o777 & ~umask)
 
 
 def _write_half_model(
@@ -192,7 +180,7 @@ def _write_tensors(work: Path, graph: Any, module: nn.Module, args: tuple[Any, .
 
 def _write_manifest(work: Path, facts: Mapping[str, Any]) -> None:
     """The facts, and the size and the hash of every file that is there."""
-    files = {entry.name: _facts(entry) for entry in sorted(work.iterdir())}
+    files = {entry.name: size_and_hash(entry) for entry in sorted(work.iterdir())}
     manifest = {"format": FORMAT, "version": VERSION, **facts, "files": files}
     (work / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
 
@@ -200,10 +188,6 @@ def _write_manifest(work: Path, facts: Mapping[str, Any]) -> None:
 def _array(tensor: Tensor) -> Any:
     value = tensor.detach().cpu()
     return (value.float() if value.is_floating_point() else value).contiguous().numpy()
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def _moved(emitted: Emitted, folder: Path) -> Emitted:

@@ -26,6 +26,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_aggregate, map_arg
 from torch.utils import _pytree as pytree
 
+from l1rr_fx.lowering.geometry import owner
 from l1rr_fx.lowering.operators import FORMS
 from l1rr_fx.lowering.writer import Call, Symbol, Writer
 from passes.errors import InputError, LoweringError
@@ -131,7 +132,7 @@ class _Run:
             return found
         args = map_arg(node.args, self._read) if node.target is not operator.getitem else self._item(node)
         kwargs = map_arg(node.kwargs, self._read)
-        self.writer.origin, self.writer.hint = node, _owner(node)
+        self.writer.origin, self.writer.hint = node, owner(node)
         if node.op == "call_module":
             return self._module(node, attribute(self.module, str(node.target)), args)
         return self._call(node, node.target, args, kwargs)
@@ -246,7 +247,7 @@ class _Run:
             widened = self.writer.type_of(like.dtype) == "FLOAT16"
             if widened or name not in own or name in renamed:  # an input, a constant, or an output already
                 name = self.writer.op("Cast", value, to="FLOAT") if widened else self.writer.op("Identity", value)
-            if wanted in self.writer._taken:
+            if self.writer.is_taken(wanted):
                 raise InputError(f"the output name {wanted!r} is taken by another value: choose output_names")
             renamed[name] = wanted
             ports.append(Port(wanted, like))
@@ -313,14 +314,6 @@ def _symbols(values: Any) -> bool:
 
 def _like(value: Any) -> Any:
     return value.like if isinstance(value, Symbol) else value
-
-
-def _owner(node: Node) -> str:
-    """The module whose parameter a call reads first: a name that is the same before and after pruning."""
-    for source in node.all_input_nodes:
-        if source.op == "get_attr":
-            return str(source.target).rpartition(".")[0]
-    return ""
 
 
 def _where(node: Node) -> str:

@@ -86,6 +86,10 @@ class Writer:
         """The name of the node that is being lowered."""
         return self.origin.name if self.origin is not None else "value"
 
+    def is_taken(self, name: str) -> bool:
+        """Whether a value has the name already."""
+        return name in self._taken
+
     def free(self, wanted: str) -> str:
         """`wanted`, or `wanted_1`, ... if that is taken."""
         name, number = wanted, 0
