@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
 from passes.errors import CaptureError
 
@@ -57,7 +58,24 @@ def viewed(node: Node) -> Node | None:
         return node.all_input_nodes[0]
     returns = node.target._schema.returns
     aliases = bool(returns) and (returns[0].alias_info is not None or "Tensor(a)" in str(returns[0].type))
-    return node.all_input_nodes[0] if aliases and node.all_input_nodes else None
+    return node.all_input_nodes[0] if aliases and node.all_input_nodes and _shares(node) else None
+
+
+def _shares(node: Node) -> bool:
+    """Whether a result that may share its input's memory does: `contiguous` and `reshape` copy where they must.
+
+    Asked of the operator itself, on tensors without data; values read from a file share nothing with one another.
+    """
+    values = [each.meta.get("val") for each in node.all_input_nodes]
+    if any(value is None for value in values):
+        return True
+    result = node.target(*map_arg(node.args, _value), **map_arg(node.kwargs, _value))  # type: ignore[operator]
+    each = result if isinstance(result, (list, tuple)) else (result,)
+    return any(one.untyped_storage()._cdata == values[0].untyped_storage()._cdata for one in each)  # type: ignore[union-attr]
+
+
+def _value(node: Node) -> Any:
+    return node.meta["val"]
 
 
 def _name(node: Node) -> str:

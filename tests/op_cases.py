@@ -256,6 +256,12 @@ def head(i: int, o: int = 3) -> nn.Conv2d:
     return nn.Conv2d(i, o, 1)
 
 
+def dead(module: nn.Module) -> nn.Module:
+    """The layer with every output channel zeroed; frozen, so that `settle` leaves it so."""
+    kill(module, range(widths(module)[0]))
+    return module.requires_grad_(False)
+
+
 def between(function: Callable[[Any, Tensor], Tensor], i: int = 8, o: int = 8, size: int = 8, **parts: Any) -> Built:
     """`head(function(stem(x)))`: a stem with `i` channels, the pattern, a head that reads `o`."""
     return net(lambda m, x: m.head(function(m, m.stem(x))), image(size=size), stem=cba(3, i), head=head(o), **parts)
@@ -374,6 +380,9 @@ CONTRACTIONS = (
     Case("conv_transposed_grouped", "contraction", lambda: between(
         lambda m, x: F.relu(m.n(m.up(x))), o=12, up=nn.ConvTranspose2d(8, 12, 2, 2, groups=2), n=nn.BatchNorm2d(12)),
         ("conv_transpose2d",), at_limit=False),
+    Case("conv_transposed_grouped_no_input", "contraction", lambda: between(
+        lambda m, x: m.up(m.dead(x)), o=4, dead=dead(conv(8, 4, bias=False)),
+        up=nn.ConvTranspose2d(4, 4, 2, 2, groups=2)), ("conv_transpose2d",), at_limit=False),
     Case("conv_transposed_depthwise", "contraction", lambda: between(
         lambda m, x: m.up(x), up=nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=8)), ("conv_transpose2d",),
         at_limit=False),  # an output whose input is dead lives by its bias, and its group is as wide as the others
@@ -857,6 +866,13 @@ def _inplace_aliased(m: Any, x: Tensor) -> Tensor:
     return before + y
 
 
+def _inplace_after_copy(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    copy = y.flatten(2).transpose(1, 2).contiguous().reshape(y.shape[0], -1, 16)  # what is written later is not seen
+    y.add_(1)
+    return y + copy.flatten(1).view(y.shape)
+
+
 def _inplace_decode(m: Any, x: Tensor) -> Tensor:
     y = m.a(x)
     y[:, 0:2] = (y[:, 0:2].sigmoid() * 2 + m.grid) * 8
@@ -878,6 +894,7 @@ INPLACE = (
     Case("inplace_slice_assign", "inplace", lambda: between(_inplace_assign, a=cba(8, 8)), ("copy_", "slice")),
     Case("inplace_through_views", "inplace", lambda: between(_inplace_view, a=cba(8, 8)), ("relu_", "view")),
     Case("inplace_aliased", "inplace", lambda: between(_inplace_aliased, a=cba(8, 8)), ("add_",)),
+    Case("inplace_after_copy", "inplace", lambda: between(_inplace_after_copy, a=cba(8, 8)), ("add_",)),
     Case("inplace_box_decode", "inplace", lambda: between(_inplace_decode, a=cbn(8, 8), grid=torch.randn(1, 2, 8, 8)),
          ("copy_",)),
     Case("inplace_into_zeros", "inplace", lambda: between(_inplace_buffer, o=12, a=cba(8, 4)), ("zeros", "copy_")),

@@ -281,10 +281,9 @@ class Weighted(Rule):
     def weight_selection(self, site: Site, widths: Widths, rows: Tensor, columns: Tensor) -> Selection:
         shape = site.shape(weight_of(site.node))
         window = (None,) * (len(shape) - 2)
-        if widths.groups == 1 or not len(columns):
-            pair = (columns, rows) if self.transposed else (rows, columns)
-            return Selection(shape, (*pair, *window)).simplified()
         first, second = (columns, rows) if self.transposed else (rows, columns)
+        if widths.groups == 1 or not len(columns):
+            return Selection(shape, (first, second % shape[1], *window)).simplified()
         groups = len(self.present(widths, rows))
         local = (second % ((widths.outputs if self.transposed else widths.inputs) // widths.groups)).view(groups, -1)
         if bool((local == local[:1]).all()):
