@@ -35,11 +35,11 @@ class Prices:
     def copy(self, node: Node, want: Layout, reader: Site | None = None) -> float:
         """Reading what is live of a tensor and writing it in the layout `want`, for one of its readers."""
         size = self._bytes(node, int(self.facts.live(node).sum()) + want.labels.numel())
-        return self.target.meeting(size) if self._is_fused(node, reader) else self.target.traffic(size)
+        return self.target.meeting(size) if self._is_fused(reader) else self.target.traffic(size)
 
-    def _is_fused(self, node: Node, reader: Site | None) -> bool:
-        """Whether the call is a sum that the contraction which makes the tensor may do by itself."""
-        return reader is not None and isinstance(reader.rule, Sum) and self._is_convolved(node)
+    def _is_fused(self, reader: Site | None) -> bool:
+        """Whether the call is a sum that a contraction before it may do by itself, whichever operand is copied."""
+        return reader is not None and isinstance(reader.rule, Sum) and any(map(self._is_convolved, reader.inputs))
 
     def _is_convolved(self, node: Node) -> bool:
         """Whether a tensor is what a contraction gives, its batch norm included."""
