@@ -57,6 +57,9 @@ class MeasuredCpu:
     def traffic(self, size: float) -> float:
         return interpolated(self.copies, size)
 
+    def gather(self, size: float) -> float:
+        return self.traffic(size)  # both copy whole images of a channel
+
     def meeting(self, size: float) -> float:
         """The copy; where convolutions do sums in their own order of memory, also the other operand brought out of
         it, a sum (two tensors read, one written) and an activation."""

@@ -20,9 +20,10 @@ from passes.facts import Facts
 from passes.groups import residual_values
 from passes.layout import Layout, identity
 from passes.options import Options
-from passes.price import Prices
+from passes.price import Prices, span_of
 from passes.program import Program, Site, is_projection, is_tensor, reads_elements
 from passes.rules.base import ANYTHING, ROWS, UNREAD, Anything, SiteFacts, Want, Wish, box_of
+from passes.rules.joins import Join
 
 LIVE_PER_FILLER = 4
 """To make rows equally long a tensor may take on one dead channel for each four live ones; beyond that it is
@@ -196,10 +197,10 @@ class _Planner:
         """The layouts that readers want and the tensor may take."""
         candidates: list[Candidate] = []
         for reading in self.wishes[node] if node in self.wishes else ():
-            wish = reading.wish
-            if not isinstance(wish, Want) or not _holds(wish.layout, live):
+            wish = _labelled(reading.wish, live)
+            if wish is None or not _holds(wish.layout, live):
                 continue
-            saved = self.prices.copy(node, wish.layout, reading.site)
+            saved = self.prices.copy(node, wish.layout, live, reading.site)
             same = next((each for each in candidates if each.layout.same(wish.layout)), None)
             if same is not None:
                 same.saved += saved
@@ -208,10 +209,24 @@ class _Planner:
             reason = MEETING if meets else reading.reason
             if self._is_free(wish, live, reading.family):
                 candidates.append(Candidate(wish.layout, 0.0, saved, reason))
-            elif self.options.mode == "recombine" and len(wish.layout.axes) == 1:
-                cost = self._dead(node, wish.layout.labels.numel() - int(live.sum()))
-                candidates.append(Candidate(wish.layout, cost, saved, CHEAPER if meets else reason))
+            elif self.options.mode == "recombine":
+                reason = CHEAPER if meets else reason
+                candidates.append(Candidate(wish.layout, self._filled(node, wish.layout, live), saved, reason))
+                if (span := self._span(node, wish.layout, live, reading.site)) is not None:
+                    candidates.append(span)
         return candidates
+
+    def _span(self, node: Node, want: Layout, live: Tensor, reader: Site | None) -> Candidate | None:
+        """What is live and what a reader wants in between, so that it need not be gathered but only padded."""
+        span = span_of(want, live)
+        if span is None or span.labels.numel() in (want.labels.numel(), int(live.sum())):
+            return None
+        saved = self.prices.copy(node, want, live, reader) - self.prices.copy(node, want, span.mask(), reader)
+        return Candidate(span, self._filled(node, span, live), saved, CHEAPER)
+
+    def _filled(self, node: Node, layout: Layout, live: Tensor) -> float:
+        """The cost of the dead channels of a layout."""
+        return self._dead(node, layout.labels.numel() - int(live.sum()))
 
     def _dead(self, node: Node, count: int) -> float:
         """The cost of dead channels in a tensor, for who makes it and for who reads it as it comes."""
@@ -237,11 +252,12 @@ class _Planner:
         preferred = self.options.preferred_multiple
         count, total = smallest.labels.numel(), live.numel()
         rounded = -(-count // preferred) * preferred
-        if count < rounded <= total and self._dead(node, rounded - count) < 0:
+        parts = isinstance(self.program.at[node].rule, Join)  # which are grown by themselves
+        if count < rounded <= total and not parts and self._dead(node, rounded - count) < 0:
             self.growth[node] = MULTIPLE
             return box_of(self._with_dead(node, live, rounded - count), Options(), rank)
         if (gathered := self._gathered(node, smallest)) is not None:
-            if self._dead(node, 1) < self.prices.copy(node, smallest):
+            if self._dead(node, 1) < self.prices.copy(node, smallest, live):
                 self.growth[node] = ZERO_ROW
                 return box_of(live | gathered.mask(), Options(), rank)
         return smallest
@@ -303,6 +319,13 @@ class _Planner:
             else:
                 ins.append(None)
         return SitePlan(site, facts, tuple(ins), tuple(outs), tuple(site.rule.native(site, outs)), native=True)
+
+
+def _labelled(wish: Wish, live: Tensor) -> Want | None:
+    """The wish for a layout, with each axis labelled that has labels in `live` (a reader may want an axis whole)."""
+    if not isinstance(wish, Want) or wish.layout.rank != live.dim():
+        return None
+    return replace(wish, layout=wish.layout.refined(tuple(live.shape)))
 
 
 def _holds(layout: Layout, live: Tensor) -> bool:

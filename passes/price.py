@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from passes.facts import Facts
@@ -23,6 +24,26 @@ from passes.rules.pointwise import Sum
 from passes.target import Target
 
 
+def run_of(want: Layout, have: Tensor) -> Layout | None:
+    """The labels of `want` from the first to the last in the mask `have`, if there are no others among them."""
+    there = span_of(want, have)
+    return there if there is not None and there.labels.numel() == int(have.sum()) else None
+
+
+def span_of(want: Layout, have: Tensor) -> Layout | None:
+    """The labels of `want`, which must vary along one axis at most, from the first to the last in the mask `have`."""
+    if len(want.axes) > 1 or want.compact != tuple(have.shape) or not bool(have.any()):
+        return None
+    place = want.of(have).reshape(-1).nonzero().view(-1)
+    return (
+        want
+        if not want.axes
+        else Layout.along(
+            want.rank, want.axes[0], want.compact[want.axes[0]], want.labels.reshape(-1)[place[0] : place[-1] + 1]
+        )
+    )
+
+
 class Prices:
     """The target's cost of copies and of dead channels in the tensors of a program."""
 
@@ -32,10 +53,13 @@ class Prices:
         self.target = target
         self._limits: dict[Site, Contraction | None] = {}
 
-    def copy(self, node: Node, want: Layout, reader: Site | None = None) -> float:
-        """Reading what is live of a tensor and writing it in the layout `want`, for one of its readers."""
-        size = self._bytes(node, int(self.facts.live(node).sum()) + want.labels.numel())
-        return self.target.meeting(size) if self._is_fused(reader) else self.target.traffic(size)
+    def copy(self, node: Node, want: Layout, have: Tensor, reader: Site | None = None) -> float:
+        """Reading the labels `have` (a mask) of a tensor and writing it in the layout `want`, for one of its readers.
+
+        What there is of it is a run of `want`, or has to be gathered."""
+        size = self._bytes(node, int(have.sum()) + want.labels.numel())
+        cost = self.target.meeting(size) if self._is_fused(reader) else self.target.traffic(size)
+        return cost if run_of(want, have) is not None else cost + self.target.gather(size) - self.target.traffic(size)
 
     def _is_fused(self, reader: Site | None) -> bool:
         """Whether the call is a sum that a contraction before it may do by itself, whichever operand is copied."""
@@ -53,31 +77,44 @@ class Prices:
         cost = sum(self._columns(site, count) for site in readers)
         return cost + self._made(node, count)
 
-    def _made(self, node: Node, count: int, *, behind_sum: bool = False) -> float:
-        """The cost for whoever makes a tensor; `behind_sum`: for a sum has asked, and no other is asked behind it."""
-        site = self.program.at.get(node)
+    def _made(self, node: Node, count: int, *, behind: bool = False) -> float:
+        """The cost for whoever makes a tensor; `behind`: several tensors meet before it, and no more are looked at."""
+        cost, site = 0.0, self.program.at.get(node)
+        while site is not None and not isinstance(site.rule, (Sum, Join)) and couples(site):
+            cost += self._through(node, count) + self._made_by(site, count)
+            node = site.inputs[0]
+            site = self.program.at.get(node)
         if site is None:
             return math.inf
-        if isinstance(site.rule, Sum):
-            if behind_sum:
-                return math.inf
-            return self._through(node, 2 * count) + sum(self._asked(site, each, count) for each in site.inputs)
-        if couples(site):
-            limit = self._limit(site)
-            rows = 0.0 if limit is None else self._grown(limit, 0, count)  # depthwise
-            source = site.inputs[0]
-            return rows + self._through(node, count) + self._made(source, count, behind_sum=behind_sum)
-        if (limit := self._limit(site)) is not None:
-            return self._grown(limit, 0, count)
-        return math.inf if isinstance(site.rule, Join) or site.rule.family != "movement" else self._through(node, count)
+        if isinstance(site.rule, (Sum, Join)):
+            return math.inf if behind else cost + self._met(site, count)
+        if self._limit(site) is not None:
+            return cost + self._made_by(site, count)
+        return cost + self._through(node, count) if site.rule.family == "movement" else math.inf
 
-    def _asked(self, meeting: Site, operand: Node, count: int) -> float:
-        """The cost for an operand that so far needs nothing; one that is recombined anyway pays no more."""
-        live = self.facts.live(operand)
-        if not torch.equal(live, self.facts.live(meeting.node)):
-            return 0.0
-        copied = self.target.traffic(self._bytes(operand, 2 * int(live.sum()) + count))
-        return min(copied, self._made(operand, count, behind_sum=True))
+    def _made_by(self, site: Site, count: int) -> float:
+        """The rows of a contraction."""
+        limit = self._limit(site)
+        return 0.0 if limit is None else self._grown(limit, 0, count)
+
+    def _met(self, meeting: Site, count: int) -> float:
+        """The cost for tensors that are added, or stand side by side."""
+        if isinstance(meeting.rule, Sum):
+            return self._through(meeting.node, 2 * count) + sum(
+                self._asked(each, count) for each in meeting.inputs if self._is_full(meeting, each)
+            )
+        of = self.facts.zero[meeting.node].numel()
+        shares = {each: math.ceil(count * self.facts.zero[each].numel() / of) for each in meeting.inputs}
+        return self._through(meeting.node, count) + sum(self._asked(each, n) for each, n in shares.items())
+
+    def _is_full(self, meeting: Site, operand: Node) -> bool:
+        """Whether an operand so far needs nothing: one that is recombined anyway pays no more."""
+        return torch.equal(self.facts.live(operand), self.facts.live(meeting.node))
+
+    def _asked(self, operand: Node, count: int) -> float:
+        """What dead labels of one of them cost: a copy, or whoever makes it."""
+        copied = self.target.traffic(self._bytes(operand, 2 * int(self.facts.live(operand).sum()) + count))
+        return min(copied, self._made(operand, count, behind=True))
 
     def _through(self, node: Node, count: int) -> float:
         """An operator that runs anyway moves `count` more labels in, and as many out."""

@@ -34,9 +34,13 @@ class Target(Protocol):
         """The cost of one operator of its own that moves `size` bytes (read and written)."""
         ...
 
+    def gather(self, size: float) -> float:
+        """The same where channels are picked one by one, not as a run."""
+        ...
+
     def meeting(self, size: float) -> float:
-        """The same for an operand of a sum that reads what a convolution gives: where the convolution would have done
-        the sum itself, that is now an operator of its own, and so is the activation behind."""
+        """The same (of a run) for an operand of a sum that reads what a convolution gives: where the convolution would
+        have done the sum itself, that is now an operator of its own, and so is the activation behind."""
         ...
 
 
@@ -51,6 +55,9 @@ class ByteCount:
         return macs * PROHIBITIVE
 
     def traffic(self, size: float) -> float:
+        return size
+
+    def gather(self, size: float) -> float:
         return size
 
     def meeting(self, size: float) -> float:

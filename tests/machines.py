@@ -10,7 +10,7 @@ from passes.target import ByteCount, Target
 @dataclass(frozen=True)
 class Biased:
     """Multiplications cost `per_mac`, copies their bytes and `launch`; odd widths cost `odd` times
-    as much, and copies before a sum `fused` times."""
+    as much, copies before a sum `fused` times, and such as pick channels one by one `scattered` times."""
 
     name: str
     per_mac: float
@@ -18,6 +18,7 @@ class Biased:
     multiple: int = 1
     odd: float = 1.0
     fused: float = 1.0
+    scattered: float = 1.0
 
     def contraction(self, macs: float, inputs: int, outputs: int) -> float:
         aligned = inputs % self.multiple == 0 and outputs % self.multiple == 0
@@ -26,6 +27,9 @@ class Biased:
     def traffic(self, size: float) -> float:
         return self.launch + size
 
+    def gather(self, size: float) -> float:
+        return self.scattered * self.traffic(size)
+
     def meeting(self, size: float) -> float:
         return self.fused * self.traffic(size)
 
@@ -33,5 +37,6 @@ class Biased:
 FILLS = Biased("multiplications are free", 0.0, launch=1e9)
 WIDENS = Biased("odd widths are dear", 5.0, launch=100.0, multiple=4, odd=10.0)
 BALANCED = Biased("both cost", 0.05, launch=1000.0, fused=3.0)
+RUNS = Biased("only runs are copied", 50.0, scattered=1e9)
 
-MACHINES: tuple[Target, ...] = (ByteCount(), FILLS, WIDENS, BALANCED)
+MACHINES: tuple[Target, ...] = (ByteCount(), FILLS, WIDENS, BALANCED, RUNS)

@@ -18,8 +18,9 @@ from passes.facts import channel_facts
 from passes.normalise import normalise_graph
 from passes.program import Program
 from passes.rules import rule_for
+from passes.target import ByteCount
 from passes.verify import relative_deviation
-from tests.machines import BALANCED, FILLS, MACHINES, WIDENS, Biased
+from tests.machines import BALANCED, FILLS, MACHINES, RUNS, WIDENS, Biased
 
 WIDTH = 24
 TOLERANCE = 1e-10  # float64: what is left is the reassociation of sums
@@ -115,6 +116,7 @@ def test_a_deep_chain_of_equal_sums_is_priced_up_to_the_next_sum() -> None:
     assert relative_deviation(model(X), small.module(X)) <= TOLERANCE
 
 
+BITS = [[c for c in range(16) if c >> bit & 1] for bit in range(4)]  # no order has four such runs
 SCATTERED = [list(range(0, WIDTH, 2)), [1, 5, 9, 14, 20], [2, 3, 11, 17, 23]]
 
 
@@ -133,13 +135,42 @@ def test_a_target_chooses_between_copies_and_zeros() -> None:
 
 def test_zeros_are_gathered_from_a_channel_and_not_padded_in() -> None:
     """One operator that moves data for each copy: with a dead channel at hand a gather needs no padding first."""
-    stem, *branches = ([c for c in range(16) if c >> bit & 1] for bit in range(4))  # no order has four such runs
-    model = made(Residual(stem, branches))
+    model = made(Residual(BITS[0], BITS[1:]))
     small = l1rr_fx.prune(model, (X,), target=Biased("one channel is cheap", 5.0))
     called = Counter(str(node.target) for node in small.module.graph.nodes if node.op == "call_function")
     copies = kinds(small.report)
     assert called["aten.index_select.default"] + called["aten.constant_pad_nd.default"] == sum(copies.values())
     assert copies["gather"] > 0, "the case tests nothing"
+
+
+class Shared(nn.Module):
+    """Three maps of one prediction layer side by side, of which a view wants every channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = Branch(3, list(range(WIDTH)))
+        self.heads = nn.ModuleList(Branch(WIDTH, [0, 3, 4, 9, 15, 16, 22]) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        maps = torch.cat([head(x).flatten(2) for head in self.heads], 2)
+        return maps.view(1, 4, WIDTH // 4, -1).softmax(2)
+
+
+@pytest.mark.parametrize("model", [Residual(BITS[0], BITS[1:]), Shared()], ids=["sums", "concatenation"])
+def test_where_gathers_are_dear_none_is_left(model: nn.Module) -> None:
+    model = made(model)
+    reports = {target: l1rr_fx.prune(model, (X,), target=target).report for target in (ByteCount(), RUNS)}
+    assert kinds(reports[ByteCount()])["gather"] > 0, "the case tests nothing"
+    assert kinds(reports[RUNS])["gather"] == 0
+    assert reports[RUNS].after.macs < reports[RUNS].before.macs
+
+
+def test_a_run_with_zeros_in_it_is_padded_where_a_gather_is_dear() -> None:
+    """Neither a gather nor all the zeros of the sum: what lies between the first and the last live channel."""
+    model = made(Residual(BITS[0], BITS[1:]))
+    copies = kinds(l1rr_fx.prune(model, (X,), target=RUNS).report)
+    assert copies["padded"] > 2, "two of four fit in any case"
 
 
 def test_widths_are_grown_where_that_pays() -> None:

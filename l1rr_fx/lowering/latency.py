@@ -24,6 +24,7 @@ from l1rr_fx.lowering.published import MAXN
 from l1rr_fx.lowering.results import Results, read_all
 from passes.capture import capture
 from passes.errors import InputError
+from passes.target import PROHIBITIVE
 
 JETSON_TX2 = Device("jetson-tx2", flops_per_cycle=512, half_rate=2, clock=MAXN, bandwidth=59.7e9)
 """256 cores that multiply and add each cycle, twice as many in FP16; the clock is that of nvpmodel 0, MAXN."""
@@ -186,6 +187,11 @@ class CostModel:
         Bytes are those of the network in FP32, as the compiler counts them; an FP16 engine moves half of them."""
         moved = size / 2 if self.precision == "fp16" else size
         return self.coefficients.launch * 1e-6 + moved / (self.device.bandwidth * self.coefficients.bandwidth)
+
+    def gather(self, size: float) -> float:
+        """TensorRT fuses nothing with a gather and runs it in linear order only, of which no timing on a TX2 is known:
+        rather zeros are computed. By our model that costs between -0.4 and 2 % (docs/tx2.md)."""
+        return PROHIBITIVE + self.traffic(size)
 
     def meeting(self, size: float) -> float:
         """The copy, then a sum (two tensors read, one written) and an activation that no longer fuse."""
