@@ -8,6 +8,7 @@ from l1rr_fx.lowering.emission import Emitted, to_onnx
 from l1rr_fx.lowering.latency import Latency, Prediction, jetson_tx2_target
 from l1rr_fx.lowering.lint import Finding, lint
 from l1rr_fx.lowering.metadata import yolo_metadata
+from l1rr_fx.lowering.nms import Nms
 from l1rr_fx.lowering.remote import measure
 from l1rr_fx.lowering.results import Results, read_results
 from l1rr_fx.lowering.tensorrt import Engine, build_engine, to_tensorrt
@@ -21,6 +22,7 @@ __all__ = [
     "Finding",
     "Latency",
     "LoweringError",
+    "Nms",
     "Prediction",
     "Results",
     "build_engine",

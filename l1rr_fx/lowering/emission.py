@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from l1rr_fx.lowering.choices import deviation_given_choices
 from l1rr_fx.lowering.interpret import Lowered, lower_graph
 from l1rr_fx.lowering.lint import Finding, lint
+from l1rr_fx.lowering.nms import Nms, add_nms
 from l1rr_fx.lowering.packages import optional
 from l1rr_fx.lowering.proto import check_file, model_proto, write_file
 from l1rr_fx.lowering.runtime import Trial, outputs_in_runtime, run_onnx
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 PRECISIONS: Mapping[str, str] = {"fp32": "FLOAT", "fp16": "FLOAT16"}
 TOLERANCE: Mapping[str, float] = {"fp32": 1e-4, "fp16": 5e-2}
 """The largest relative deviation from torch that rounding explains."""
+TENSORRT = ("jetson", "tensorrt")
 MOVERS = ("Gather", "GatherND", "GatherElements", "Transpose")
 
 
@@ -85,6 +87,7 @@ def to_onnx(
     output_names: Sequence[str] | None = None,
     outputs: Sequence[int] | None = None,
     metadata: Mapping[str, object] | None = None,
+    nms: Nms | None = None,
     verify: bool = True,
     overwrite: bool = False,
 ) -> Emitted:
@@ -92,7 +95,8 @@ def to_onnx(
 
     A pruned module's graph is taken as it is, any other is captured first. Constants are folded, floating-point tensors
     are FP32 (`precision="fp16"`: FP16 inside). `outputs` picks outputs by number, counted in the flattened result.
-    `metadata` is stored as text under its keys, for those who run the file (see `yolo_metadata`).
+    `metadata` is stored as text under its keys, for those who run the file (see `yolo_metadata`). `nms` appends
+    TensorRT's plugin for non-maximum suppression, once all else is checked.
 
     The file is checked before it is written: by ONNX's checker and shape inference, by `lint` (its errors are raised as
     LoweringError), and with `verify`, where ONNX Runtime is installed, against the module's own outputs (VerifyError).
@@ -101,6 +105,8 @@ def to_onnx(
     aim, kind = target_named(target), _float_type(precision)
     path = check_file(path, overwrite=overwrite)
     _check_module(module, args)
+    if nms is not None and not target.startswith(TENSORRT):
+        raise InputError(f"nms is a plugin of TensorRT; the target {target!r} has none")
     seconds: dict[str, float] = {}
     with _timed(seconds, "capture"):
         graph = module if is_aten_graph(module) else capture(module, args, kwargs)
@@ -123,6 +129,10 @@ def to_onnx(
             deviation = _deviation(content, module, trial)
             if deviation is not None and not deviation <= TOLERANCE[precision]:
                 deviation = _explained(deviation, TOLERANCE[precision], model, lowered, graph, trial)
+    if nms is not None:
+        add_nms(model, nms)
+        content = model.SerializeToString(deterministic=True)
+        findings = _checked(model, content, target)
     write_file(path, content)
     operators = Counter(call.kind for call in lowered.calls)
     return Emitted(
