@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts -c constraints.txt
 # One thread for each process: small networks gain nothing from more, and sums and timings become reproducible.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+TRAINERS := lightning lightning-utilities torchmetrics accelerate
 FRAME := pyproject.toml constraints.txt
 
 .PHONY: help demo test lint zoo fuzz bench clean
@@ -74,5 +75,5 @@ $(VENV)/.test: $(VENV)/.torch $(FRAME)
 	@echo "== installing l1rr-fx and what the tests need"
 	@$(PIP) -e '.[test]'
 	@echo "== installing the networks of the zoo (without their dependencies)"
-	@$(PIP) --no-deps torchvision timm ultralytics deepforest
+	@$(PIP) --no-deps torchvision timm ultralytics deepforest $(TRAINERS)
 	@touch $@ $(VENV)/.demo

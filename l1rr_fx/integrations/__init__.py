@@ -1,0 +1,10 @@
+"""The compiler inside other people's tools; docs/integrations.md has an example of each.
+
+dynamo            a backend of torch.compile
+inductor          a pass of Inductor under freezing
+torch_tensorrt    a lowering pass of Torch-TensorRT
+masks             weights behind `torch.nn.utils.prune` masks and parametrizations, made plain
+ultralytics       sparse training, fine-tuning with zeros held, and pruning of YOLO models
+
+Nothing is imported here: each names the package that it needs, and the version, when it is used.
+"""

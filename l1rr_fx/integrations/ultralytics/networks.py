@@ -1,0 +1,60 @@
+"""Networks of YOLO objects and checkpoints, and what is to be known of one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l1rr_fx.integrations.packages import required
+from l1rr_fx.zeroing import unwrapped
+from passes.aside import copied
+from passes.errors import InputError
+
+PACKAGE, OLDEST = "ultralytics", "8.3.0"
+LICENCE = "it is licensed under AGPL-3.0 or a licence bought from its makers"
+
+Source = Any
+"""A `YOLO` object, one of its networks, or the path of a checkpoint (.pt)."""
+Size = int | tuple[int, int]
+"""Pixels, or height and width."""
+
+
+def load(source: Source) -> nn.Module:
+    """A copy of the network in `source` for inference, in float32, as it would predict.
+
+    InputError if `source` is something else, or is a file and Ultralytics is not installed.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        if not Path(source).is_file():
+            raise InputError(f"{source}: there is no such file")
+        source = required(PACKAGE, OLDEST, note=LICENCE).YOLO(str(source))
+    network = source.model if hasattr(source, "add_callback") else source
+    if not isinstance(network, nn.Module) or not hasattr(unwrapped(network), "yaml"):
+        raise InputError(
+            f"a YOLO object, its network or the path of a .pt file is wanted, not a {type(source).__name__}"
+        )
+    return copied(unwrapped(network)).float().eval()
+
+
+def task_of(model: nn.Module) -> str:
+    kinds = {"Classification": "classify", "Segmentation": "segment", "Pose": "pose", "OBB": "obb"}
+    return next((task for kind, task in kinds.items() if type(model).__name__.startswith(kind)), "detect")
+
+
+def channels_of(model: nn.Module) -> int:
+    return int(model.yaml.get("channels", 3))  # type: ignore[union-attr, operator]  # a dictionary
+
+
+def pixels(imgsz: Size) -> tuple[int, int]:
+    """Height and width."""
+    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    return int(height), int(width)
+
+
+def blank_image(model: nn.Module, imgsz: Size) -> Tensor:
+    device = next(model.parameters()).device
+    return torch.zeros(1, channels_of(model), *pixels(imgsz), device=device)
