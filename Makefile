@@ -11,7 +11,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 TRAINERS := lightning lightning-utilities torchmetrics accelerate
 FRAME := pyproject.toml constraints.txt
 
-.PHONY: help demo test lint zoo fuzz bench clean
+.PHONY: help demo test lint zoo fuzz mutate bench clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -40,6 +40,10 @@ zoo: $(VENV)/.test ## every model of the zoo: hours
 fuzz: $(VENV)/.test ## the property tests with many more examples
 	@echo "== property tests, the long profile"
 	@$(ONE_THREAD) HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n $(JOBS) -m "property or fuzz"
+
+mutate: $(VENV)/.test ## flip lines of the rules: do the tests notice?
+	@echo "== mutants of the rules"
+	@$(ONE_THREAD) $(BIN)/python -m benchmarks.mutate
 
 bench: $(VENV)/.test ## time of capture, analysis and rewrite against Torch-Pruning
 	@echo "== benchmarks/compile_time.py"
@@ -75,5 +79,5 @@ $(VENV)/.test: $(VENV)/.torch $(FRAME)
 	@echo "== installing l1rr-fx and what the tests need"
 	@$(PIP) -e '.[test]'
 	@echo "== installing the networks of the zoo (without their dependencies)"
-	@$(PIP) --no-deps torchvision timm ultralytics deepforest $(TRAINERS)
+	@$(PIP) --no-deps torchvision timm ultralytics deepforest torch-kirigami $(TRAINERS)
 	@touch $@ $(VENV)/.demo

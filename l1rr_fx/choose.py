@@ -12,22 +12,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 
-from l1rr_fx.attention import AttentionLoss, FeatureAttention
+from l1rr_fx.attention import FeatureAttention
 from l1rr_fx.budget import Analysis, Budget, LatencyPredictor
 from l1rr_fx.curves import Curve, Progress, Unit, measured_curves
 from l1rr_fx.plan import Plan, planned
 from l1rr_fx.scores import Score, score_named, scores_of
-from l1rr_fx.zeroing import ChannelSite, Zeroing, unwrapped, zeroed_values
-from passes.errors import InputError, VanishedError
+from l1rr_fx.search import LEAST, SHARE, Search, sequence
+from l1rr_fx.zeroing import ChannelSite, Zeroing, unwrapped
+from passes.errors import InputError
+from passes.groups import residual_values
 
 log = logging.getLogger(__name__)
 
-LEAST, SHARE = 4, 0.05
-"""A layer keeps at least LEAST channels, and SHARE of them."""
 WITHIN = 0.005
 """How near a budget is to be reached, as a share of the dense model."""
+EXPONENTS = (0.0, 0.25, 0.5, 0.75)
+"""How much it counts what a channel saves. 0 is cheap layers cut as deeply as dear ones; at 1 losses add up, which they
+do not: a few dear layers would be emptied."""
 UNSEEN = "no feature map depends on it"
+WHOLE = "the mode leaves sums of branches whole"
 
 
 def choose(
@@ -52,8 +57,12 @@ def choose(
     threshold on the scores of all layers is sought (Network Slimming), among the batch norms where there are any.
     Either is the largest for which the limits of the budget on cost are just met, within half a per cent of the dense
     model; costs are those of the pruned network by the compiler's analysis. Layers keep max(4, 5 %) of their channels;
-    channels that are zero already go first, and layers that the compiler could not shrink are left alone, as are, with
-    `attention`, those that no feature map depends on.
+    channels that are zero already go first and are part of every plan, and layers that the compiler could not shrink
+    are left alone, as are, with `attention`, those that no feature map depends on.
+
+    What a channel saves is weighed too: tau of a layer is tau * saved ** e, with `saved` what one of its channels takes
+    off the limited costs, over the mean of all layers. Of the plans for each e of EXPONENTS that with the least loss
+    altogether is returned.
 
     `args` and `kwargs` are one example input; `sites` names the only sites to take channels from; `mode` and
     `channel_multiple` are those of `prune`; `latency` predicts where the budget limits it. Curves are measured in
@@ -76,15 +85,29 @@ def choose(
     if attention is not None:
         _refuse_other_weights(attention, analysis)
     blocked = _blocked(analysis, attention, sites)
-    units = _units(unwrapped(model), analysis, score_named(scores), blocked, kinds=_kinds(analysis, attention))
-    if attention is not None:
-        found = measured_curves(attention, [u.unit for u in units], analysis.values, file=curves, progress=progress)
-        times = {name: [curve.at(n + 1) for n in range(len(_of(units, name).order))] for name, curve in found.items()}
-    else:
-        found, times = {}, {ranked.unit.name: ranked.scores for ranked in units}
-    search = _Search(analysis, budget, attention, _sequence([u.unit for u in units], times))
-    count = search.count()
-    return _plan(search, count, found, blocked, "attention" if attention is not None else "global threshold")
+    ranked = _units(unwrapped(model), analysis, score_named(scores), blocked, kinds=_kinds(analysis, attention))
+    units = [each.unit for each in ranked]
+    if attention is None:
+        search = Search(analysis, budget, None, sequence(units, {each.unit.name: each.scores for each in ranked}))
+        return _plan(search, search.count(), {}, blocked, "global threshold")
+    found = measured_curves(attention, units, analysis.values, file=curves, progress=progress)
+    saved = savings(analysis, units, budget)
+    plans: list[Plan] = []
+    refused: list[InputError] = []
+    for exponent in EXPONENTS:
+        times = {
+            unit.name: [found[unit.name].at(n + 1) / saved[unit.name] ** exponent for n in range(len(unit.order))]
+            for unit in units
+        }
+        search = Search(analysis, budget, attention, sequence(units, times))
+        method = f"attention by saving ** {exponent:g}" if exponent else "attention"
+        try:
+            plans.append(_plan(search, search.count(), found, blocked, method))
+        except InputError as error:
+            refused.append(error)
+    if not plans:
+        raise refused[0]
+    return min(plans, key=_loss if search.limits else _size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +118,32 @@ class _Ranked:
     scores: list[float]
 
 
-@dataclass(frozen=True, eq=False)
-class _Removal:
-    """One channel of a unit, the `rank`-th of its order, and the loss or score at which it goes."""
+def _loss(plan: Plan) -> float:
+    assert plan.attention is not None
+    return plan.attention.total
 
-    unit: Unit
-    rank: int
-    time: float
+
+def _size(plan: Plan) -> float:
+    return math.fsum(plan.reached.values())
+
+
+def savings(analysis: Analysis, units: Sequence[Unit], budget: Budget) -> Mapping[str, float]:
+    """What one channel of each unit takes off the costs that the budget limits, over the mean of all units.
+
+    Asked of the compiler with half of what may go zeroed in all other units, so that both what makes a channel and what
+    reads it count. Units that save nothing count as a thousandth."""
+    costs = [name for name in ("params", "macs") if name in budget.limits] or ["macs"]
+    halves = {unit.name: (len(unit.order) + 1) // 2 for unit in units}
+
+    def left(without: str | None) -> float:
+        zeroing = {n: m for u in units if u.name != without for n, m in u.zeroing(halves[u.name]).items()}
+        shares = analysis.size(zeroing).shares(analysis.dense)
+        return math.fsum(shares[cost] for cost in costs)
+
+    least = left(None)
+    saved = {unit.name: (left(unit.name) - least) / halves[unit.name] for unit in units}
+    mean = math.fsum(saved.values()) / len(saved)
+    return {name: max(each / mean, 1e-3) if mean > 0 else 1.0 for name, each in saved.items()}
 
 
 def _refuse_other_weights(attention: FeatureAttention, analysis: Analysis) -> None:
@@ -111,24 +153,31 @@ def _refuse_other_weights(attention: FeatureAttention, analysis: Analysis) -> No
             raise InputError(f"attention was made of other weights: {name} differs; make it again from this model")
 
 
-def _of(units: Sequence[_Ranked], name: str) -> Unit:
-    return next(ranked.unit for ranked in units if ranked.unit.name == name)
-
-
 def _blocked(analysis: Analysis, attention: FeatureAttention | None, chosen: Sequence[str] | None) -> Mapping[str, str]:
     """Why nothing may be taken from a site, by its name."""
     names = {site.name for site in analysis.sites}
     if unknown := sorted({*(chosen or ())} - names):
         raise InputError(f"sites: {unknown[0]!r} is none; there are {', '.join(sorted(names))}")
     found: dict[str, str] = {}
+    whole = _kept_whole(analysis)
     for site in analysis.sites:
         if site.blocked is not None:
             found[site.name] = site.blocked
         elif chosen is not None and site.name not in chosen:
             found[site.name] = "not among the sites given"
+        elif site.weight in whole:
+            found[site.name] = WHOLE
         elif attention is not None and not attention.reaches([site.weight, site.bias or site.weight]):
             found[site.name] = UNSEEN
     return found
+
+
+def _kept_whole(analysis: Analysis) -> frozenset[str]:
+    """The parameters that scale or make channels of sums of branches, which the mode "exclude" leaves alone."""
+    if analysis.options.mode != "exclude":
+        return frozenset()
+    read = (argument for node in residual_values(analysis.program) for argument in node.args)
+    return frozenset(str(node.target) for node in read if isinstance(node, Node) and node.op == "get_attr")
 
 
 def _kinds(analysis: Analysis, attention: FeatureAttention | None) -> tuple[str, ...]:
@@ -164,111 +213,16 @@ def _floor(channels: int) -> int:
     return max(LEAST, math.ceil(SHARE * channels))
 
 
-def _sequence(units: Sequence[Unit], times: Mapping[str, Sequence[float]]) -> list[_Removal]:
-    """All channels that may go in the order in which they do; among equals, the layers in step."""
-    removals = [_Removal(unit, rank, time) for unit in units for rank, time in enumerate(times[unit.name])]
-    return sorted(removals, key=lambda each: (each.time, (each.rank + 1) / each.unit.channels, each.unit.name))
-
-
-class _Search:
-    """The shortest start of the sequence that meets the limits on cost, or the longest within that on attention."""
-
-    def __init__(
-        self, analysis: Analysis, budget: Budget, attention: FeatureAttention | None, sequence: Sequence[_Removal]
-    ) -> None:
-        self.analysis, self.budget, self.attention, self.sequence = analysis, budget, attention, sequence
-        self.limits = {name: limit for name, limit in budget.limits.items() if name != "attention"}
-        self._shares: dict[int, Mapping[str, float] | None] = {}
-        self._losses: dict[int, AttentionLoss] = {}
-
-    def count(self) -> int:
-        """How many channels go. InputError if the budget cannot be met."""
-        if not self.limits:
-            return self._last(lambda count: self._is_kept(count))
-        possible = self._last(lambda count: self.shares(count) is not None)
-        if not self._is_met(possible):
-            raise self._impossible(possible)
-        count = self._last(lambda count: not self._is_met(count), below=possible) + 1 if not self._is_met(0) else 0
-        if not self._is_kept(count):
-            most = self._last(lambda n: self._is_kept(n), below=count)
-            raise InputError(
-                f"the budget cannot be met: {_shown(self.limits)} needs an attention loss of "
-                f"{self.loss(count).total:.4f}, not {self.budget.attention:g}; up to that loss {self._reachable(most)}"
-            )
-        return count
-
-    def zeroing(self, count: int) -> Zeroing:
-        """The masks after `count` removals."""
-        taken: dict[str, int] = defaultdict(int)
-        units = {}
-        for removal in self.sequence[:count]:
-            units[removal.unit.name] = removal.unit
-            taken[removal.unit.name] = max(taken[removal.unit.name], removal.rank + 1)
-        return {name: mask for unit in units.values() for name, mask in unit.zeroing(taken[unit.name]).items()}
-
-    def shares(self, count: int) -> Mapping[str, float] | None:
-        """What is left after `count` removals, as shares of the dense model; None if an output would be constant."""
-        if count not in self._shares:
-            try:
-                size = self.analysis.size(self.zeroing(count))
-                self._shares[count] = size.shares(self.analysis.dense)
-            except VanishedError:
-                self._shares[count] = None
-        return self._shares[count]
-
-    def loss(self, count: int) -> AttentionLoss:
-        """The attention loss after `count` removals, together."""
-        assert self.attention is not None
-        if count not in self._losses:
-            values = zeroed_values(self.analysis.sites, self.analysis.values, self.zeroing(count))
-            self._losses[count] = self.attention.losses([values], per_class=True)[0]
-        return self._losses[count]
-
-    def _is_met(self, count: int) -> bool:
-        shares = self.shares(count)
-        return shares is not None and all(shares[name] <= limit for name, limit in self.limits.items())
-
-    def _is_kept(self, count: int) -> bool:
-        limit = self.budget.attention
-        if limit is None:
-            return True
-        return self.shares(count) is not None and self.loss(count).total <= limit
-
-    def _last(self, holds: Any, *, below: int | None = None) -> int:
-        """The largest count for which `holds`, which holds at 0 and from some count on does not; by bisection."""
-        low, high = 0, len(self.sequence) if below is None else below
-        if holds(high):
-            return high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if holds(middle) else (low, middle)
-        return low
-
-    def _reachable(self, count: int) -> str:
-        shares = self.shares(count)
-        return f"{_shown(shares)} is reachable" if shares is not None else "nothing is reachable"
-
-    def _impossible(self, count: int) -> InputError:
-        masks = self.zeroing(count)
-        floors = [s for s in self.analysis.sites if s.name in masks]
-        left = [s for s in self.analysis.sites if s.name not in masks]
-        names = ", ".join(sorted({f"{s.name} ({s.blocked or 'not taken from'})" for s in left})[:8])
-        return InputError(
-            f"the budget {_shown(self.limits)} cannot be met; {self._reachable(count)}, with {len(floors)} layers at "
-            f"their least, max({LEAST}, {SHARE:.0%}) of their channels"
-            + (f", and these whole: {names}" if names else "")
-        )
-
-
-def _plan(search: _Search, count: int, curves: Mapping[str, Curve], blocked: Mapping[str, str], method: str) -> Plan:
+def _plan(search: Search, count: int, curves: Mapping[str, Curve], blocked: Mapping[str, str], method: str) -> Plan:
     analysis = search.analysis
     zeroing = search.zeroing(count)
     shares = search.shares(count) or {}
     for name, limit in search.limits.items():
         if limit - shares[name] > WITHIN and count:
             log.warning("%s is %.4f, below its budget %g: no fewer channels meet it", name, shares[name], limit)
+    zero = analysis.already_zero()  # part of the plan wherever it lies, lest a fine-tune bring it back to life
     sites = tuple(
-        planned(site, zeroing.get(site.name), _alone(curves, site, zeroing), blocked.get(site.name))
+        planned(site, _either(zeroing, zero, site.name), _alone(curves, site, zeroing), blocked.get(site.name))
         for site in analysis.sites
     )
     return Plan(
@@ -284,15 +238,17 @@ def _plan(search: _Search, count: int, curves: Mapping[str, Curve], blocked: Map
     )
 
 
+def _either(zeroing: Zeroing, zero: Zeroing, name: str) -> Tensor | None:
+    """What is chosen of a site, and what is zero already."""
+    masks = [masks[name] for masks in (zeroing, zero) if name in masks]
+    return torch.stack(masks).any(0) if masks else None
+
+
 def _alone(curves: Mapping[str, Curve], site: ChannelSite, zeroing: Mapping[str, Tensor]) -> float | None:
     """The loss that the curve of the site's unit gives for its part of the plan."""
     if site.unit not in curves:
         return None
     return curves[site.unit].at(int(zeroing[site.name].sum())) if site.name in zeroing else 0.0
-
-
-def _shown(shares: Mapping[str, float]) -> str:
-    return ", ".join(f"{name}={share:.4g}" for name, share in shares.items())
 
 
 def _reasons(blocked: Mapping[str, str]) -> str:

@@ -108,6 +108,19 @@ def measured_curves(
     return {unit.name: done[unit.name] for unit in units}
 
 
+def read_curves(file: str | os.PathLike[str]) -> Mapping[str, Curve]:
+    """The curves in a file that `measured_curves` wrote, by the names of their units: to plot them, say."""
+    path = Path(file)
+    if not path.exists():
+        raise InputError(f"there are no curves in {path}: the file is missing")
+    lines = [_parsed(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {
+        str(line["unit"]): Curve(tuple(line["counts"]), tuple(line["losses"]))
+        for line in lines
+        if line is not None and "unit" in line
+    }
+
+
 def _together(curves: dict[str, Curve], world: int) -> dict[str, Curve]:
     """The curves of all processes; none goes on before all have come here."""
     if world == 1:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from l1rr_fx.decay import few, refuse_decay
+from l1rr_fx.decay import refuse_decay
+from l1rr_fx.penalised import along, importance, parameter, refuse_frozen, shrunk, squared_changes
 from l1rr_fx.schedules import Schedule, mean_factor, schedule_named
 from l1rr_fx.scores import row_norms
 from l1rr_fx.sites import channel_sites
@@ -26,11 +27,17 @@ from passes.errors import InputError
 
 FLOOR, SHARE = 1e-3, 0.1
 """eps of a site: SHARE of its mean magnitude at the start, at least FLOOR."""
+TRAVEL = 3.0
+"""How far the strength "auto" would push a channel that no gradient speaks for, in mean |gamma|. At 1 most channels of
+a short training end small but not at zero, and precision is lost when they go; at 3 those that are not spared are gone
+early enough for the rest to recover (docs/results.md)."""
 LEAST, MOST = 0.1, 10.0
 """The bounds of a channel's weight; the mean over all channels is 1 before they are applied."""
 SHIFT = 10.0
 """How much faster the shift of a channel shrinks once its scale is zero. Public YOLOv5 prunings penalise shifts ten
 times as much as scales, all of them; here only those of channels that give nothing but this constant."""
+MEMORY = 50
+"""The importance of channels is averaged over about so many steps, or over two refreshes if that is more."""
 REFRESHES = 100
 """How often weights are refreshed in a training, unless `refresh_every` says otherwise."""
 
@@ -40,21 +47,24 @@ class ReweightedL1:
 
     `total_steps` counts optimiser steps. `strength` is lambda's peak: a step shrinks |gamma| by lr * lambda * a * w.
     "auto" derives it from the model and the training: a channel of weight 1 that no gradient speaks for would move by
-    its network's mean |gamma| in the whole training if the learning rate stayed at its highest. (A fixed number means
-    something else for every optimiser and length of training.) `schedule` is a name of `l1rr_fx.schedules` or a
-    function of t in [0, 1]. `sites` are by default the model's batch norms; with an example input as `args`, also the
-    rows of layers without one, each as a group. `cost_aware` makes a_l the MACs that a channel costs, over their mean;
-    it needs `args` or sites that know. Weights are refreshed every `refresh_every` steps (default: a hundredth of all)
-    and by `refresh()`; `adaptive=False` leaves them at 1. `spared` is the share of each layer's channels, the largest
-    at the refresh, that are not pushed at all (after Yun et al. 2019, trimmed L1): a layer whose channels are all alike
-    shrinks as one, which the batch norm after it undoes, unless some are spared.
+    TRAVEL times its network's mean |gamma| in the whole training if the learning rate stayed at its highest. (A fixed
+    number means something else for every optimiser and length of training.) `schedule` is a name of
+    `l1rr_fx.schedules` or a function of t in [0, 1]. `sites` are by default the model's batch norms; with an example
+    input as `args`, also the rows of layers without one, each as a group. `cost_aware` makes a_l the MACs that a
+    channel costs, over their mean; it needs `args` or sites that know. Weights are refreshed every `refresh_every`
+    steps (default: a hundredth of all) and by `refresh()`; `adaptive=False` leaves them at 1. `spared` is the share of
+    each layer's channels that are not pushed at all (after Yun et al. 2019, trimmed L1): a layer whose channels are all
+    alike shrinks as one, which the batch norm after it undoes, unless some are spared. They are those whose removal
+    would change the loss most, by the gradients of the last steps; the largest, as long as there are no gradients. With
+    a share s spared about s^2 of the MACs stay: for a budget on these give its square root or a little less.
 
         sparsity = ReweightedL1(model, total_steps=epochs * len(loader))
         sparsity.attach(optimizer)                         # or sparsity.step(lr) after each optimizer.step()
 
     Attached, it follows the optimiser: nothing is done in steps that GradScaler skips, nor between steps of an
     accumulated gradient, and each gamma's own learning rate is used. It has no random numbers and reads nothing but
-    parameters, so that ranks with equal parameters stay equal. Wrappers (DDP, compiled modules) are looked through.
+    parameters and their gradients, so that ranks with equal ones stay equal. Wrappers (DDP, compiled modules) are
+    looked through.
 
     Raises InputError for frozen parameters, by name: leave their sites out of `sites`, or let them train.
     """
@@ -83,11 +93,11 @@ class ReweightedL1:
         self.strength = _checked_strength(strength)
         self.adaptive = adaptive
         self.spared = _checked_share(spared)
-        self._weights: list[Tensor] = [_parameter(model, site.weight) for site in self.sites]
-        self._biases = [_parameter(model, site.bias) if site.bias else None for site in self.sites]
-        _refuse_frozen(self._named())
+        self._weights: list[Tensor] = [parameter(model, site.weight) for site in self.sites]
+        self._biases = [parameter(model, site.bias) if site.bias else None for site in self.sites]
+        refuse_frozen(self._named())
         self._sizes = [site.channels for site in self.sites]
-        self._importance = _importance(self.sites, cost_aware=cost_aware)
+        self._importance = importance(self.sites, cost_aware=cost_aware)
         magnitudes = self._magnitudes().split(self._sizes)
         self._eps = torch.cat([(SHARE * m.mean()).clamp(min=FLOOR).expand(len(m)) for m in magnitudes])
         self._scale = float(torch.cat(magnitudes).mean())
@@ -95,6 +105,7 @@ class ReweightedL1:
         self._highest_lr = 0.0
         self.steps = 0
         self._factors = torch.ones(sum(self._sizes), dtype=torch.float64)
+        self._changes: Tensor | None = None
         self.refresh()
 
     # What a training loop calls
@@ -119,7 +130,8 @@ class ReweightedL1:
         return optimizer.register_step_post_hook(after)
 
     def step(self, lr: float) -> None:
-        """The proximal step, for a loop that calls it itself after each optimiser step that was not skipped.
+        """The proximal step, for a loop that calls it itself after each optimiser step that was not skipped, while the
+        gradients are still there.
 
         |gamma| shrinks by lr * lambda(t) * a * w and stops at exactly 0; so does the shift of a channel at 0.
         """
@@ -134,11 +146,12 @@ class ReweightedL1:
         """
         if self.strength is None and lr is None:
             raise InputError('with the strength "auto", add_grad_ needs the learning rate: add_grad_(lr)')
+        self._observe()
         slope = (self._lambda(self._noted(lr or 0.0)) * self._factors).split(self._sizes)
         magnitudes = self._magnitudes().split(self._sizes)
         for weight, site, each, size in zip(self._weights, self.sites, slope, magnitudes, strict=True):
-            direction = weight.detach() / _along(site, weight, size).clamp(min=1e-12)
-            added = direction * _along(site, weight, each)
+            direction = weight.detach() / along(site, weight, size).clamp(min=1e-12)
+            added = direction * along(site, weight, each)
             weight.grad = added if weight.grad is None else weight.grad.add_(added)
         self._advance()
 
@@ -153,8 +166,10 @@ class ReweightedL1:
         if self.adaptive:
             weights = 1 / (magnitudes + self._eps.to(magnitudes))
             weights = (weights / weights.mean()).clamp(LEAST, MOST)
-        for part, sizes in zip(weights.split(self._sizes), magnitudes.split(self._sizes), strict=True):
-            part[sizes.topk(math.ceil(self.spared * len(sizes))).indices] = 0
+        changes = torch.zeros_like(magnitudes) if self._changes is None else self._changes
+        for part, *worths in zip(*(t.split(self._sizes) for t in (weights, changes, magnitudes)), strict=True):
+            worth = worths[0] if bool(worths[0].any()) else worths[1]
+            part[worth.topk(math.ceil(self.spared * len(worth))).indices] = 0
         self._factors = weights * self._importance.to(weights)
 
     def penalty(self) -> Tensor:
@@ -182,6 +197,7 @@ class ReweightedL1:
             "scale": self._scale,
             "eps": self._eps.clone(),
             "factors": self._factors.clone(),
+            "changes": None if self._changes is None else self._changes.clone(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -194,12 +210,14 @@ class ReweightedL1:
         self.steps = int(state["steps"])
         self._highest_lr, self._scale = float(state["highest_lr"]), float(state["scale"])
         self._eps, self._factors = state["eps"].clone(), state["factors"].clone()
+        self._changes = None if state["changes"] is None else state["changes"].clone()
 
     # Inside
 
     @torch.no_grad()
     def _proximal(self, rates: Sequence[float]) -> None:
         """The proximal operator of the penalty: each row (a gamma is a row of one) loses its share of its norm."""
+        self._observe()
         strength = self._lambda(self._noted(max(rates)))
         magnitudes = self._magnitudes()
         factors = self._factors.to(magnitudes)
@@ -208,12 +226,26 @@ class ReweightedL1:
             amounts = factors * (strength * rate.to(magnitudes))
         else:
             amounts = factors * (strength * rates[0])
-        left = _shrunk(magnitudes, amounts)
+        left = shrunk(magnitudes, amounts)
         parts = left.split(self._sizes)
-        shares = [_along(site, w, part) for site, w, part in zip(self.sites, self._weights, parts, strict=True)]
+        shares = [along(site, w, part) for site, w, part in zip(self.sites, self._weights, parts, strict=True)]
         torch._foreach_mul_(self._weights, shares)
         self._shrink_shifts(amounts * (SHIFT * (left == 0)))
         self._advance()
+
+    @torch.no_grad()
+    def _observe(self) -> None:
+        """Average what the loss would change by, to first order and squared, if each gamma or row were zero.
+
+        (gamma * its gradient)^2: Molchanov et al. 2019. Only its order within a layer counts, so that the scale of
+        gradients does not. Nothing is learned of steps without gradients."""
+        if not self.spared or all(weight.grad is None for weight in self._weights):
+            return
+        now = squared_changes(self.sites, self._weights)
+        if self._changes is None:
+            self._changes = now
+        else:
+            self._changes.lerp_(now, 1 / max(MEMORY, 2 * self.refresh_every))
 
     def _shrink_shifts(self, amounts: Tensor) -> None:
         """Shifts of channels whose scale is zero: what they add is a constant, which the next layers learn to do
@@ -224,7 +256,7 @@ class ReweightedL1:
             return
         biases: list[Tensor] = [bias for bias, _ in pairs]
         sizes = torch.cat([size.to(amounts) for size in torch._foreach_abs(biases)])
-        left = _shrunk(sizes, torch.cat([part for _, part in pairs])).split([len(bias) for bias in biases])
+        left = shrunk(sizes, torch.cat([part for _, part in pairs])).split([len(bias) for bias in biases])
         torch._foreach_mul_(biases, [part.to(bias) for bias, part in zip(biases, left, strict=True)])
 
     def _advance(self) -> None:
@@ -243,7 +275,7 @@ class ReweightedL1:
         if self.strength is not None:
             return self.strength * factor
         travelled = highest_lr * self.total_steps * self._mean_factor
-        return self._scale / travelled * factor if travelled else 0.0
+        return TRAVEL * self._scale / travelled * factor if travelled else 0.0
 
     @torch.no_grad()
     def _magnitudes(self) -> Tensor:
@@ -256,43 +288,6 @@ class ReweightedL1:
     def _named(self) -> list[tuple[str, Tensor]]:
         pairs = [(s.weight, w) for s, w in zip(self.sites, self._weights, strict=True)]
         return [*pairs, *((str(s.bias), b) for s, b in zip(self.sites, self._biases, strict=True) if b is not None)]
-
-
-def _shrunk(sizes: Tensor, amounts: Tensor) -> Tensor:
-    """What is left of each size after `amounts` are taken away, as a factor; exactly 0 where nothing is."""
-    return (1 - amounts / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)).clamp(min=0)
-
-
-def _along(site: ChannelSite, weight: Tensor, values: Tensor) -> Tensor:
-    """One value a channel, in the shape in which it multiplies the site's weight."""
-    return values.to(weight).view([-1 if a == site.axis else 1 for a in range(weight.dim())])
-
-
-def _parameter(model: nn.Module, name: str) -> nn.Parameter:
-    try:
-        return model.get_parameter(name)
-    except AttributeError as error:
-        raise InputError(f"the sites name a parameter {name} that this {type(model).__name__} has not") from error
-
-
-def _refuse_frozen(named: Sequence[tuple[str, Tensor]]) -> None:
-    if frozen := [name for name, parameter in named if not parameter.requires_grad]:
-        raise InputError(
-            f"{len(frozen)} parameters to be made sparse are frozen: {few(frozen)}; let them train, or leave their "
-            "sites out: sites=[s for s in channel_sites(model) if model.get_parameter(s.weight).requires_grad]"
-        )
-    if not named:
-        raise InputError("no sites: there is nothing to make sparse")
-
-
-def _importance(sites: Sequence[ChannelSite], *, cost_aware: bool) -> Tensor:
-    """a_l for each channel: 1, or the MACs of its layer a channel, of mean 1 over all channels."""
-    if not cost_aware:
-        return torch.ones(sum(site.channels for site in sites), dtype=torch.float64)
-    costs = torch.cat([torch.full((site.channels,), site.macs / site.channels, dtype=torch.float64) for site in sites])
-    if not bool(costs.any()):
-        raise InputError("cost_aware needs to know what layers cost: give an example input as args=(image,)")
-    return costs / costs.mean()
 
 
 def _count(name: str, value: int) -> int:

@@ -1,15 +1,13 @@
 """One row a use of an operator or of a graph pattern: the table that the operator rules are held to.
 
 A row builds a small float64 network in which the pattern sits between layers that can lose channels, so that pruning
-has to go through it. `CASES` is the whole table; `zeroed`, `fresh` and `differences` are the oracle's three steps.
+has to go through it. `CASES` is the whole table.
 
 To add an operator: one entry in its family in `passes.rules`, one row here.
 """
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,18 +15,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
-from torch.utils import _pytree as pytree
+from torch.nn.utils import parametrizations
+
+from l1rr_fx.testing import kill, settle
+from l1rr_fx.testing.zeros import widths
 
 Args = tuple[Any, ...]
 Built = tuple[nn.Module, Args]
-
-NOISE = 1e-2
-
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_NORMS = (*_BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -49,135 +42,6 @@ class Case:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The oracle: zero channels at random, draw inputs, compare.
-
-
-def zeroed(model: nn.Module, ratio: float, seed: int, *, columns: bool = False) -> nn.Module:
-    """A copy of `model` in which each layer lost about `ratio` of its channels, at least one staying alive.
-
-    Batch norms lose scale and shift together, other layers rows and biases, bare parameters slices of their longest
-    axis; `columns` also zeroes single input columns of weights. Now and then a channel is zeroed by half only (scale
-    but not shift, row but not bias): it is not dead and must survive.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    result = copy.deepcopy(model)
-
-    def chance(p: float) -> bool:
-        return bool(torch.rand((), generator=generator) < p)
-
-    def chosen(n: int) -> list[int]:
-        order = torch.randperm(n, generator=generator).tolist()
-        count = sum(chance(ratio) for _ in range(n))
-        return sorted(order[: min(count, n - 1)])
-
-    for module in result.modules():
-        if isinstance(module, _NORMS):
-            if module.weight is not None:
-                kill(module, rows=chosen(module.weight.shape[0]), keep_bias=chance(0.1))
-        elif isinstance(module, (*_CONVS, *_TRANSPOSED, nn.Linear)):
-            outputs, inputs = widths(module)
-            rows = chosen(outputs) if chance(0.6) else []
-            taken = chosen(inputs) if columns and chance(0.4) else []
-            kill(module, rows=rows, columns=taken, keep_bias=chance(0.1))
-        elif not isinstance(module, parametrize.ParametrizationList):
-            for parameter in module.parameters(recurse=False):
-                if parameter.ndim and chance(0.5):
-                    axis = max(range(parameter.ndim), key=lambda a: parameter.shape[a])
-                    dead = torch.tensor(chosen(parameter.shape[axis]), dtype=torch.long)
-                    parameter.data.index_fill_(axis, dead, 0.0)
-    return result
-
-
-def widths(module: nn.Module) -> tuple[int, int]:
-    """(output channels, weight columns) of a convolution or linear layer; a column is an input of one group."""
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    assert isinstance(module, (*_CONVS, *_TRANSPOSED)), type(module)
-    return module.out_channels, module.in_channels // module.groups
-
-
-@torch.no_grad()
-def kill(module: nn.Module, rows: Sequence[int] = (), columns: Sequence[int] = (), *, keep_bias: bool = False) -> None:
-    """Zero output channels `rows` (weight and bias) and weight `columns` of a layer, in place."""
-    weight, bias = _stored_weight(module), getattr(module, "bias", None)
-    dead = torch.tensor(list(rows), dtype=torch.long)
-    taken = torch.tensor(list(columns), dtype=torch.long)
-    if isinstance(module, _TRANSPOSED):
-        by_group = weight.data.unflatten(0, (module.groups, -1))  # a view: (groups, inputs, outputs of a group, ...)
-        group_width = module.out_channels // module.groups
-        for row in rows:
-            by_group[row // group_width, :, row % group_width] = 0.0
-        by_group.index_fill_(1, taken, 0.0)
-    else:
-        weight.data.index_fill_(0, dead, 0.0)
-        if weight.ndim > 1 and weight.shape[1] > 1:
-            weight.data.index_fill_(1, taken, 0.0)
-    if isinstance(bias, Tensor) and not keep_bias:
-        bias.data.index_fill_(0, dead, 0.0)
-
-
-def _stored_weight(module: nn.Module) -> Tensor:
-    """The parameter to zero rows of: the weight, or where it is parametrised, what it is computed from."""
-    if parametrize.is_parametrized(module, "weight"):
-        originals = dict(module.named_parameters())
-        return originals.get("parametrizations.weight.original0", originals.get("parametrizations.weight.original"))
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def fresh(args: Any, seed: int, batch: int | None = None) -> Any:
-    """New random inputs like `args`; `batch` replaces the length of axis 0."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(old: Any) -> Any:
-        if not isinstance(old, Tensor):
-            return old
-        shape = (old.shape if batch is None else (batch, *old.shape[1:])) if old.ndim else ()
-        if old.is_floating_point():
-            return torch.randn(shape, generator=generator, dtype=old.dtype)
-        return torch.randint(0, int(old.max()) + 1, shape, generator=generator, dtype=old.dtype)
-
-    return pytree.tree_map(draw, args)
-
-
-def differences(actual: Any, expected: Any) -> list[float]:
-    """The deviation of every output, max |a - e| / max |e|; infinite where structure, shape or kind differ.
-
-    Activations here are of order 1: outputs below `NOISE` are differences of equal numbers, and compared as if they
-    were that large.
-    """
-    left, left_spec = pytree.tree_flatten(actual)
-    right, right_spec = pytree.tree_flatten(expected)
-    if left_spec != right_spec:
-        return [math.inf]
-    return [_difference(a, e) for a, e in zip(left, right, strict=True)]
-
-
-def _difference(actual: Any, expected: Any) -> float:
-    if not isinstance(expected, Tensor):
-        return 0.0 if actual == expected else math.inf
-    if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        return math.inf
-    if not (expected.is_floating_point() or expected.is_complex()):
-        return 0.0 if torch.equal(actual, expected) else math.inf
-    if expected.numel() == 0 or torch.equal(actual, expected):
-        return 0.0
-    if not torch.equal(actual.isnan(), expected.isnan()):
-        return math.inf
-    actual, expected = actual.detach(), expected.detach()
-    gap = (actual - expected).nan_to_num(0.0).abs().max()
-    return float(gap / expected.nan_to_num(0.0).abs().max().clamp_min(NOISE))
-
-
-def has_constant_output(model: nn.Module, args: Args) -> bool:
-    """Whether some output is the same for two random inputs."""
-    with torch.no_grad():
-        runs = [pytree.tree_leaves(copy.deepcopy(model)(*fresh(args, seed))) for seed in (1, 2)]
-    return any(max(differences(a, b)) < 1e-12 for a, b in zip(*runs, strict=True) if isinstance(a, Tensor))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # Builders.
 
 
@@ -195,29 +59,6 @@ class Net(nn.Module):
 
     def forward(self, *args: Any) -> Any:
         return self.function(self, *args)
-
-
-def settle(model: nn.Module, seed: int = 0) -> nn.Module:
-    """`model` in float64 and eval mode with lively weights: no channel is constant by luck of initialisation.
-
-    Parameters with `requires_grad=False` and buffers other than running statistics stay as they are.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    model.double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                fan = parameter[0].numel() if parameter.ndim > 1 else 4
-                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 1.4 / fan**0.5)
-        for module in model.modules():
-            if isinstance(module, _NORMS) and module.weight is not None:
-                module.weight.copy_(0.5 + torch.rand(module.weight.shape, generator=generator, dtype=torch.float64))
-            if isinstance(getattr(module, "running_mean", None), Tensor):
-                mean, variance = module.running_mean, module.running_var
-                assert isinstance(mean, Tensor) and isinstance(variance, Tensor)
-                mean.copy_(0.3 * torch.randn(mean.shape, generator=generator, dtype=torch.float64))
-                variance.copy_(0.5 + torch.rand(variance.shape, generator=generator, dtype=torch.float64))
-    return model
 
 
 def net(function: Callable[..., Any], args: Args, **parts: nn.Module | Tensor) -> Built:
@@ -418,6 +259,9 @@ CONTRACTIONS = (
         at_limit=False),
     Case("linear_on_tokens", "contraction", lambda: tokens(
         lambda m, x: m.b(F.gelu(m.a(x))), a=nn.Linear(8, 16), b=nn.Linear(16, 8)), ("linear", "gelu")),
+    Case("linear_to_one_of_masked_tokens", "contraction", lambda: net(
+        lambda m, x: m.out(m.one(m.a(x) * m.mask).squeeze(2)), randoms((2, 6, 5)), a=nn.Linear(5, 8),
+        mask=torch.tensor([1.0, 0, 1, 0, 1, 1]).view(1, 6, 1), one=nn.Linear(8, 1), out=nn.Linear(6, 3)), ("linear",)),
     Case("linear_lora", "contraction", lambda: tokens(
         lambda m, x: F.relu(_lora(m, x)), base=nn.Linear(8, 8), up=nn.Parameter(torch.randn(8, 2)),
         down=nn.Parameter(torch.randn(2, 8))), ("matmul",), at_limit=False),
@@ -1301,6 +1145,9 @@ POOLING = (
         lambda m, x: F.adaptive_max_pool1d(x.flatten(2), 1).squeeze(-1)
         + F.adaptive_max_pool3d(x.unsqueeze(2), 1).flatten(1), 8), ("adaptive_max_pool1d", "adaptive_max_pool3d")),
     Case("pool_power", "pool", lambda: between(lambda m, x: F.lp_pool2d(x, 2, 2)), at_limit=False),
+    Case("pool_indices_beyond_values", "pool", lambda: net(  # of the values fewer channels are read than of the indices
+        lambda m, x: (lambda y, i: (m.head(y[:, :4]), i))(*F.max_pool2d(m.a(x), 2, return_indices=True)), image(),
+        a=cba(3, 8), head=head(4)), at_limit=False),
     Case("pool_indices_unpool", "pool", lambda: between(_unpool, a=cbn(8, 8)), at_limit=False),
     Case("pool_sppf", "pool", lambda: between(_sppf, a=cba(8, 4, 1), b=cba(16, 8, 1)), ("max_pool2d", "cat")),
     Case("resize_nearest", "pool", lambda: between(lambda m, x: F.interpolate(x, scale_factor=2)),

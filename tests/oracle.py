@@ -29,6 +29,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from l1rr_fx.conformance.outputs import first_met
 from tests.zoo import Entry
 
 CALIBRATION_BATCHES = 3
@@ -224,22 +225,8 @@ def layer_structure(case: Case) -> Structure:
     with _hooks(layers, before=before, after=after), torch.enable_grad():
         outputs = case.model(*case.args, **case.kwargs)
     depthwise = {norm: name for name, norm in normed.items() if _is_depthwise(layers[name])}
-    made = frozenset(name for name in _first_met(outputs, nodes) if isinstance(layers[name], CONTRACTIONS))
+    made = frozenset(name for name in first_met(outputs, nodes) if isinstance(layers[name], CONTRACTIONS))
     return Structure(frozenset(normed), depthwise, made)
-
-
-def _first_met(outputs: Any, nodes: dict[Any, str]) -> Iterator[str]:
-    """The layers reached first when the autograd graph is walked from the outputs towards the input."""
-    stack = [leaf.grad_fn for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
-    seen = set(stack)
-    while stack:
-        node = stack.pop()
-        if node in nodes:
-            yield nodes[node]
-            continue
-        new = {parent for parent, _ in node.next_functions if parent is not None} - seen
-        seen |= new
-        stack.extend(new)
 
 
 # --- calibration -----------------------------------------------------------------------------------------------------

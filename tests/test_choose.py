@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from typer.testing import CliRunner
 import l1rr_fx
 from l1rr_fx.attention import FeatureAttention
 from l1rr_fx.budget import Analysis, Budget
-from l1rr_fx.choose import WITHIN, choose
+from l1rr_fx.choose import EXPONENTS, WITHIN, choose, savings
 from l1rr_fx.cli import app
 from l1rr_fx.cli import planning as planning
-from l1rr_fx.curves import Curve
+from l1rr_fx.curves import Curve, Unit, read_curves
 from l1rr_fx.demo.detector import ConvBlock, Head, Residual
 from l1rr_fx.plan import Plan
 from l1rr_fx.recalibrate import recalibrate_batch_norm
@@ -101,7 +102,7 @@ def test_a_budget_is_reached_in_the_pruned_network(
 ) -> None:
     chosen = {"attention": attention, "curves": curves} if method == "attention" else {}
     plan = choose(model, ARGS, budget=budget, **chosen)  # type: ignore[arg-type]
-    assert plan.method == method
+    assert plan.method.startswith(method)
     params, macs = pruned_shares(plan, model)
     assert plan.reached == pytest.approx({"params": params, "macs": macs})
     slack = [limit - plan.reached[name] for name, limit in budget.limits.items()]
@@ -121,7 +122,42 @@ def test_attention_loses_less_of_it_than_the_threshold(
     assert by_attention.attention.total < attention.of(zeroed).total
 
 
-def test_every_layer_goes_as_far_as_tau(model: Detector, attention: FeatureAttention, curves: Path) -> None:
+def test_the_way_to_weigh_costs_is_that_which_loses_least(
+    model: Detector, attention: FeatureAttention, curves: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(macs=0.5)
+    best = choose(model, ARGS, budget=budget, attention=attention, curves=curves)
+    each = []
+    for exponent in EXPONENTS:
+        monkeypatch.setattr(sys.modules[choose.__module__], "EXPONENTS", (exponent,))
+        each.append(choose(model, ARGS, budget=budget, attention=attention, curves=curves))
+    losses = [plan.attention.total for plan in each if plan.attention is not None]
+    assert len({plan.zeroed for plan in each}) > 1, "costs were not weighed"
+    assert best.attention is not None and best.attention.total == min(losses) < max(losses)
+
+
+def test_a_dear_channel_saves_more_than_a_cheap_one(model: Detector) -> None:
+    analysis = Analysis(model, ARGS)
+    sites = {site.name: site for site in analysis.sites}
+    early, late = (Unit((sites[name],), torch.arange(40)) for name in ("stage8.1", "stage16.1"))
+    by_macs = savings(analysis, [early, late], Budget(macs=0.5))
+    by_parameters = savings(analysis, [early, late], Budget(params=0.5))
+    assert by_macs["stage8.1"] > by_macs["stage16.1"], "four times the positions"
+    assert by_macs["stage8.1"] / by_macs["stage16.1"] > by_parameters["stage8.1"] / by_parameters["stage16.1"]
+    assert sum(by_macs.values()) == pytest.approx(2)
+
+
+def test_sums_stay_whole_where_the_mode_leaves_them() -> None:
+    plan = choose(detector(), ARGS, budget=Budget(macs=0.8), mode="exclude")
+    whole = {site.name for site in plan.sites if site.blocked == "the mode leaves sums of branches whole"}
+    assert whole == {"stem.1", "stage4.second.1", "lateral8.1", "lateral16.1"}
+    assert not any(site.zeroed for site in plan.sites if site.name in whole)
+
+
+def test_every_layer_goes_as_far_as_tau(
+    model: Detector, attention: FeatureAttention, curves: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[choose.__module__], "EXPONENTS", (0.0,))
     plan = choose(model, ARGS, budget=Budget(macs=0.5), attention=attention, curves=curves)
     alone = [site.attention for site in plan.sites if site.attention is not None]
     assert max(alone) == pytest.approx(plan.tau)
@@ -210,6 +246,15 @@ def test_channels_that_are_zero_already_go_first() -> None:
 
 def test_a_budget_that_is_met_already_takes_nothing(model: Detector) -> None:
     assert choose(model, ARGS, budget=Budget(macs=1.0)).zeroed == 0
+
+
+def test_zeros_that_are_there_belong_to_every_plan() -> None:
+    """Else a fine-tune would bring them back to life."""
+    model = detector()
+    with torch.no_grad():
+        model.stage8[1].weight[3:9] = model.stage8[1].bias[3:9] = 0
+    plan = choose(model, ARGS, budget=Budget(macs=1.0))
+    assert {site.name: site.zeroed for site in plan.sites if site.zeroed} == {"stage8.1": tuple(range(3, 9))}
 
 
 class SecondsByMacs:
@@ -320,6 +365,14 @@ def test_attention_of_other_weights_is_refused(attention: FeatureAttention) -> N
         choose(other, ARGS, budget=Budget(macs=0.5), attention=attention)
 
 
+def test_curves_are_read_back(model: Detector, curves: Path) -> None:
+    found = read_curves(curves)
+    assert {"stem.1", "stage16.1", "lateral8.1"} <= {*found}
+    assert all(curve.at(0) == 0 and curve.at(curve.counts[-1]) > 0 for curve in found.values())
+    with pytest.raises(InputError, match="no curves in .*missing"):
+        read_curves(curves.with_name("missing"))
+
+
 def test_curves_rise_and_are_linear_in_between() -> None:
     curve = Curve((2, 4, 8), (0.2, 0.1, 0.6))
     assert [curve.at(n) for n in (0, 1, 2, 3, 4, 6, 8, 9)] == pytest.approx([0, 0.1, 0.2, 0.2, 0.2, 0.4, 0.6, 0.6])
@@ -360,7 +413,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model
     result = CliRunner().invoke(app, [*call, "--data", "my_models:data"])
     assert result.exit_code == 0, result.output
     plan = Plan.from_json((tmp_path / "plan.json").read_text())
-    assert plan.method == "attention" and "head8.sides" in result.output
+    assert plan.method.startswith("attention") and "head8.sides" in result.output
     assert pruned_shares(plan, model)[1] == pytest.approx(plan.reached["macs"])
     for arguments, message in (
         (call, "plan.json exists"),

@@ -15,7 +15,15 @@ from l1rr_fx.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/design.md", "docs/code.md", "docs/integrations.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/code.md",
+    "docs/conformance.md",
+    "docs/design.md",
+    "docs/integrations.md",
+    "docs/testing.md",
+)
 
 
 def blocks(language: str) -> list[str]:

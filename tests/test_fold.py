@@ -15,14 +15,13 @@ from torch.fx.passes.infra.pass_manager import PassManager
 from torch.nn import functional as F
 
 import l1rr_fx
+from l1rr_fx.testing import FAMILIES, Network, differences, fresh, networks
 from passes import InputError, capture, remove_zero_channels
 from passes.fold import FoldBatchNorm, FoldConstants, fold_batch_norm, fold_constants
 from passes.modes import BatchNormCall
 from passes.options import Options
-from tests import op_cases
-from tests.op_cases import Args, Built, between, cba, conv, fresh, image, net, randoms
+from tests.op_cases import Args, Built, between, cba, conv, image, net, randoms
 from tests.oracle import fresh_input, relative_error, zeroed_case
-from tests.strategies import FAMILIES, Network, networks
 from tests.zoo import by_name
 
 TOLERANCE = 1e-10  # float64: what is left is the reassociation of sums
@@ -47,7 +46,7 @@ def check(module: GraphModule, model: nn.Module, args: Args) -> GraphModule:
     assert all(torch.equal(value, before[1][name]) for name, value in module.state_dict().items())
     inputs = fresh(args, 5)
     with torch.no_grad():
-        assert max(op_cases.differences(folded(*inputs), model(*inputs))) <= TOLERANCE
+        assert max(differences(folded(*inputs), model(*inputs))) <= TOLERANCE
     again = fold(folded)
     assert str(again.graph) == str(folded.graph)
     assert all(torch.equal(value, folded.state_dict()[name]) for name, value in again.state_dict().items())

@@ -8,7 +8,8 @@ import pytest
 
 import l1rr_fx
 from l1rr_fx.lowering import LoweringError, to_onnx
-from tests.op_cases import CASES, Case, zeroed
+from l1rr_fx.testing import zeroed
+from tests.op_cases import CASES, Case
 
 TOLERANCE = 1e-4  # FP32 sums in another order
 

@@ -14,12 +14,12 @@ from torch.utils import _pytree as pytree
 
 import l1rr_fx
 from l1rr_fx.pruned import Pruned
+from l1rr_fx.testing import differences, fresh, has_constant_output, zeroed
 from passes.capture import capture
 from passes.rules import RULES
 from passes.target import ByteCount, Target
-from tests import op_cases
 from tests.machines import FILLS, WIDENS
-from tests.op_cases import CASES, Case
+from tests.op_cases import CASES, Args, Case
 
 TOLERANCE = 1e-10  # float64: what is left is the reassociation of sums
 LIMIT = 1.01
@@ -63,7 +63,7 @@ SETTINGS = (
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_pruned_equals_zeroed(case: Case, setting: Setting) -> None:
     model, args = case.build()
-    model = op_cases.zeroed(model, setting.ratio, setting.seed, columns=setting.columns)
+    model = zeroed(model, setting.ratio, setting.seed, columns=setting.columns)
     before = _content(model)
     open_batch = setting.open_batch and case.dynamic
     pruned = _pruned(
@@ -77,9 +77,9 @@ def test_pruned_equals_zeroed(case: Case, setting: Setting) -> None:
     if pruned is None:
         return
     assert _content(model) == before, "prune changed the model"
-    _assert_equal(pruned, model, op_cases.fresh(args, setting.seed))
+    _assert_equal(pruned, model, fresh(args, setting.seed))
     if open_batch:
-        _assert_equal(pruned, model, op_cases.fresh(args, setting.seed, batch=3))
+        _assert_equal(pruned, model, fresh(args, setting.seed, batch=3))
     _assert_names_survive(pruned, model)
     assert pruned.report.after.macs <= pruned.report.before.macs
     if case.at_limit and setting.mode == "recombine" and setting.multiple is None and setting.target == ByteCount():
@@ -92,7 +92,7 @@ def test_nothing_zeroed_changes_nothing(case: Case) -> None:
     pruned = _pruned(model, args)
     if pruned is None:
         return
-    _assert_equal(pruned, model, op_cases.fresh(args, 7))
+    _assert_equal(pruned, model, fresh(args, 7))
     assert pruned.report.after.macs <= pruned.report.before.macs
 
 
@@ -112,12 +112,12 @@ def test_the_table_and_the_rules_agree() -> None:
     assert sorted(set(map(str, RULES)) - everywhere) == [], "operators with a rule but no row in tests/op_cases.py"
 
 
-def _pruned(model: nn.Module, args: op_cases.Args, **options: Any) -> Pruned | None:
+def _pruned(model: nn.Module, args: Args, **options: Any) -> Pruned | None:
     """The pruned network; None where nothing is left of an output and prune says so."""
     try:
         return l1rr_fx.prune(model, args, verify=False, **options)
     except l1rr_fx.VanishedError:
-        assert op_cases.has_constant_output(model, args), "refused, although every output depends on the input"
+        assert has_constant_output(model, args), "refused, although every output depends on the input"
         return None
 
 
@@ -144,7 +144,7 @@ def _assert_equal(pruned: Pruned, model: nn.Module, inputs: Any) -> None:
     with torch.no_grad():
         expected = copy.deepcopy(model)(*copy.deepcopy(inputs))
         actual = copy.deepcopy(pruned.module)(*copy.deepcopy(inputs))
-    worst = op_cases.differences(actual, expected)
+    worst = differences(actual, expected)
     assert max(worst, default=0.0) <= TOLERANCE, f"pruned differs from zeroed: {worst}"
 
 

@@ -14,10 +14,10 @@ from torch.utils import _pytree as pytree
 
 import l1rr_fx
 from l1rr_fx.pruned import Pruned
+from l1rr_fx.testing import FAMILIES, Network, differences, fresh, has_constant_output, networks
 from passes.target import Target
-from tests import op_cases
 from tests.machines import MACHINES
-from tests.strategies import FAMILIES, Network, networks
+from tests.op_cases import Args
 
 TOLERANCE = 1e-10  # float64: what is left is the reassociation of sums
 
@@ -41,7 +41,7 @@ def test_pruned_equals_zeroed(family: str, data: st.DataObject) -> None:
         return
     note(f"{pruned.module.code if isinstance(pruned.module, torch.fx.GraphModule) else ''}")
     for seed, batch in ((1, None), (2, None)):
-        _assert_equal(pruned.module, model, op_cases.fresh(args, seed, batch))
+        _assert_equal(pruned.module, model, fresh(args, seed, batch))
     assert pruned.report.after.macs <= pruned.report.before.macs
 
 
@@ -49,7 +49,7 @@ def test_pruned_equals_zeroed(family: str, data: st.DataObject) -> None:
 @settings(max_examples=max(1, EXAMPLES // 10))
 @given(data=st.data())
 def test_pruning_again_changes_nothing(family: str, data: st.DataObject) -> None:
-    network: Network = data.draw(networks((family,), max_operators=4), label="network")
+    network: Network = data.draw(networks((family,), max_nodes=4), label="network")
     model, args = network.build()
     mode = data.draw(MODES, label="mode")
     once = _pruned(model, args, mode, None)
@@ -60,7 +60,7 @@ def test_pruning_again_changes_nothing(family: str, data: st.DataObject) -> None
         assert twice.report.after.macs <= once.report.after.macs
     else:
         assert twice.report.after.macs == once.report.after.macs
-    _assert_equal(twice.module, model, op_cases.fresh(args, 3))
+    _assert_equal(twice.module, model, fresh(args, 3))
 
 
 @settings(max_examples=max(1, EXAMPLES // 4))
@@ -81,17 +81,17 @@ def _with_others(family: str, data: st.DataObject) -> tuple[str, ...]:
 
 
 def _pruned(
-    model: nn.Module, args: op_cases.Args, mode: str, multiple: int | None, target: Target | str = "none"
+    model: nn.Module, args: Args, mode: str, multiple: int | None, target: Target | str = "none"
 ) -> Pruned | None:
     """The pruned network; None where nothing is left of an output and prune says so."""
     try:
         return l1rr_fx.prune(model, args, mode=mode, channel_multiple=multiple, target=target, verify=False)
     except l1rr_fx.VanishedError:
-        assert op_cases.has_constant_output(model, args), "refused, although every output depends on the input"
+        assert has_constant_output(model, args), "refused, although every output depends on the input"
         return None
 
 
-def _assert_equal(actual: nn.Module, expected: nn.Module, inputs: op_cases.Args) -> None:
+def _assert_equal(actual: nn.Module, expected: nn.Module, inputs: Args) -> None:
     with torch.no_grad():
-        worst = op_cases.differences(actual(*inputs), expected(*inputs))
+        worst = differences(actual(*inputs), expected(*inputs))
     assert max(worst) <= TOLERANCE, f"pruned differs from zeroed: {worst}"

@@ -17,7 +17,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 import l1rr_fx
 from l1rr_fx.pruned import Pruned
-from tests import op_cases
+from l1rr_fx.testing import differences, kill
 from tests.op_cases import Args, cba, cbn, head, image, net
 
 TOLERANCE = 1e-10
@@ -51,7 +51,7 @@ def _detector(dropout: float = 0.0) -> tuple[nn.Module, Args]:
     )
     for seed, layer in enumerate(module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
         dead = torch.randperm(layer.num_features, generator=torch.Generator().manual_seed(seed))
-        op_cases.kill(layer, rows=dead[: layer.num_features // 2].tolist())
+        kill(layer, rows=dead[: layer.num_features // 2].tolist())
     return model, args
 
 
@@ -73,7 +73,7 @@ def _loss(outputs: Iterable[Tensor]) -> Tensor:
 
 
 def _worst(actual: Any, expected: Any) -> float:
-    return max(op_cases.differences(actual, expected))
+    return max(differences(actual, expected))
 
 
 def test_train_and_eval_switch_batch_norm(detector: tuple[nn.Module, Args], pruned: Pruned) -> None:

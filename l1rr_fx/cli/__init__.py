@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from l1rr_fx.cli import compiling as compiling
+from l1rr_fx.cli import conforming as conforming
 from l1rr_fx.cli import lowering as lowering
 from l1rr_fx.cli import measuring as measuring
 from l1rr_fx.cli import planning as planning

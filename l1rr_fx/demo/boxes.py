@@ -82,9 +82,15 @@ def detections(
     return Detections(boxes[kept], best.values[found][kept])
 
 
-def average_precision(found: Detections, truth: Tensor, thresholds: Sequence[float]) -> dict[float, float]:
-    """COCO's average precision (101 recall points, one class, all sizes) at each IoU threshold, by pycocotools."""
-    if not len(found.scores) or not len(truth):
+def average_precision(
+    found: Detections, truth: Tensor, thresholds: Sequence[float], *, sizes: tuple[float, float] = (0, 1e10)
+) -> dict[float, float]:
+    """COCO's average precision (101 recall points, one class) at each IoU threshold, by pycocotools.
+
+    Only boxes with an area in `sizes` count, in square pixels, and, by COCO's rule, detections that find one of them or
+    are of such a size. 0 where there are no detections or no such boxes."""
+    areas = area(truth)
+    if not len(found.scores) or not bool(((areas >= sizes[0]) & (areas <= sizes[1])).any()):
         return dict.fromkeys(thresholds, 0.0)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         annotations = COCO()
@@ -104,7 +110,7 @@ def average_precision(found: Detections, truth: Tensor, thresholds: Sequence[flo
         judge = COCOeval(annotations, annotations.loadRes(rows), "bbox")
         judge.params.iouThrs = numpy.array(thresholds)
         judge.params.maxDets = [len(rows)]
-        judge.params.areaRng, judge.params.areaRngLbl = [[0, 1e10]], ["all"]
+        judge.params.areaRng, judge.params.areaRngLbl = [list(sizes)], ["these"]
         judge.evaluate()
         judge.accumulate()
     precision = judge.eval["precision"]  # thresholds, recalls, classes, areas, maxDets

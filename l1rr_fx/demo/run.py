@@ -1,18 +1,14 @@
-"""The main job on a trained detector and a real aerial image: zero channels, prune, prove, measure, show, lower."""
+"""The whole method on a trained detector and a real aerial image: choose, zero, fine-tune, prune, prove, measure, show,
+lower."""
 
 from __future__ import annotations
 
 import json
-import math
-import statistics
-import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -21,23 +17,38 @@ from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 import l1rr_fx
-from l1rr_fx.demo.boxes import Detections, average_precision, detections
-from l1rr_fx.demo.detector import MULTIPLE, TreeDetector
+from l1rr_fx.attention import FeatureAttention
+from l1rr_fx.budget import Budget
+from l1rr_fx.choose import choose
+from l1rr_fx.curves import read_curves
+from l1rr_fx.demo.boxes import Detections, average_precision
+from l1rr_fx.demo.detector import TreeDetector
+from l1rr_fx.demo.measure import (
+    THRESHOLDS,
+    Timing,
+    as_input,
+    detected,
+    has_onnx,
+    largest_deviation,
+    macs,
+    paired_timing,
+    parameters,
+    without_torchs_future_warnings,
+)
 from l1rr_fx.demo.picture import Panel, write_side_by_side
-from l1rr_fx.demo.trees import Scene, test_scene
+from l1rr_fx.demo.plots import write_curves, write_kept, write_scales
+from l1rr_fx.demo.training import Settings, Training
+from l1rr_fx.demo.trees import Scene, test_scene, training_scenes
+from l1rr_fx.demo.views import Batch, random_batches
+from l1rr_fx.plan import Plan
+from l1rr_fx.recalibrate import recalibrate_batch_norm
 from passes.errors import InputError, VerifyError
 
 CHECKPOINT = Path(__file__).with_name("trees.safetensors")
-THRESHOLDS = (0.3, 0.4, 0.5)
-RATIO = 0.48
-"""The most that costs no precision on the held-out strip of the training image: see benchmarks/train_trees.py."""
-SCALE = 0.8
-"""Of the image's resolution. Training crops are all resampled; at exactly 1 the image is sharper than any of them, and
-AP50 on the held-out strip was .37 in place of .68 (half-way through a first training)."""
+BUDGET = 0.35
+"""Of the MACs: the paper's."""
 TOLERANCE = 1e-10
 """Relative, in float64: the bound of the contract, pruned == zeroed up to the order of sums."""
 SHOWN = 0.25
@@ -45,43 +56,55 @@ SHOWN = 0.25
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Median milliseconds for the test image, dense and pruned, of paired runs at one thread; `engine` ran both."""
+class Effort:
+    """How much is done: batches that attention is measured on, steps of the fine-tune and their highest learning rate
+    (chosen on the held-out strip), images of a batch, and their width and height."""
 
-    engine: str
-    dense: float
-    pruned: float
+    attention: int = 1
+    steps: int = 60
+    rate: float = 3e-4
+    batch: int = 8
+    crop: int = 256
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What the demo measured on the test image; pairs are (before, after)."""
+    """What the demo measured on the test image; pairs are (before, after). `tau` and `method` are the plan's."""
 
-    ratio: float
+    budget: float
     zeroed: int
+    method: str
+    tau: float
     precision: Mapping[str, Mapping[float, float]]
     parameters: tuple[int, int]
     macs: tuple[int, int]
     deviation: float
     timing: Timing
     predicted: tuple[float, float]
-    picture: Path
+    pictures: tuple[Path, ...]
     seconds: float
 
 
-def run(output: Path, *, ratio: float = RATIO, console: Console) -> Summary:
-    """Zero `ratio` of the trained detector's channels, prune, and write detections.png and summary.json into `output`.
+def run(output: Path, *, budget: float = BUDGET, effort: Effort = Effort(), console: Console) -> Summary:
+    """Prune the trained detector to `budget` of its MACs, and write pictures, summary.json and the plan into `output`.
 
-    InputError for a bad ratio or missing data, VerifyError if the pruned detector differs from the zeroed one."""
+    InputError for a budget that cannot be met or missing data, VerifyError if pruned and zeroed detector differ."""
     started = time.perf_counter()
-    scene = test_scene()
-    dense = load_detector()
-    zeroed = deepcopy(dense)
-    count = zero_smallest(zeroed, ratio)
-    console.print(f"zeroed the {count} channels ({ratio:.0%}) of the trained tree detector with the smallest |gamma|")
+    scene, dense = test_scene(), load_detector()
+    learn, _ = training_scenes()
     image = as_input(scene)
-    with _step(console, "removing them"):
-        result = l1rr_fx.prune(zeroed, (image,), target="onnxruntime" if _has_onnx() else "cpu")
+    output.mkdir(parents=True, exist_ok=True)
+    console.print("a detector of tree crowns, trained with a sparsity penalty (benchmarks/train_trees.py)")
+    with _step(console, f"choosing what to zero for {budget:.0%} of the MACs: attention to the trees, layer by layer"):
+        batches = _batches(learn, effort.attention, effort, seed=1)
+        plan = chosen(dense, batches, budget, output / "curves.jsonl")
+    (output / "plan.json").write_text(plan.to_json())
+    console.print(f"{plan.zeroed} channels, by {plan.method}; the plan is {output / 'plan.json'}")
+    with _step(console, f"training dense and zeroed for {effort.steps} steps"):
+        lessons = _batches(learn, effort.steps, effort, seed=2)
+        trained, zeroed = (fine_tuned(dense, lessons, effort.rate, each) for each in (None, plan))
+    with _step(console, "removing what is zero"):
+        result = l1rr_fx.prune(zeroed, (image,), target="onnxruntime" if has_onnx() else "cpu")
     pruned = result.module
     console.print(f"MACs after / limit of any exact channel-level method: {result.report.macs_over_limit:.3f}")
     console.print('(what is above 1 makes it faster here than copies would; target="none" gives 1)')
@@ -91,38 +114,41 @@ def run(output: Path, *, ratio: float = RATIO, console: Console) -> Summary:
         raise VerifyError(f"the pruned detector differs from the zeroed one by {deviation:.1e} of its largest output")
     console.print(f"pruned and zeroed outputs on the test image agree to {deviation:.1e} (relative, float64)")
     with _step(console, "finding the trees in the test image"):
-        found = {name: detected(model, scene) for name, model in _named(dense, zeroed, pruned)}
+        models = {"dense": dense, "dense, trained on": trained, "zeroed": zeroed, "pruned": pruned}
+        found = {name: detected(model, scene) for name, model in models.items()}
         judged = {name: average_precision(each, scene.boxes, THRESHOLDS) for name, each in found.items()}
     with _step(console, "timing dense and pruned in turn"):
         timing = paired_timing(dense, pruned, image)
-    output.mkdir(parents=True, exist_ok=True)
-    with _step(console, "predicting for a Jetson TX2"):
-        with _without_torchs_future_warnings():
-            predicted = lowered(dense, zeroed, image, output / "jetson-tx2")
-    picture = output / "detections.png"
-    write_side_by_side(scene.image, _panels(scene, found, judged), picture)
+    with _step(console, "predicting for a Jetson TX2"), without_torchs_future_warnings():
+        predicted = lowered(dense, zeroed, image, output / "jetson-tx2")
+    with _step(console, "drawing"):
+        pictures = drawn(output, scene, found, judged, plan, dense, zeroed)
     summary = Summary(
-        ratio=ratio,
-        zeroed=count,
+        budget=budget,
+        zeroed=plan.zeroed,
+        method=plan.method,
+        tau=plan.tau,
         precision=judged,
         parameters=(parameters(dense), parameters(pruned)),
         macs=(macs(dense, image), macs(pruned, image)),
         deviation=deviation,
         timing=timing,
         predicted=predicted,
-        picture=picture,
+        pictures=pictures,
         seconds=time.perf_counter() - started,
     )
     (output / "summary.json").write_text(json.dumps(asdict(summary), indent=1, default=str) + "\n")
     console.print(summary_table(summary))
-    console.print(f"detections side by side: {picture}  ({summary.seconds:.0f} s in all)")
+    for picture in pictures:
+        console.print(str(picture), soft_wrap=True)
+    console.print(f"{summary.seconds:.0f} s in all")
     return summary
 
 
 def load_detector(path: Path = CHECKPOINT) -> TreeDetector:
     """The trained detector in evaluation mode. InputError if `path` is missing or not a checkpoint of it."""
     detector = TreeDetector()
-    again = "make it again with: python benchmarks/train_trees.py"
+    again = "make it again with: python -m benchmarks.train_trees"
     try:
         detector.load_state_dict(load_file(path))
     except FileNotFoundError as error:
@@ -132,132 +158,77 @@ def load_detector(path: Path = CHECKPOINT) -> TreeDetector:
     return detector.eval()
 
 
-@torch.no_grad()
-def zero_smallest(model: nn.Module, ratio: float) -> int:
-    """Zero gamma and beta of the channels that `smallest_channels` names, in place; how many they are."""
-    count = 0
-    for norm, mask in smallest_channels(model, ratio):
-        norm.weight[mask] = 0
-        norm.bias[mask] = 0
-        count += int(mask.sum())
-    return count
+def chosen(model: nn.Module, batches: list[Batch], budget: float, curves: Path) -> Plan:
+    """The plan for so much of the MACs, by attention on `batches`; what was measured is written to `curves`."""
+    curves.unlink(missing_ok=True)
+    args = (batches[0].images[:1],)
+    attention = FeatureAttention(model, args, [(batch.images, batch.trees) for batch in batches])
+    return choose(model, args, budget=Budget(macs=budget), attention=attention, curves=curves)
 
 
-def smallest_channels(model: nn.Module, ratio: float) -> tuple[tuple[nn.BatchNorm2d, Tensor], ...]:
-    """Each batch norm with a mask of its channels among the `ratio` of all that have the smallest |gamma|.
-
-    Each layer keeps at least its max(4, 5 %) largest, so that a high ratio may not be reached whole."""
-    if not 0 <= ratio < 1:
-        raise InputError(f"ratio is {ratio}; it must be at least 0 and less than 1")
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.affine]
-    if not norms:
-        raise InputError(f"{type(model).__name__} has no nn.BatchNorm2d with scales to judge channels by")
-    sizes = torch.cat([_removable(norm.weight.detach().abs()) for norm in norms])
-    count = min(int(ratio * len(sizes)), int(sizes.isfinite().sum()))
-    chosen = torch.zeros_like(sizes, dtype=torch.bool)
-    chosen[sizes.argsort(stable=True)[:count]] = True
-    return tuple(zip(norms, chosen.split([norm.num_features for norm in norms]), strict=True))
-
-
-def as_input(scene: Scene) -> Tensor:
-    """The scene's image in [0, 1] at SCALE, shape (1, 3, h, w), padded right and below to multiples of 32."""
-    height, width = _scaled(scene)
-    image = F.interpolate(scene.image[None].float() / 255, (height, width), mode="bilinear", antialias=True)
-    return F.pad(image, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
-
-
-@torch.no_grad()
-def detected(model: nn.Module, scene: Scene) -> Detections:
-    """The trees that the model finds in the scene, in the scene's pixels."""
-    found = detections(model(as_input(scene)), _scaled(scene))
-    return Detections(found.boxes / SCALE, found.scores)
-
-
-def precision(model: nn.Module, scene: Scene) -> dict[float, float]:
-    """The model's average precision on the scene at each of THRESHOLDS."""
-    return average_precision(detected(model, scene), scene.boxes, THRESHOLDS)
-
-
-def parameters(model: nn.Module) -> int:
-    """How many parameters the model has."""
-    return sum(p.numel() for p in model.parameters())
-
-
-@torch.no_grad()
-def macs(model: nn.Module, image: Tensor) -> int:
-    """Multiply-accumulates of one forward pass, as torch counts them."""
-    with FlopCounterMode(display=False) as counter:
-        model(image)
-    return int(counter.get_total_flops()) // 2
+def fine_tuned(model: nn.Module, batches: list[Batch], rate: float, plan: Plan | None) -> nn.Module:
+    """A copy, trained for one step on each batch; with a plan, its channels are zeroed before and held at zero."""
+    copy = deepcopy(model)
+    if plan is None:
+        return _trained(copy, batches, rate)
+    with plan.hold(copy):
+        recalibrate_batch_norm(copy, [batch.images for batch in batches[:16]])
+        return _trained(copy, batches, rate)
 
 
 @torch.no_grad()
 def lowered(dense: nn.Module, zeroed: nn.Module, image: Tensor, folder: Path) -> tuple[float, float]:
     """Predicted milliseconds on a Jetson TX2 in FP16, dense and pruned for it; the bundle goes into `folder`."""
     small = l1rr_fx.prune(zeroed, (image,), target="jetson-tx2")
-    if _has_onnx():
+    if has_onnx():
         l1rr_fx.lower(small, (image,), out=folder, overwrite=True)
     latency = l1rr_fx.Latency("jetson-tx2", precision="fp16")
     return latency.of(dense, (image,)).ms, latency.of(small.module, (image,)).ms
 
 
-@torch.no_grad()
-def largest_deviation(first: nn.Module, second: nn.Module, image: Tensor) -> float:
-    """The largest difference of any output, relative to that output's largest value, in float64."""
-    with _without_torchs_future_warnings():
-        wanted, got = deepcopy(first).double()(image.double()), deepcopy(second).double()(image.double())
-    return max(float((got[name] - each).abs().max() / each.abs().max()) for name, each in wanted.items())
-
-
-def paired_timing(dense: nn.Module, pruned: nn.Module, image: Tensor, *, rounds: int = 11) -> Timing:
-    """Both models timed in turn at one thread: in ONNX Runtime where it is installed, else in PyTorch."""
-    onnx = _has_onnx()
-    prepared = _onnx_call if onnx else _eager_call
-    calls = (prepared(dense, image), prepared(pruned, image))
-    seconds: tuple[list[float], list[float]] = ([], [])
-    with _one_thread():
-        for call in calls:
-            call()
-        for _ in range(rounds):
-            for call, taken in zip(calls, seconds, strict=True):
-                start = time.perf_counter()
-                call()
-                taken.append(time.perf_counter() - start)
-    middle = [statistics.median(taken) * 1e3 for taken in seconds]
-    return Timing("ONNX Runtime" if onnx else "PyTorch, eager", middle[0], middle[1])
+def drawn(
+    output: Path,
+    scene: Scene,
+    found: Mapping[str, Detections],
+    judged: Mapping[str, Mapping[float, float]],
+    plan: Plan,
+    dense: nn.Module,
+    zeroed: nn.Module,
+) -> tuple[Path, ...]:
+    """The pictures: detections side by side, the curves, the scales before and after, what each layer keeps."""
+    paths = tuple(output / f"{name}.png" for name in ("detections", "curves", "scales", "kept"))
+    write_side_by_side(scene.image, _panels(scene, found, judged), paths[0])
+    write_curves(read_curves(output / "curves.jsonl"), plan, paths[1])
+    write_scales(dense, zeroed, paths[2])
+    write_kept(plan, paths[3])
+    return paths
 
 
 def summary_table(summary: Summary) -> Table:
     """The summary as a table."""
-    table = Table("", "dense", "zeroed", "pruned", title="Tree crowns, NEON test image")
+    table = Table("", *summary.precision, title="Tree crowns, NEON test image")
     for threshold in THRESHOLDS:
         row = (f"{each[threshold]:.3f}" for each in summary.precision.values())
         table.add_row(f"AP at IoU {threshold}", *row)
     (p, q), (m, n), t = summary.parameters, summary.macs, summary.timing
-    table.add_row("parameters", f"{p:,}", f"{p:,}", f"{q:,} ({q / p - 1:+.0%})")
-    table.add_row("MACs", f"{m / 1e9:.2f} G", f"{m / 1e9:.2f} G", f"{n / 1e9:.2f} G ({n / m - 1:+.0%})")
+    table.add_row("parameters", f"{p:,}", "", "", f"{q:,} ({q / p - 1:+.0%})")
+    table.add_row("MACs", f"{m / 1e9:.2f} G", "", "", f"{n / 1e9:.2f} G ({n / m - 1:+.0%})")
     faster = f"{t.pruned:.0f} ms ({t.dense / t.pruned:.2f}x)"
-    table.add_row(f"latency, {t.engine}, 1 thread", f"{t.dense:.0f} ms", "", faster)
+    table.add_row(f"latency, {t.engine}, 1 thread", f"{t.dense:.0f} ms", "", "", faster)
     before, after = summary.predicted
-    table.add_row("predicted, Jetson TX2, FP16", f"{before:.1f} ms", "", f"{after:.1f} ms ({before / after:.2f}x)")
+    table.add_row("predicted, Jetson TX2, FP16", f"{before:.1f} ms", "", "", f"{after:.1f} ms ({before / after:.2f}x)")
     return table
 
 
-def _has_onnx() -> bool:
-    return all(find_spec(name) for name in ("onnx", "onnxruntime"))
+def _batches(scene: Scene, count: int, effort: Effort, *, seed: int) -> list[Batch]:
+    return list(random_batches(scene, count, size=effort.batch, crop=effort.crop, seed=seed))
 
 
-def _scaled(scene: Scene) -> tuple[int, int]:
-    return round(scene.size[0] * SCALE), round(scene.size[1] * SCALE)
-
-
-def _removable(sizes: Tensor) -> Tensor:
-    """The sizes, infinite where a layer must keep the channel."""
-    return sizes.index_fill(0, sizes.topk(min(len(sizes), max(4, math.ceil(0.05 * len(sizes))))).indices, torch.inf)
-
-
-def _named(dense: nn.Module, zeroed: nn.Module, pruned: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
-    return ("dense", dense), ("zeroed", zeroed), ("pruned", pruned)
+def _trained(model: nn.Module, batches: list[Batch], rate: float) -> nn.Module:
+    training = Training(model, Settings(len(batches), rate, warm_up=10))
+    for batch in batches:
+        training.advance(batch)
+    return training.average
 
 
 def _panels(
@@ -278,42 +249,3 @@ def _step(console: Console, doing: str) -> Iterator[None]:
     with console.status(doing):
         yield
     console.print(f"{doing}: {time.perf_counter() - start:.1f} s")
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _without_torchs_future_warnings() -> Iterator[None]:
-    """Without those that torch 2.13 gives of its own code when it copies or exports a traced module."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
-def _eager_call(model: nn.Module, image: Tensor) -> Callable[[], object]:
-    def call() -> object:
-        with torch.no_grad():
-            return model(image)
-
-    return call
-
-
-def _onnx_call(model: nn.Module, image: Tensor) -> Callable[[], object]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "model.onnx")
-        l1rr_fx.to_onnx(model, (image,), path, target="onnxruntime", verify=False)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: image.numpy()}
-    return lambda: session.run(None, feed)

@@ -1,13 +1,18 @@
-"""One table: which family an ATen operator belongs to. Whatever is not in it is treated as unknown, never guessed."""
+"""One table: which family an operator belongs to. Whatever is not in it is treated as unknown, never guessed.
+
+Rules for operators of your own are added with `register_rule`, and checked with `l1rr_fx.testing.assert_rule_is_sound`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
-from torch._ops import OpOverload
+from torch._library.custom_ops import CustomOpDef
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Node
 
+from passes.errors import InputError
 from passes.rules import convolution, joins, mixing, pointwise, products, reindex, reshape
 from passes.rules.base import Rule
 
@@ -33,16 +38,62 @@ OVERLOADS: Mapping[str, Rule] = {
 """Where overloads of one name do different things."""
 
 
+REGISTERED: dict[str, Rule] = {}
+"""Rules that users registered, by qualified operator name ("mylib::gate")."""
+
+Operator = OpOverload | OpOverloadPacket | CustomOpDef
+
+
+def register_rule(operator: Operator, rule: Rule) -> None:
+    """Follow an operator that the compiler does not know by `rule`, from now on, in all its overloads.
+
+    `operator` is what `torch.library.custom_op` gave, or `torch.ops.mylib.gate`. A rule is one of the families here
+    (`passes.rules.pointwise.POINTWISE`, `Mixing(...)`, ...) or a `Rule` of your own. Raises InputError for an operator
+    that has a rule already, or that writes to its arguments.
+    """
+    if not isinstance(rule, Rule):
+        raise InputError(f"the rule is a {type(rule).__name__}; an instance of passes.rules.base.Rule is wanted")
+    overloads = _overloads(operator)
+    name = overloads[0]._schema.name
+    if any(_known(overload) is not None for overload in overloads):
+        raise InputError(f"{name} has a rule already; unregister_rule takes back one that was registered")
+    if any(overload._schema.is_mutable for overload in overloads):
+        raise InputError(f"{name} writes to its arguments: only an operator that returns its results can have a rule")
+    REGISTERED[name] = rule
+
+
+def unregister_rule(operator: Operator) -> None:
+    """Forget a rule that was registered; InputError if there is none."""
+    name = _overloads(operator)[0]._schema.name
+    if REGISTERED.pop(name, None) is None:
+        raise InputError(f"no rule was registered for {name}")
+
+
+def _overloads(operator: Operator) -> list[OpOverload]:
+    """All overloads of an operator."""
+    if isinstance(operator, CustomOpDef):
+        return [operator._opoverload]
+    if isinstance(operator, OpOverloadPacket):
+        return [getattr(operator, name) for name in operator.overloads()]
+    if isinstance(operator, OpOverload):
+        return _overloads(operator.overloadpacket)
+    raise InputError(f"the operator is a {type(operator).__name__}; one of torch.library or torch.ops is wanted")
+
+
 def rule_for(node: Node) -> Rule:
     """The rule of a call; operators that torch itself tags as pointwise need no entry."""
-    if not isinstance(node.target, OpOverload) or node.target.namespace != "aten":
+    if not isinstance(node.target, OpOverload):
         return UNKNOWN
-    name = node.target._schema.name.split("::")[1]
-    rule = OVERLOADS.get(f"{name}.{node.target._overloadname or 'default'}") or RULES.get(name)
+    return _known(node.target) or UNKNOWN
+
+
+def _known(target: OpOverload) -> Rule | None:
+    registered = REGISTERED.get(target._schema.name)
+    if registered is not None or target.namespace != "aten":
+        return registered
+    name = target._schema.name.split("::")[1]
+    rule = OVERLOADS.get(f"{name}.{target._overloadname or 'default'}") or RULES.get(name)
     if rule is not None:
         return rule
-    tags = node.target.tags
-    random, writes = torch.Tag.nondeterministic_seeded in tags, node.target._schema.is_mutable
-    if torch.Tag.pointwise in tags and not random and not writes:
-        return pointwise.POINTWISE
-    return UNKNOWN
+    random, writes = torch.Tag.nondeterministic_seeded in target.tags, target._schema.is_mutable
+    return pointwise.POINTWISE if torch.Tag.pointwise in target.tags and not random and not writes else None

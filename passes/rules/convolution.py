@@ -211,7 +211,7 @@ class Weighted(Rule):
         rows = outs[0].kept(axis)
         assert rows is not None
         if widths.groups == 1:
-            if not self.linear or len(outs[0].axes) <= 1:
+            if not self.linear or set(outs[0].axes) <= {axis}:
                 return [ANYTHING]
             live = self.channels(facts.inputs_live[0], axis, widths.inputs)
             kept: list[Tensor | None] = [

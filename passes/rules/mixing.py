@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from passes.layout import Layout, collapse, product
 from passes.program import Site
-from passes.rules.base import Rule, SiteFacts, Want, Wish
+from passes.rules.base import Rule, SiteFacts, Want, Wish, box_of
 from passes.selection import Selection
 
 Axes = Callable[[Site], tuple[int, ...]]
@@ -78,17 +78,18 @@ class Mixing(Rule):
         return [zero if index == 0 else torch.zeros_like(zero) for index in range(len(site.outputs))]
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
-        live = lives[0]
-        for other in lives[1:]:
-            live = live | other
-        mixed = self.axes(site)
+        live, mixed = either(lives), self.axes(site)
         whole = collapse(
             live.reshape(self.inner_shape(site, live)), [1 if a in mixed else n for a, n in enumerate(zeros[0].shape)]
         )
         return [whole.expand(zeros[0].shape), *(torch.full_like(z, bool(live.any())) for z in zeros[1:])]
 
     def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
-        return [wanted[0] for _ in wanted]
+        """Values and indices come together, so where one of them lives both do."""
+        used = [layout for layout, out in zip(wanted, site.outputs, strict=True) if out is not None]
+        if all(used[0].same(layout) for layout in used[1:]):
+            return [used[0] for _ in wanted]
+        return [box_of(either(facts.lives), facts.options) for _ in wanted]
 
     def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
         if len(site.inputs) > 1:
@@ -96,7 +97,7 @@ class Mixing(Rule):
         native = self.native(site, outs)[0]
         shape = self.inner_shape(site, native.labels)
         sizes = self.inner_shape(site, torch.empty(native.compact, device="meta"))
-        used = native.of(collapse(facts.lives[0], native.compact))
+        used = native.of(collapse(either(facts.lives), native.compact))
         return [Want(Layout(tuple(sizes), native.labels.reshape(shape)), used.reshape(shape))]
 
     def native(self, site: Site, outs: Sequence[Layout]) -> list[Layout]:
@@ -138,6 +139,14 @@ class Normalisation(Mixing):
 
     def select(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Selection]:
         return [Selection.whole(site.shape(p)) for p in site.parameters]
+
+
+def either(lives: Sequence[Tensor]) -> Tensor:
+    """What is live of some result."""
+    live = lives[0]
+    for other in lives[1:]:
+        live = live | other
+    return live
 
 
 def whole_along(layout: Layout, axes: Sequence[int]) -> Layout:

@@ -81,7 +81,7 @@ class Pointwise(Rule):
             return False
         try:
             result = site.node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
-        except (RuntimeError, TypeError, NotImplementedError):
+        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
             return False
         return isinstance(result, Tensor) and bool((result == 0).all())
 

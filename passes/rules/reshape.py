@@ -94,7 +94,7 @@ class Reshape(Movement):
         sizes = self.sizes(full_out, full_in, small, tuple(n != 1 for n in shape))
         if sizes is None:
             guess = self.merged_sizes(site, out, source, shape)
-            if guess is None:
+            if guess is None or math.prod(guess) != math.prod(small):
                 return None
             sizes = guess
         labels = out.of(source).expand(small).reshape(sizes)

@@ -1,0 +1,105 @@
+"""`l1rr-fx conformance`."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.text import Text
+
+from l1rr_fx.cli.app import app, reporting
+from passes.errors import InputError
+
+if TYPE_CHECKING:
+    from l1rr_fx.conformance import Case, Judgement
+
+EVERY = "all"
+
+
+@app.command("conformance")
+def conformance_command(
+    tool: Annotated[
+        list[str] | None, typer.Option(help="l1rr, torch-pruning, torch-kirigami or all; may be repeated.")
+    ] = None,
+    case: Annotated[list[str] | None, typer.Option(help="Judge this case alone and show it; may be repeated.")] = None,
+    zoo: Annotated[bool, typer.Option("--zoo", help="Judge networks of torchvision too.")] = False,
+    cases: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Judge the cases that this function returns too.")
+    ] = None,
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds for one case.")] = 60.0,
+    write: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results as a page.")] = None,
+) -> None:
+    """Show which of many small networks a pruner gets right. Exit code 1 if some are wrong, raise or hang."""
+    with reporting(None):
+        try:
+            from l1rr_fx.conformance import Verdict, page
+        except ModuleNotFoundError as error:
+            raise InputError(f"this needs the package {error.name}: pip install 'l1rr-fx[conformance]'") from error
+        sources = ["patterns", *(["zoo"] if zoo else []), *([cases] if cases else [])]
+        chosen = _chosen(sources, case or [])
+        tools = _tools(tool or ["l1rr"])
+        results = {name: _judged(name, sources, chosen, time_limit) for name in tools}
+    console = Console()
+    for each in chosen if case else ():
+        console.print(Text(f"{each.name}: {each.about}\n{_code(each)}"), soft_wrap=True)
+    found = [judgement for judgements in results.values() for judgement in judgements]
+    console.print(page.details([each for each in found if case or each.verdict is not Verdict.exact]))
+    console.print(page.summary(results))
+    if write is not None:
+        command = shlex.join(["l1rr-fx", *sys.argv[1:]])
+        flags = (" --zoo" if zoo else "") + (f" --cases {cases}" if cases else "")
+        write.write_text(page.page(results, chosen, command, flags), encoding="utf-8")
+        console.print(Text(f"written: {write}"), soft_wrap=True)
+    if not all(judgement.verdict.is_safe for judgement in found):
+        raise typer.Exit(1)
+
+
+def _tools(names: list[str]) -> list[str]:
+    from l1rr_fx.conformance import TOOLS
+
+    if EVERY in names:
+        names = list(TOOLS)
+    for name in names:
+        if name not in TOOLS:
+            raise InputError(f"there is no tool {name!r}; there are {', '.join(TOOLS)} and {EVERY}")
+        TOOLS[name].version  # noqa: B018  raises where it is not installed
+    return names
+
+
+def _chosen(sources: list[str], names: list[str]) -> list[Case]:
+    """The cases of these names, or all."""
+    from l1rr_fx.conformance import cases_of
+
+    found = {case.name: case for source in sources for case in cases_of(source)}
+    for name in names:
+        if name not in found:
+            raise InputError(f"there is no case {name!r}; there are {', '.join(found)}")
+    return [found[name] for name in names] if names else list(found.values())
+
+
+def _judged(tool: str, sources: list[str], cases: list[Case], time_limit: float) -> list[Judgement]:
+    """The verdicts of a tool, with a bar that shows how far it is."""
+    from l1rr_fx.conformance import judgements
+
+    found = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(tool, total=len(cases))
+        for judgement in judgements(tool, sources, [case.name for case in cases], time_limit=time_limit):
+            found.append(judgement)
+            progress.advance(bar)
+    return found
+
+
+def _code(case: Case) -> str:
+    """The source of a pattern's class."""
+    model, _ = case.build()
+    try:
+        return inspect.getsource(type(model))
+    except OSError:
+        return repr(model)

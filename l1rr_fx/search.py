@@ -1,0 +1,125 @@
+"""The shortest start of a sequence of channels that meets a budget, by bisection over the compiler's analysis."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from l1rr_fx.attention import AttentionLoss, FeatureAttention
+from l1rr_fx.budget import Analysis, Budget
+from l1rr_fx.curves import Unit
+from l1rr_fx.zeroing import Zeroing, zeroed_values
+from passes.errors import InputError, VanishedError
+
+LEAST, SHARE = 4, 0.05
+"""A layer keeps at least LEAST channels, and SHARE of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """One channel of a unit, the `rank`-th of its order, and the loss or score at which it goes."""
+
+    unit: Unit
+    rank: int
+    time: float
+
+
+def sequence(units: Sequence[Unit], times: Mapping[str, Sequence[float]]) -> list[Removal]:
+    """All channels that may go in the order in which they do; among equals, the layers in step."""
+    removals = [Removal(unit, rank, time) for unit in units for rank, time in enumerate(times[unit.name])]
+    return sorted(removals, key=lambda each: (each.time, (each.rank + 1) / each.unit.channels, each.unit.name))
+
+
+class Search:
+    """The shortest start of the sequence that meets the limits on cost, or the longest within that on attention."""
+
+    def __init__(
+        self, analysis: Analysis, budget: Budget, attention: FeatureAttention | None, sequence: Sequence[Removal]
+    ) -> None:
+        self.analysis, self.budget, self.attention, self.sequence = analysis, budget, attention, sequence
+        self.limits = {name: limit for name, limit in budget.limits.items() if name != "attention"}
+        self._shares: dict[int, Mapping[str, float] | None] = {}
+        self._losses: dict[int, AttentionLoss] = {}
+
+    def count(self) -> int:
+        """How many channels go. InputError if the budget cannot be met."""
+        if not self.limits:
+            return self._last(lambda count: self._is_kept(count))
+        possible = self._last(lambda count: self.shares(count) is not None)
+        if not self._is_met(possible):
+            raise self._impossible(possible)
+        count = self._last(lambda count: not self._is_met(count), below=possible) + 1 if not self._is_met(0) else 0
+        if not self._is_kept(count):
+            most = self._last(lambda n: self._is_kept(n), below=count)
+            raise InputError(
+                f"the budget cannot be met: {shown(self.limits)} needs an attention loss of "
+                f"{self.loss(count).total:.4f}, not {self.budget.attention:g}; up to that loss {self._reachable(most)}"
+            )
+        return count
+
+    def zeroing(self, count: int) -> Zeroing:
+        """The masks after `count` removals."""
+        taken: dict[str, int] = defaultdict(int)
+        units = {}
+        for removal in self.sequence[:count]:
+            units[removal.unit.name] = removal.unit
+            taken[removal.unit.name] = max(taken[removal.unit.name], removal.rank + 1)
+        return {name: mask for unit in units.values() for name, mask in unit.zeroing(taken[unit.name]).items()}
+
+    def shares(self, count: int) -> Mapping[str, float] | None:
+        """What is left after `count` removals, as shares of the dense model; None if an output would be constant."""
+        if count not in self._shares:
+            try:
+                size = self.analysis.size(self.zeroing(count))
+                self._shares[count] = size.shares(self.analysis.dense)
+            except VanishedError:
+                self._shares[count] = None
+        return self._shares[count]
+
+    def loss(self, count: int) -> AttentionLoss:
+        """The attention loss after `count` removals, together."""
+        assert self.attention is not None
+        if count not in self._losses:
+            values = zeroed_values(self.analysis.sites, self.analysis.values, self.zeroing(count))
+            self._losses[count] = self.attention.losses([values], per_class=True)[0]
+        return self._losses[count]
+
+    def _is_met(self, count: int) -> bool:
+        shares = self.shares(count)
+        return shares is not None and all(shares[name] <= limit for name, limit in self.limits.items())
+
+    def _is_kept(self, count: int) -> bool:
+        limit = self.budget.attention
+        if limit is None:
+            return True
+        return self.shares(count) is not None and self.loss(count).total <= limit
+
+    def _last(self, holds: Callable[[int], bool], *, below: int | None = None) -> int:
+        """The largest count for which `holds`, which holds at 0 and from some count on does not; by bisection."""
+        low, high = 0, len(self.sequence) if below is None else below
+        if holds(high):
+            return high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if holds(middle) else (low, middle)
+        return low
+
+    def _reachable(self, count: int) -> str:
+        shares = self.shares(count)
+        return f"{shown(shares)} is reachable" if shares is not None else "nothing is reachable"
+
+    def _impossible(self, count: int) -> InputError:
+        masks = self.zeroing(count)
+        floors = [s for s in self.analysis.sites if s.name in masks]
+        left = [s for s in self.analysis.sites if s.name not in masks]
+        names = ", ".join(sorted({f"{s.name} ({s.blocked or 'not taken from'})" for s in left})[:8])
+        return InputError(
+            f"the budget {shown(self.limits)} cannot be met; {self._reachable(count)}, with {len(floors)} layers at "
+            f"their least, max({LEAST}, {SHARE:.0%}) of their channels"
+            + (f", and these whole: {names}" if names else "")
+        )
+
+
+def shown(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{name}={share:.4g}" for name, share in shares.items())

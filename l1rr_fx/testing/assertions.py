@@ -1,0 +1,123 @@
+"""Assertions about models: pruned exactly, pruned to the limit, still prunable."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from l1rr_fx.compiler import prune
+from l1rr_fx.pruned import Pruned
+from l1rr_fx.sites import channel_sites
+from l1rr_fx.testing.blame import find_fault
+from l1rr_fx.testing.judging import differences, fresh
+from l1rr_fx.zeroing import zeroed_values
+from passes.errors import CaptureError, InputError
+from passes.options import Options
+
+TOLERANCE = 1e-10  # float64: what is left is the reassociation of sums
+LIMIT = 1.01
+INPUTS = 3
+
+
+def assert_prunes_exactly(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    at_limit: bool = True,
+    mode: str = "recombine",
+) -> Pruned:
+    """Prune `model` with the zeros in its weights and return the result; AssertionError if it is not exactly the same.
+
+    Compared in float64, on `args` and on two random inputs like it. The error names the first node that differs and the
+    rule at fault. With `at_limit` the small network may make at most 1 % more multiplications than any exact
+    channel-level method must; the error says what keeps more. `model` is not changed. Errors of `prune` (CaptureError,
+    VanishedError, ...) pass through.
+    """
+    exact, inputs, named = _doubled(model), _doubled(args), _doubled(dict(kwargs or {}))
+    pruned = prune(exact, inputs, named, mode=mode, verify=False)
+    for seed in range(INPUTS):
+        given = inputs if seed == 0 else fresh(inputs, seed)
+        with torch.no_grad():
+            expected = copy.deepcopy(exact)(*copy.deepcopy(given), **copy.deepcopy(named))
+            try:
+                deviation = max(differences(copy.deepcopy(pruned.module)(*given, **named), expected), default=0.0)
+            except (RuntimeError, IndexError) as error:
+                blame = _blame(exact, given, named, mode)
+                raise AssertionError(f"the pruned network does not run: {error}{blame}") from error
+        if not deviation <= TOLERANCE:
+            blame = _blame(exact, given, named, mode)
+            raise AssertionError(f"the pruned network deviates by {deviation:.3g} from the zeroed one{blame}")
+    if at_limit and mode == "recombine" and pruned.report.macs_over_limit > LIMIT:
+        above = [each for each in pruned.report.accounts.kept if each.macs]
+        kept = "".join(f"\n  {each.node}: {each.macs:,} MACs, {each.reason}" for each in above)
+        raise AssertionError(f"pruned to {pruned.report.macs_over_limit:.3f} times the limit; what keeps more:{kept}")
+    return pruned
+
+
+def assert_stays_prunable(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    *,
+    at_least: float,
+    ratio: float = 0.5,
+    seed: int = 0,
+) -> Pruned:
+    """AssertionError unless at least this share of the MACs goes when `ratio` of the channels are zeroed.
+
+    In every place where channels can be zeroed (`l1rr_fx.channel_sites`) some die at random, always the same for a
+    seed: a regression test of a model's architecture, without training. The error names what blocks the most. `model`
+    is not changed.
+    """
+    if not 0 < at_least < 1:
+        raise InputError(f"at_least is {at_least}; a share between 0 and 1 is wanted, such as 0.4")
+    if not 0 < ratio < 1:
+        raise InputError(f"ratio is {ratio}; a share between 0 and 1 is wanted")
+    report = (pruned := prune(_sites_zeroed(model, args, ratio, seed), args, verify=False)).report
+    gone = 1 - report.after.macs / max(1, report.before.macs)
+    if gone >= at_least:
+        return pruned
+    kept = sorted(report.accounts.kept, key=lambda each: (-each.macs, -each.channels))[:5]
+    blocks = "".join(f"\n  {each.node}: {each.channels} channels, {each.reason}" for each in kept)
+    raise AssertionError(
+        f"with {ratio:.0%} of the channels zeroed {gone:.1%} of the MACs can go, {at_least:.1%} are wanted"
+        + (f"; what blocks the most:{blocks}" if blocks else "; nothing is blocked: the outputs need what is left")
+    )
+
+
+def _sites_zeroed(model: nn.Module, args: tuple[Any, ...], ratio: float, seed: int) -> nn.Module:
+    """A copy of `model` with `ratio` of the channels of each site zero, at least one staying."""
+    generator = torch.Generator().manual_seed(seed)
+    result = copy.deepcopy(model)
+    values = dict(result.named_parameters())
+    masks: dict[str, Tensor] = {}  # by unit: what depthwise convolutions join dies together
+    for site in (sites := channel_sites(result, args)):
+        order = torch.rand(site.channels, generator=generator).argsort()
+        masks.setdefault(site.unit or site.name, order < min(round(ratio * site.channels), site.channels - 1))
+    zeroing = {site.name: masks[site.unit or site.name] for site in sites}
+    for name, value in zeroed_values(sites, values, zeroing).items():
+        values[name].data.copy_(value)
+    return result
+
+
+def _blame(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], mode: str) -> str:
+    """The first node that differs and the rule at fault, as the rest of a message."""
+    try:
+        fault = find_fault(model, args, kwargs, options=Options(mode))
+    except CaptureError:
+        return " (it is pruned in pieces: assert each of them alone)"
+    return "" if fault is None else f"; the first difference is {fault}"
+
+
+def _doubled(value: Any) -> Any:
+    """A copy in float64."""
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value).double()
+    return pytree.tree_map(
+        lambda leaf: leaf.detach().double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, value
+    )
