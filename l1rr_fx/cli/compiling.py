@@ -79,7 +79,7 @@ def demo_command(
         Path, typer.Option("--output", "-o", metavar="DIR", help="Where the picture and the numbers go.")
     ] = Path("demo-output"),
 ) -> None:
-    """Zero, prune and compare a detector of tree crowns on real aerial images."""
+    """The whole method on a detector of tree crowns: choose, fine-tune, prune, compare."""
     with reporting(None):
         try:
             from l1rr_fx.demo.run import run
