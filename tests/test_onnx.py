@@ -27,6 +27,7 @@ GAPS = {
     "index_add": "ScatterND adds from opset 16 on",
     "pool_adaptive": "adaptive max pooling into windows of different sizes",
     "pool_indices_unpool": "TensorRT has no positions of maxima",
+    "pool_indices_beyond_values": "TensorRT has no positions of maxima",
     "recurrent_rnn": "no recurrent operator has a form",
     "recurrent_lstm": "no recurrent operator has a form",
     "recurrent_gru": "no recurrent operator has a form",
