@@ -18,20 +18,7 @@ from l1rr_fx.demo.detector import TreeDetector
 from l1rr_fx.demo.picture import Panel, write_side_by_side
 from l1rr_fx.plan import Plan
 from passes.errors import InputError
-
-
-def wheel_is_there() -> bool:
-    try:
-        metadata.version("deepforest")
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-needs_trees = pytest.mark.skipif(
-    not wheel_is_there(),
-    reason=f"the tree images are missing: python -m pip install --no-deps {trees.WHEEL}",
-)
+from tests.yolo_trees import needs_trees
 
 
 @pytest.fixture(scope="module")

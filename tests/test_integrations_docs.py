@@ -8,7 +8,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.fx import GraphModule
 from l1rr_fx.archive import load
 from l1rr_fx.integrations import dynamo, inductor
 from passes.errors import InputError
+from tests.installed import is_installed
 from tests.torchvision_shim import import_torchvision
 from tests.yolo_trees import SETTINGS, needs_trees, offline_ultralytics, write_trees
 
@@ -34,14 +34,6 @@ def blocks(name: str) -> list[str]:
     """The blocks of a name, "" for those that have none."""
     found = re.findall(r"^```python *(\w*)\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
     return [code for each, code in found if each == name]
-
-
-def is_installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def needs(package: str) -> pytest.MarkDecorator:

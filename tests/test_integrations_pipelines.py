@@ -32,6 +32,7 @@ from passes import (
     functionalise,
     remove_zero_channels,
 )
+from tests.installed import is_installed
 from tests.oracle import relative_error
 
 X = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -188,14 +189,6 @@ def test_the_pass_is_registered_and_taken_out_again(monkeypatch: pytest.MonkeyPa
     del module.ATEN_POST_LOWERING_PASSES
     with pytest.raises(InputError, match="keeps no ATEN_POST_LOWERING_PASSES"), torch_tensorrt.lowering_pass():
         pass
-
-
-def is_installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 @pytest.mark.skipif(not is_installed("torch-tensorrt"), reason="torch-tensorrt needs an NVIDIA GPU; never run so far")

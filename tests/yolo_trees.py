@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from PIL import Image
 
 from l1rr_fx.demo import trees
+from tests.installed import is_installed
 from tests.torchvision_shim import import_torchvision
 
 TILE = 160
@@ -33,16 +33,8 @@ SETTINGS: dict[str, Any] = {
 """What makes the stock trainer small and quiet: everything else is as Ultralytics has it."""
 
 
-def trees_are_there() -> bool:
-    try:
-        metadata.version("deepforest")
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
 needs_trees = pytest.mark.skipif(
-    not trees_are_there(), reason=f"the tree images are missing: pip install --no-deps {trees.WHEEL}"
+    not is_installed("deepforest"), reason=f"the tree images are missing: pip install --no-deps {trees.WHEEL}"
 )
 
 
