@@ -24,24 +24,21 @@ from passes.rules.pointwise import Sum
 from passes.target import Target
 
 
-def run_of(want: Layout, have: Tensor) -> Layout | None:
-    """The labels of `want` from the first to the last in the mask `have`, if there are no others among them."""
-    there = span_of(want, have)
-    return there if there is not None and there.labels.numel() == int(have.sum()) else None
+def is_run(want: Layout, have: Tensor) -> bool:
+    """Whether the labels of `want` in the mask `have` follow one another in it."""
+    span = span_of(want, have)
+    return span is not None and span.labels.numel() == int(have.sum())
 
 
 def span_of(want: Layout, have: Tensor) -> Layout | None:
-    """The labels of `want`, which must vary along one axis at most, from the first to the last in the mask `have`."""
+    """The labels of `want` from the first to the last in the mask `have`; None if it varies along several axes."""
     if len(want.axes) > 1 or want.compact != tuple(have.shape) or not bool(have.any()):
         return None
+    if not want.axes:
+        return want
     place = want.of(have).reshape(-1).nonzero().view(-1)
-    return (
-        want
-        if not want.axes
-        else Layout.along(
-            want.rank, want.axes[0], want.compact[want.axes[0]], want.labels.reshape(-1)[place[0] : place[-1] + 1]
-        )
-    )
+    (axis,) = want.axes
+    return Layout.along(want.rank, axis, want.compact[axis], want.labels.reshape(-1)[place[0] : place[-1] + 1])
 
 
 class Prices:
@@ -59,7 +56,7 @@ class Prices:
         What there is of it is a run of `want`, or has to be gathered."""
         size = self._bytes(node, int(have.sum()) + want.labels.numel())
         cost = self.target.meeting(size) if self._is_fused(reader) else self.target.traffic(size)
-        return cost if run_of(want, have) is not None else cost + self.target.gather(size) - self.target.traffic(size)
+        return cost if is_run(want, have) else cost + self.target.gather(size) - self.target.traffic(size)
 
     def _is_fused(self, reader: Site | None) -> bool:
         """Whether the call is a sum that a contraction before it may do by itself, whichever operand is copied."""

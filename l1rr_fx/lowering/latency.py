@@ -190,7 +190,7 @@ class CostModel:
 
     def gather(self, size: float) -> float:
         """TensorRT fuses nothing with a gather and runs it in linear order only, of which no timing on a TX2 is known:
-        rather zeros are computed. By our model that costs between -0.4 and 2 % (docs/tx2.md)."""
+        rather zeros are computed. By our model that costs between -0.6 and 2 % (docs/tx2.md)."""
         return PROHIBITIVE + self.traffic(size)
 
     def meeting(self, size: float) -> float:
