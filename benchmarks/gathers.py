@@ -3,8 +3,8 @@
     python -m benchmarks.gathers
 
 Half of the channels are dead. Each network is pruned for the TX2 twice: with gathers at the price of a plain copy, and
-as they are priced, prohibitive. Predicted milliseconds in FP16, MACs over the limit and the copies left. Run it from the
-root of the repository.
+as they are priced, prohibitive. Predicted milliseconds in FP16, MACs over the limit and the copies left. Run it from
+the root of the repository.
 """
 
 from __future__ import annotations
