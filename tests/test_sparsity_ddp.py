@@ -3,6 +3,7 @@ curves of `choose` measured in parts."""
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,7 @@ def main(folder: Path) -> None:
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     model = trained(rank, world)
     torch.distributed.destroy_process_group()
+    gc.collect()  # the wrapped model is in a cycle; gloo's threads abort a Python that ends before them
     torch.save((model.state_dict(), plan.to_json()), folder / f"rank{rank}")
 
 
