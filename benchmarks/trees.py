@@ -1,6 +1,7 @@
 """What each part of the method earns, on tree crowns: the ablation at equal MACs and equal steps, against peers.
 
     python -m benchmarks.trees run                 # hours of one core; goes on where it was stopped
+    python -m benchmarks.trees run --fine 900 --budgets 0.35
     python -m benchmarks.trees latency             # when nothing else runs
     python -m benchmarks.trees report              # docs/results.md and its plots, from the results alone
 
@@ -59,14 +60,23 @@ ROWS = (
 DENSE = Row("dense", "dense", at_random)
 
 
-def run(work: Path, results: Path, scale: Scale, seeds: range, console: Console, *, rows: Collection[str]) -> None:
+def run(
+    work: Path,
+    results: Path,
+    scale: Scale,
+    seeds: range,
+    console: Console,
+    *,
+    rows: Collection[str],
+    budgets: Collection[float],
+) -> None:
     """Every cell of these rows that is not among the results yet, a whole seed at a time."""
     chosen = [row for row in ROWS if row.name in rows]
-    cells: list[tuple[Row, float | None]] = [(DENSE, None), *((row, share) for share in BUDGETS for row in chosen)]
+    cells: list[tuple[Row, float | None]] = [(DENSE, None), *((row, share) for share in budgets for row in chosen)]
     for seed in seeds:
         start = Start(seed, scale, work, RECIPES)
         for row, share in cells:
-            key = {"seed": seed, "row": row.name, "budget": share}
+            key = {"seed": seed, "row": row.name, "budget": share, "fine": scale.fine}
             if any(key.items() <= line.items() for line in lines(results)):
                 continue
             began = time.process_time()
@@ -95,16 +105,15 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the report goes (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="+", default=[row.name for row in ROWS], metavar="ROW", help="only these")
-    parser.add_argument(
-        "--steps", type=int, nargs=3, metavar=("DENSE", "SPARSE", "FINE"), help="other lengths: a trial"
-    )
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="shares of the MACs (%(default)s)")
+    parser.add_argument("--fine", type=int, default=Scale.fine, help="steps of what is left (%(default)s)")
     given = parser.parse_args()
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
     console = Console(width=160)
     if given.what == "run":
-        scale = Scale(*given.steps) if given.steps else Scale()
-        run(given.work, given.results, scale, range(given.seeds), console, rows=given.rows)
+        scale, seeds = Scale(fine=given.fine), range(given.seeds)
+        run(given.work, given.results, scale, seeds, console, rows=given.rows, budgets=given.budgets)
     elif given.what == "latency":
         measure(given.work, given.results, console)
     else:

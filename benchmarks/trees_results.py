@@ -25,6 +25,15 @@ def precision(scene: str, trees: str, threshold: str) -> Callable[[Cell, Cell], 
     return read
 
 
+def gain(scene: str) -> Callable[[Cell, Cell], float | None]:
+    """Reads by how much AP50 is above that of the same seed's dense network: what both share of a seed's luck is gone."""
+
+    def read(cell: Cell, dense: Cell) -> float | None:
+        return float(cell[scene]["all"]["AP50"] - dense[scene]["all"]["AP50"])
+
+    return read
+
+
 def share(name: str) -> Callable[[Cell, Cell], float | None]:
     """Reads a cost as a share of the dense network's."""
 
@@ -45,7 +54,9 @@ COLUMNS: Mapping[str, Callable[[Cell, Cell], float | None]] = {
     "AP50": precision("test", "all", "AP50"),
     "small: AP30": precision("test", "small", "AP30"),
     "small: AP50": precision("test", "small", "AP50"),
+    "AP50 - dense": gain("test"),
     "held out: AP50": precision("held out", "all", "AP50"),
+    "held out: AP50 - dense": gain("held out"),
     "parameters": share("parameters"),
     "MACs": share("macs"),
     "times as fast": speed,
@@ -83,19 +94,24 @@ class Results:
 def report(cells: Sequence[Cell], docs: Path, order: Sequence[str]) -> None:
     """Write the tables into docs/results.md, between the lines that mark them, and the plots beside it; `order` is that
     of the rows."""
-    results = Results(cells, order)
+    lengths = sorted({cell["fine"] for cell in cells})
+    studies = {steps: Results([cell for cell in cells if cell["fine"] == steps], order) for steps in lengths}
     page = docs / "results.md"
     text = page.read_text(encoding="utf-8") if page.exists() else f"# Results\n\n{BEGIN}\n{END}\n"
     before, rest = text.split(BEGIN)
-    tables = "\n".join(line for budget in results.budgets for line in table(results, budget))
+    tables = "\n".join(
+        line
+        for steps, results in studies.items()
+        for budget in results.budgets
+        for line in (f"### MACs -{1 - budget:.0%}, {steps} steps of fine-tuning\n", *table(results, budget))
+    )
     page.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{rest.split(END)[1]}", encoding="utf-8")
-    _curves(results, docs / "results-macs.png")
-    _parts(results, docs / "results-parts.png")
+    _curves(studies[lengths[0]], docs / "results-macs.png")
+    _parts(studies[lengths[0]], docs / "results-parts.png")
 
 
 def table(results: Results, budget: float) -> Iterator[str]:
     """One budget as a table in Markdown."""
-    yield f"### MACs -{1 - budget:.0%}\n"
     yield f"| row | seeds | {' | '.join(COLUMNS)} |"
     yield f"|---|---:|{'---:|' * len(COLUMNS)}"
     for row in results.rows:
