@@ -26,7 +26,7 @@ def precision(scene: str, trees: str, threshold: str) -> Callable[[Cell, Cell], 
 
 
 def gain(scene: str) -> Callable[[Cell, Cell], float | None]:
-    """Reads by how much AP50 is above that of the same seed's dense network: what both share of a seed's luck is gone."""
+    """Reads by how much AP50 is above that of the same seed's dense network: luck that both share is gone."""
 
     def read(cell: Cell, dense: Cell) -> float | None:
         return float(cell[scene]["all"]["AP50"] - dense[scene]["all"]["AP50"])
