@@ -26,7 +26,7 @@ class Join(Movement):
 
     def labelled(self, site: Site, zeros: Sequence[Tensor]) -> list[tuple[int, ...]]:
         axis = self.axis(site)
-        if all(z.shape[axis] == 1 for z in zeros) and all(site.shape(n)[axis] > 1 for n in site.inputs):
+        if self.is_blind(site, zeros):
             shape = torch.broadcast_shapes(*(tuple(z.shape) for z in zeros))
             return [tuple(shape) for _ in zeros]
         others = torch.broadcast_shapes(*([1 if a == axis else n for a, n in enumerate(z.shape)] for z in zeros))
@@ -36,6 +36,13 @@ class Join(Movement):
     def axis(site: Site) -> int:
         return int(site.argument(1, "dim", 0)) % len(site.out_shape)
 
+    def is_blind(self, site: Site, zeros: Sequence[Tensor]) -> bool:
+        """Whether the inputs are joined along an axis without labels, so that each of them stands for the result.
+
+        Where each is a single entry (branches that are stacked), the entries are told apart."""
+        axis = self.axis(site)
+        return all(z.shape[axis] == 1 for z in zeros) and any(site.shape(n)[axis] > 1 for n in site.inputs)
+
     def _sources(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor] | None:
         axis, shapes = self.axis(site), self.labelled(site, zeros)
         if any(not site.program.is_static(n, axis) for n in site.inputs) and any(s[axis] != 1 for s in shapes):
@@ -44,14 +51,13 @@ class Join(Movement):
         for shape in shapes:
             found.append(torch.arange(start, start + math.prod(shape)).view(shape))
             start += math.prod(shape)
-        if all(s[axis] == 1 for s in shapes) and all(site.shape(n)[axis] > 1 for n in site.inputs):
-            site.memo["blind"] = True  # joined along an axis without labels: every input stands for the result
+        if self.is_blind(site, zeros):
             return [found[0]]
         return [torch.cat(found, axis)]
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         sources = self.sources(site, zeros)
-        if sources is None or not site.memo.get("blind"):
+        if sources is None or not self.is_blind(site, zeros):
             return super().zero(site, zeros)
         result = zeros[0]
         for zero in zeros[1:]:
@@ -59,7 +65,7 @@ class Join(Movement):
         return [result.expand(sources[0].shape)]
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
-        if self.sources(site, zeros) is None or not site.memo.get("blind"):
+        if self.sources(site, zeros) is None or not self.is_blind(site, zeros):
             return super().needed(site, lives, zeros)
         return [collapse(lives[0], z.shape).expand(z.shape) for z in zeros]
 
@@ -67,7 +73,7 @@ class Join(Movement):
         """Where several inputs hold more than the result wants (others read them too), it is cheaper to join what they
         hold and to select once, afterwards."""
         sources = self.sources(site, facts.zeros)
-        if sources is None or site.memo.get("blind"):
+        if sources is None or self.is_blind(site, facts.zeros):
             return list(wanted)
         held = self.held(site, facts, sources[0])
         live, rank = facts.lives[0], facts.ranks[0] if facts.ranks else None
@@ -111,7 +117,7 @@ class Join(Movement):
         live = outs[0].of(facts.lives[0]) if tuple(facts.lives[0].shape) == outs[0].compact else None
         if live is None:
             return None
-        if site.memo.get("blind"):
+        if self.is_blind(site, facts.zeros):
             return [Want(outs[0], live) for _ in site.inputs]
         pieces = self.pieces(site, outs[0], sources[0])
         if pieces is None:
