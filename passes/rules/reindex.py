@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.layout import Layout
+from passes.layout import Layout, Shape
 from passes.program import Site
 from passes.rules.base import UNREAD, Rule, SiteFacts, Want, Wish
 from passes.rules.movement import Movement, Touched
@@ -37,15 +37,12 @@ class Reindex(Movement):
         traced = self.traced(site, outs[0], facts)
         if traced is None or bool((traced < 0).any()):
             return None
-        shape = tuple(facts.zeros[0].shape)
-        touched, full = self.moved(site), site.shape(site.inputs[0])
-        lengthened = [a for a in touched if full[a] == 1 and outs[0].compact[a] != 1]
-        labelled = [a for a in touched if shape[a] != 1 or a in lengthened]
-        if labelled and any(full[a] != 1 for a in touched if a not in labelled):
+        shape, full = tuple(facts.zeros[0].shape), site.shape(site.inputs[0])
+        followed = self.followed(site, shape, outs[0].compact)
+        if followed and any(full[a] != 1 for a in self.moved(site) if a not in followed):
             return None
-        if any(traced.shape[a] != 1 for a in lengthened):
+        if any(traced.shape[a] != 1 for a in followed if shape[a] == 1):
             return None
-        site.memo["vanishes"] = bool(labelled)
         return [Want(Layout(shape, traced), outs[0].of(facts.lives[0]))]
 
     def with_constant_index(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
@@ -56,11 +53,17 @@ class Reindex(Movement):
         assert self.touched is not None
         return self.touched(site)
 
+    def followed(self, site: Site, before: Shape, after: Shape) -> list[int]:
+        """The axes along which labels move, from an input and to a result of these compact shapes: what is wanted of
+        the input has moved already."""
+        full = site.shape(site.inputs[0])
+        return [a for a in self.moved(site) if before[a] != 1 or (full[a] == 1 and after[a] != 1)]
+
     def sources(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor] | None:
         return super().sources(site, zeros) if self.moved(site) else None
 
     def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
-        if site.memo.get("vanishes") and to.native:
+        if to.native and self.followed(site, ins[0].compact, outs[0].compact):
             return [to.first_input()]
         return [to.copy()]
 
@@ -106,12 +109,11 @@ class Select(Reindex):
         if traced is None:
             return None
         shape = tuple(facts.zeros[0].shape)
-        axis = int(site.node.args[1]) % len(shape)  # type: ignore[arg-type]
-        site.memo["vanishes"] = shape[axis] != 1
-        return [
-            Want(Layout(shape, traced), outs[0].of(facts.lives[0])),
-            UNREAD if site.memo["vanishes"] else Want(Layout.whole(1)),
-        ]
+        index = UNREAD if self.followed(site, shape, outs[0].compact) else Want(Layout.whole(1))
+        return [Want(Layout(shape, traced), outs[0].of(facts.lives[0])), index]
+
+    def followed(self, site: Site, before: Shape, after: Shape) -> list[int]:
+        return [a for a in self.moved(site) if before[a] != 1]
 
 
 class Pad(Reindex):

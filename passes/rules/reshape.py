@@ -43,20 +43,16 @@ class Reshape(Movement):
     """The same elements in the same order under other axes: view, reshape, flatten, unflatten, squeeze, unsqueeze."""
 
     def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
-        sources = site.memo.get("sources")
+        sources = self.sources(site, facts.zeros)
         if sources is None:
             return list(wanted)
-        shape = site.memo.get("input")
-        if shape is None or self.inverse(site, wanted[0], sources[0], shape, None) is not None:
+        shape = tuple(facts.zeros[0].shape)
+        if self.inverse(site, wanted[0], sources[0], shape, None) is not None:
             return list(wanted)
         flat = torch.zeros(math.prod(shape), dtype=torch.bool)
         flat[sources[0][facts.lives[0]]] = True
         box = box_of(flat.view(shape), facts.options)
         return [self.forward(site, box, sources[0]) or wanted[0]]
-
-    def _sources(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor] | None:
-        site.memo["input"] = tuple(zeros[0].shape)
-        return super()._sources(site, zeros)
 
     def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
         sources = self.sources(site, facts.zeros)
