@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from l1rr_fx.settings import from_text
 from l1rr_fx.sites import sites_of
 from l1rr_fx.zeroing import ZeroedProgram, Zeroing, evaluation_graph, unwrapped, zeroed_values
 from passes.compile import refuse_vanished
@@ -53,19 +54,7 @@ class Budget:
     @classmethod
     def parse(cls, text: str) -> Budget:
         """The budget that "macs=0.35,params=0.2" says. InputError for anything else."""
-        known = [each.name for each in fields(cls)]
-        values: dict[str, float] = {}
-        for part in text.split(","):
-            name, _, share = part.strip().partition("=")
-            if name not in known or name in values:
-                raise InputError(
-                    f"the budget {text!r}: {part.strip()!r} is not one of {'=, '.join(known)}=, given once"
-                )
-            try:
-                values[name] = float(share)
-            except ValueError as error:
-                raise InputError(f"the budget {text!r}: {share!r} is no number") from error
-        return cls(**values)
+        return from_text(cls, text, "the budget")
 
 
 class LatencyPredictor(Protocol):

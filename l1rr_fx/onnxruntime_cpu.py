@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from l1rr_fx.lowering.packages import optional
+from l1rr_fx.packages import required
 from passes.cpu import CHANNELS, ODD, MeasuredCpu, measured_cpu, remembered, seconds_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ OPSET, IR = 13, 7
 
 def onnxruntime_cpu() -> MeasuredCpu:
     """The model of this machine at torch's present number of threads. Raises InputError without ONNX Runtime."""
-    onnxruntime = optional("onnxruntime", "onnx")
+    onnxruntime = required("onnxruntime", extra="onnx")
     return remembered(f"onnxruntime-{onnxruntime.__version__}-{torch.get_num_threads()}", measure)
 
 

@@ -3,7 +3,8 @@
 chunk, split, tensor_split, unbind, select, narrow and neighbouring slices become `split_with_sizes` (and `squeeze`);
 stack becomes `unsqueeze` and `cat`; glu becomes a split, a sigmoid and a product; slice_scatter becomes slices and a
 `cat`; indexing with one constant index becomes `index_select`; addmm becomes a product and a sum; constants that are
-made like a tensor (new_full) are made without it.
+made like a tensor (new_full) are made without it. Operators of core ATen become those that it is made of
+(`passes.recompose`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from passes import recompose
 from passes.program import is_projection
 from passes.reading import hint
 
@@ -318,6 +320,7 @@ CONSTANTS: dict[Any, Any] = {
 }
 
 FORMS: dict[Any, Callable[[Graph, Node], None]] = {
+    **recompose.FORMS,
     aten.chunk.default: _split,
     aten.split.Tensor: _split,
     aten.tensor_split.sections: _split,

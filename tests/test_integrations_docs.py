@@ -16,7 +16,7 @@ import torch
 from torch.fx import GraphModule
 
 from l1rr_fx.archive import load
-from l1rr_fx.integrations import dynamo, inductor
+from l1rr_fx.integrations import inductor
 from passes.errors import InputError
 from tests.installed import is_installed
 from tests.torchvision_shim import import_torchvision
@@ -53,12 +53,10 @@ def run(code: str, names: dict[str, Any], **replaced: str) -> dict[str, Any]:
 
 @pytest.fixture
 def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """What the first block defines; the working directory is an empty one, and the backend has its name."""
+    """What the first block defines; the working directory is an empty one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     torch._dynamo.reset()
-    if "l1rr_fx" not in torch._dynamo.list_backends():
-        torch._dynamo.register_backend(dynamo.backend, name="l1rr_fx")
     yield run(blocks("")[0], {})
     torch._dynamo.reset()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.integrations import dynamo, packages
+from l1rr_fx import packages
+from l1rr_fx.integrations import dynamo
 from l1rr_fx.integrations.dynamo import backend, refresh
 from passes.errors import InputError
 from tests.oracle import zeroed_case
@@ -88,6 +90,11 @@ def agree(fast: Any, model: nn.Module, x: Tensor) -> None:
     assert found["height"] == wanted["height"] == x.shape[2]
 
 
+def test_the_package_registers_the_backend() -> None:
+    (found,) = entry_points(group="torch_dynamo_backends", name="l1rr_fx")
+    assert found.load() is backend
+
+
 @torch.no_grad()
 def test_the_next_backend_gets_the_small_graph(then: Next) -> None:
     net = zeroed()
@@ -137,6 +144,19 @@ def test_weights_that_change_are_noticed(then: Next) -> None:
     net.load_state_dict(zeroed().state_dict())
     agree(fast, net, X)
     assert then.weights[-1] == SMALL
+
+
+@torch.no_grad()
+def test_weights_that_are_moved_are_noticed(then: Next) -> None:
+    """`Module.to` and loaders give a parameter other memory, which is no write."""
+    net = zeroed()
+    fast = compiled(net, then)
+    agree(fast, net, X)
+    version = net.norm.weight._version
+    net.norm.weight.data = torch.full((16,), 0.3)
+    assert net.norm.weight._version == version
+    agree(fast, net, X)
+    assert then.weights[0] == SMALL < then.weights[1]
 
 
 @torch.no_grad()

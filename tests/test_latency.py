@@ -308,6 +308,8 @@ def test_measured_results_move_the_model_towards_them(tmp_path: Path) -> None:
     [
         ({"engine": {"name": "ONNX Runtime", "version": "1"}}, InputError, "measured with ONNX Runtime 1, not with"),
         ({"run": {"agrees": False}}, InputError, "no run computed what is expected"),
+        ({"run": {"nms": True}}, InputError, "with NMS, which is not predicted"),
+        ({"run": {"nms": 1}}, LoadError, '"nms" is 1'),
         ({"run": {"precision": "int8"}}, InputError, "precision is 'int8'"),
         ({"run": {"ms": -1.0}}, LoadError, '"ms" is -1.0'),
         ({"format": "something"}, LoadError, '"l1rr-fx results" is wanted'),

@@ -255,6 +255,7 @@ def test_copies_slow_layers_and_odd_widths_are_the_reasons() -> None:
         ([], "1 results are given; at least two"),
         ([replace(DENSE, engine="ONNX Runtime 1.8")], "times of different engines"),
         ([replace(DENSE, runs=(replace(DENSE.runs[0], precision="fp32"),))], "no precision in common"),
+        ([replace(DENSE, runs=(replace(DENSE.runs[0], nms=True),))], "NMS .*: dense without, dense with"),
         ([results("pruned", 1.0, 8, agrees=False)], "pruned, fp16: the outputs deviate by 0.001"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -32,6 +33,9 @@ SETTINGS: dict[str, Any] = {
 }
 """What makes the stock trainer small and quiet: everything else is as Ultralytics has it."""
 
+LAYERS = [[-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [-1, 1, "C2f", [32, True]]]
+NETWORK = {"nc": 1, "backbone": LAYERS, "head": [[[1, 2], 1, "Detect", ["nc"]]]}
+"""A detector in their notation, with each kind of part that is hard to prune: C2f, two scales, their head."""
 
 needs_trees = pytest.mark.skipif(
     not is_installed("deepforest"), reason=f"the tree images are missing: pip install --no-deps {trees.WHEEL}"
@@ -41,7 +45,8 @@ needs_trees = pytest.mark.skipif(
 def offline_ultralytics(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The package, which looks nothing up. Polars (54 MB), with which its trainer reads its own log, is left out: the
     trainer then stores no log in its checkpoints."""
-    for name, value in {"OFFLINE": "true", "VERBOSE": "false", "CONFIG_DIR": tempfile.gettempdir()}.items():
+    settings = {"OFFLINE": "true", "AUTOINSTALL": "false", "VERBOSE": "false", "CONFIG_DIR": tempfile.gettempdir()}
+    for name, value in settings.items():
         os.environ.setdefault(f"YOLO_{name}", value)
     import_torchvision()
     import ultralytics
@@ -50,6 +55,13 @@ def offline_ultralytics(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(sys.modules, "polars", ModuleType("polars"))
     monkeypatch.setattr(ultralytics.data.utils, "check_font", lambda *fonts: None)
     return ultralytics
+
+
+def write_network(folder: Path) -> Path:
+    """NETWORK as a file that `YOLO()` reads."""
+    file = folder / "small.yaml"
+    file.write_text(json.dumps(NETWORK))  # which is YAML too
+    return file
 
 
 def write_trees(folder: Path, *, train: int = 6, val: int = 2) -> Path:

@@ -11,7 +11,12 @@ from rich.text import Text
 
 from l1rr_fx.cli.app import app, reporting
 from l1rr_fx.cli.subject import network_subject
+from l1rr_fx.settings import from_text
 
+NMS_HELP = (
+    "End the network with TensorRT's NMS: score=0.25,overlap=0.7,most=300,output=0, or those that differ from these. "
+    "The output must be boxes (centre and size) and scores in [0, 1], as YOLOv8 gives them."
+)
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `l1rr-fx lower` wrote.")]
 
 
@@ -34,12 +39,15 @@ def lower_command(
     ] = None,
     label: Annotated[str, typer.Option(help="What comparisons call the network.")] = "",
     half_model: Annotated[bool, typer.Option(help="Add a file in FP16, for TensorRT 11.")] = True,
+    nms: Annotated[str | None, typer.Option(metavar="NAME=NUMBER,...", help=NMS_HELP)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that is there.")] = False,
 ) -> None:
     """Write a folder that builds, checks and measures the network on its target, and print the predicted latency."""
     with reporting("lowering"):
         from l1rr_fx.lowering.bundle import check_folder, lower
+        from l1rr_fx.lowering.nms import Nms
 
+        suppression = None if nms is None else from_text(Nms, nms, "--nms")
         check_folder(output, overwrite=overwrite)
         subject = network_subject(network, shape or [])
         bundle = lower(
@@ -50,6 +58,7 @@ def lower_command(
             out=output,
             label=label,
             half_model=half_model,
+            nms=suppression,
             overwrite=overwrite,
         )
     console = Console()
@@ -87,7 +96,8 @@ def measure_command(
         )
     console = Console()
     for run in found.runs:
-        console.print(Text(f"{found.label}, {found.engine}, {run.precision.upper()}: {run.ms:.3f} ms measured"))
+        name = f"{found.label}, {found.engine}, {run.precision.upper()}{' with NMS' * run.nms}"
+        console.print(Text(f"{name}: {run.ms:.3f} ms measured"))
     for note in found.notes:
         console.print(Text(f"note: {note}"), soft_wrap=True)
     console.print(Text(f"written to {output or bundle / RESULTS}"), soft_wrap=True)

@@ -19,9 +19,8 @@ import torch
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from l1rr_fx.integrations.core_aten import recomposed
-from l1rr_fx.integrations.packages import required
 from l1rr_fx.machines import machine
+from l1rr_fx.packages import required
 from passes.compile import remove_zero_channels
 from passes.errors import InputError, L1RRError
 from passes.functional import functionalise
@@ -74,7 +73,7 @@ def pruning_pass(
     def prune_zero_channels(module: GraphModule, settings: Any = None) -> GraphModule:
         inputs = [node.meta.get("val") for node in module.graph.find_nodes(op="placeholder")]
         try:
-            small = remove_zero_channels(functionalise(recomposed(module)), options).module
+            small = remove_zero_channels(functionalise(module), options).module
         except L1RRError as error:
             log.warning("a graph is not pruned: %s", str(error).splitlines()[0])
             small = module

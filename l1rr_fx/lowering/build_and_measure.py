@@ -6,7 +6,8 @@
 
 Needs Python 3.6 or newer, numpy and TensorRT (8.2, 10, 11 or TensorRT for RTX), which JetPack brings. What TensorRT
 can do is probed, not guessed from its version. Where it or a GPU is missing, ONNX Runtime is measured on the
-CPU in its place, and results.json says so. Times are of the network alone, without copies to and from the GPU.
+CPU in its place, and results.json says so. Where the network ends with NMS and its plugin is not known, the network
+before NMS is measured, and results.json says so. Times are of the network alone, without copies to and from the GPU.
 """
 
 import argparse
@@ -30,6 +31,14 @@ FORMAT, VERSION = "l1rr-fx results", 1
 CUDART = ("libcudart.so", "libcudart.so.10.2", "libcudart.so.11.0", "libcudart.so.12", "libcudart.so.13")
 TO_DEVICE, TO_HOST = 1, 2
 FUSED = ("Add", "Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
+PLUGIN = "EfficientNMS_TRT"
+POOL = 2000
+"""The plugin looks at this many scores at least, best first: 2000 on a Jetson TX2, 5000 elsewhere."""
+OVERLAPS = 4.0
+"""Overlaps (IoU) of detections may be off by this many times as much as their scores."""
+WRONG = 1e9
+"""The deviation of what is no number, or has another shape than is expected."""
+BEFORE_NMS = "the network before NMS was taken, and its outputs before NMS compared"
 Array = Any  # numpy.ndarray; annotations of numpy came after JetPack's
 Layers = List[Dict[str, Any]]
 
@@ -125,9 +134,17 @@ def has_half_flag(trt: Any) -> bool:
     return hasattr(trt.BuilderFlag, "FP16")
 
 
-def build(trt: Any, model: str, precision: str, workspace: int, cache: str) -> bytes:
+def has_plugin(trt: Any, logger: Any, name: str) -> bool:
+    """Whether TensorRT knows a plugin, once its library of plugins is loaded; that keeps the logger."""
+    if not hasattr(trt, "init_libnvinfer_plugins") or not trt.init_libnvinfer_plugins(logger, ""):
+        return False
+    registry = trt.get_plugin_registry()
+    lists = [getattr(registry, known, []) for known in ("plugin_creator_list", "all_creators")]
+    return any(getattr(creator, "name", "") == name for creators in lists for creator in creators)
+
+
+def build(trt: Any, logger: Any, model: str, precision: str, workspace: int, cache: str) -> bytes:
     """The serialized engine of an ONNX file. `workspace` is in MiB; `cache` is a file of timings, read and written."""
-    logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
     explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
     network = builder.create_network(0 if explicit is None else 1 << int(explicit))
@@ -170,9 +187,9 @@ def _timing_cache(config: Any, path: str) -> bool:
 class TensorRT:
     """An engine with its inputs on the GPU."""
 
-    def __init__(self, trt: Any, cuda: Cuda, plan: bytes, inputs: Dict[str, Array]) -> None:
+    def __init__(self, trt: Any, logger: Any, cuda: Cuda, plan: bytes, inputs: Dict[str, Array]) -> None:
         self.trt, self.cuda = trt, cuda
-        self.runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        self.runtime = trt.Runtime(logger)
         self.engine = self.runtime.deserialize_cuda_engine(plan)
         self.context = self.engine.create_execution_context()
         self.bindings: List[int] = []
@@ -388,9 +405,9 @@ def gpu_clock() -> Optional[float]:
     return None
 
 
-def measured(runner: Any, expected: Dict[str, Array], tolerance: float, options: Any) -> Dict[str, Any]:
-    """Check, warm up, time, profile."""
-    worst = deviation(runner.outputs(), expected)
+def measured(runner: Any, expected: Dict[str, Array], tolerance: float, nms: Any, options: Any) -> Dict[str, Any]:
+    """Check, warm up, time, profile. `nms` is what the manifest says of it, None where it is not in the engine."""
+    worst = deviation(runner.outputs(), expected, nms)
     end = time.perf_counter() + options.warmup
     while time.perf_counter() < end:
         runner.milliseconds(1)
@@ -403,6 +420,7 @@ def measured(runner: Any, expected: Dict[str, Array], tolerance: float, options:
         "ms_90th": times[int(0.9 * (len(times) - 1))],
         "iterations": len(times),
         "gpu_ghz": clock,
+        "nms": nms is not None,
         "deviation": worst,
         "tolerance": tolerance,
         "agrees": bool(worst <= tolerance),
@@ -410,24 +428,91 @@ def measured(runner: Any, expected: Dict[str, Array], tolerance: float, options:
     }
 
 
-def deviation(found: Dict[str, Array], expected: Dict[str, Array]) -> float:
-    """The largest difference of any output, relative to that output's largest value; infinite where one is missing."""
+def deviation(found: Dict[str, Array], expected: Dict[str, Array], nms: Optional[Dict[str, Any]] = None) -> float:
+    """The largest difference of any output, relative to that output's largest value; of one that NMS has taken, how
+    far its detections are off."""
     worst = 0.0
     for name, want in expected.items():
-        if name not in found or found[name].shape != want.shape:
-            return float("inf")
-        got, want = found[name].astype(np.float64), want.astype(np.float64)
-        if not want.size:
-            continue
-        off = float(np.abs(got - want).max()) / max(float(np.abs(want).max()), 1e-30)
-        worst = max(worst, off if off == off else float("inf"))
+        if nms is not None and name == nms["output"]:
+            worst = max(worst, detections_off(found, want, nms))
+        elif name not in found or found[name].shape != want.shape:
+            return WRONG
+        elif want.size:
+            got, want = found[name].astype(np.float64), want.astype(np.float64)
+            off = float(np.abs(got - want).max()) / max(float(np.abs(want).max()), 1e-30)
+            worst = max(worst, off if off < WRONG else WRONG)
     return worst
+
+
+# Detections: boxes that score the same or overlap about as much as is allowed may be kept or not, so that there is no
+# list to compare them with. What makes a list the result of NMS can be checked, within a tolerance.
+
+
+def detections_off(found: Dict[str, Array], output: Array, nms: Dict[str, Any]) -> float:
+    """By how much scores have to be off, and overlaps by OVERLAPS times as much, for NMS to find these detections in
+    the network's output (images, 4 + classes, anchors)."""
+    names = ("num_dets", "det_boxes", "det_scores", "det_classes")
+    if any(name not in found or len(found[name]) != len(output) for name in names):
+        return WRONG
+    worst = 0.0
+    for image, raw in enumerate(output.astype(np.float64)):
+        count = int(found["num_dets"][image, 0])
+        boxes, scores, classes = (found[name][image, : max(0, count)] for name in names[1:])
+        known = np.isfinite(boxes).all() and np.isfinite(scores).all()
+        if not known or len(scores) != count or count > nms["most"] or not set(classes) <= set(range(len(raw) - 4)):
+            return WRONG
+        worst = max(worst, image_off(boxes.astype(np.float64), scores.astype(np.float64), classes, raw, nms))
+    return worst
+
+
+def image_off(boxes: Array, scores: Array, classes: Array, raw: Array, nms: Dict[str, Any]) -> float:
+    """The same for one image. Three things make detections the result of NMS, class by class: each is a candidate of
+    the network; no two overlap; and each candidate is overlapped by a detection that scores as much, itself for one.
+    Candidates that score too little need not be there: less than is asked for, than the last of `most` detections, or
+    than all that the plugin looks at."""
+    candidates, known = corners(raw[:4].T), raw[4:]
+    least = max(nms["score"], scores.min() if len(scores) == nms["most"] else 0.0)
+    pool = np.sort(known, axis=None)[-POOL] if known.size > POOL else -np.inf
+    worst = max(0.0, nms["score"] - scores.min()) if len(scores) else 0.0
+    for number, score in enumerate(known):
+        kept, kept_scores = boxes[classes == number], scores[classes == number]
+        asked = score > least
+        missing = np.minimum(score[asked] - least, (score[asked] - pool) / 2)  # both of a pair may be off
+        if len(kept):
+            same = iou(kept, candidates)
+            off = np.maximum(np.abs(kept_scores[:, None] - score), (1 - same) / OVERLAPS)
+            twice = (iou(kept, kept) - nms["overlap"]) / OVERLAPS
+            np.fill_diagonal(twice, 0.0)
+            covered = np.maximum(score - kept_scores[:, None], (nms["overlap"] - same) / OVERLAPS)[:, asked]
+            missing = np.minimum(missing, covered.min(axis=0))
+            worst = max(worst, off.min(axis=1).max(), twice.max())
+        worst = max(worst, missing.max() if len(missing) else 0.0)
+    return float(worst)
+
+
+def corners(boxes: Array) -> Array:
+    """Boxes as x1, y1, x2, y2, from centre, width and height."""
+    return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
+
+
+def iou(first: Array, second: Array) -> Array:
+    """What each of the first boxes has in common with each of the second, as a share of both: (first, second)."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    common = np.maximum(high - low, 0).prod(axis=2)
+    areas = [(each[:, 2:] - each[:, :2]).prod(axis=1) for each in (first, second)]
+    return common / np.maximum(areas[0][:, None] + areas[1][None, :] - common, 1e-30)
+
+
+# The whole
 
 
 def with_tensorrt(trt: Any, manifest: Dict[str, Any], inputs: Any, expected: Any, options: Any) -> Dict[str, Any]:
     """Engines built, and measured where there is a GPU; Unavailable where this TensorRT cannot even build."""
     runs: List[Dict[str, Any]] = []
     notes: List[str] = []
+    logger = trt.Logger(trt.Logger.WARNING)
+    nms = manifest["nms"]
     try:
         cuda: Optional[Cuda] = Cuda()
     except Unavailable as reason:
@@ -435,35 +520,47 @@ def with_tensorrt(trt: Any, manifest: Dict[str, Any], inputs: Any, expected: Any
             raise
         cuda = None
         notes.append(str(reason))
+    if nms is not None and not has_plugin(trt, logger, PLUGIN):
+        nms = None
+        notes.append(f"this TensorRT has no plugin {PLUGIN}: {BEFORE_NMS}")
     for precision in options.precision:
-        name = "model.onnx" if precision == "fp32" or has_half_flag(trt) else "model_fp16.onnx"
+        name = model_file(manifest, nms is not None, precision == "fp16" and not has_half_flag(trt))
         path = os.path.join(HERE, name)
         if not os.path.exists(path):
             notes.append(f"{precision}: this TensorRT takes FP16 from the file's types only, and {name} is not here")
             continue
         start = time.perf_counter()
-        plan = build(trt, path, precision, options.workspace, os.path.join(HERE, "timing.cache"))
+        plan = build(trt, logger, path, precision, options.workspace, os.path.join(HERE, "timing.cache"))
         run = {"precision": precision, "model": name, "build_seconds": time.perf_counter() - start, "bytes": len(plan)}
         with open(os.path.join(HERE, f"engine_{precision}.plan"), "wb") as file:
             file.write(plan)
         if cuda is not None:
-            engine = TensorRT(trt, cuda, plan, inputs)
-            run.update(measured(engine, expected, manifest["tolerance"][precision], options))
+            engine = TensorRT(trt, logger, cuda, plan, inputs)
+            run.update(measured(engine, expected, (nms or manifest)["tolerance"][precision], nms, options))
         runs.append(run)
     engine_name = "TensorRT" if trt.__name__ == "tensorrt" else "TensorRT for RTX"
     return {"engine": {"name": engine_name, "version": trt.__version__}, "runs": runs, "notes": notes}
 
 
+def model_file(manifest: Dict[str, Any], with_nms: bool, half: bool) -> str:
+    """The ONNX file to take: with NMS if the bundle has it and it can be run, in FP16 types if they are needed."""
+    before = manifest["nms"] is not None and not with_nms
+    return "model{}{}.onnx".format("_fp16" if half else "", "_before_nms" if before else "")
+
+
 def with_onnxruntime(manifest: Dict[str, Any], inputs: Any, expected: Any, options: Any) -> Dict[str, Any]:
     """The FP32 file measured on the CPU."""
+    name = model_file(manifest, False, False)
     try:
-        runner = OnnxRuntime(os.path.join(HERE, "model.onnx"), inputs, manifest["nodes"])
+        runner = OnnxRuntime(os.path.join(HERE, name), inputs, manifest["nodes"])
     except ImportError as error:
         raise Failed("neither TensorRT with a GPU nor onnxruntime is installed: nothing can be measured") from error
-    run = {"precision": "fp32", "model": "model.onnx"}
-    run.update(measured(runner, expected, manifest["tolerance"]["onnxruntime"], options))
+    run = {"precision": "fp32", "model": name}
+    run.update(measured(runner, expected, manifest["tolerance"]["onnxruntime"], None, options))
     engine = {"name": "ONNX Runtime", "version": runner.package.__version__, "threads": 1}
-    return {"engine": engine, "runs": [run], "notes": ["measured on the CPU with ONNX Runtime, not with TensorRT"]}
+    notes = [f"ONNX Runtime has no plugin {PLUGIN}: {BEFORE_NMS}"] if manifest["nms"] is not None else []
+    notes.append("measured on the CPU with ONNX Runtime, not with TensorRT")
+    return {"engine": engine, "runs": [run], "notes": notes}
 
 
 def results(options: Any) -> Dict[str, Any]:
@@ -515,7 +612,9 @@ def main() -> int:
         agree = agree and run["agrees"]
         verdict = "agrees" if run["agrees"] else "DIFFERS FROM WHAT IS EXPECTED"
         sys.stdout.write(
-            "{} {}: {:.3f} ms, {}\n".format(document["engine"]["name"], run["precision"], run["ms"], verdict)
+            "{} {}{}: {:.3f} ms, {}\n".format(
+                document["engine"]["name"], run["precision"], " with NMS" * run["nms"], run["ms"], verdict
+            )
         )
     sys.stdout.write(f"written to {options.out}\n")
     return 0 if agree else 1

@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from l1rr_fx.lowering.emission import TOLERANCE, Emitted, to_onnx
 from l1rr_fx.lowering.instructions import commands, readme
 from l1rr_fx.lowering.kernels import Kernel, kernels
 from l1rr_fx.lowering.latency import DEVICES, Latency, Prediction
-from l1rr_fx.lowering.packages import optional
+from l1rr_fx.lowering.nms import Nms, check_detections, check_nms_target
 from l1rr_fx.lowering.target import target_named
+from l1rr_fx.packages import required
 from l1rr_fx.pruned import Pruned
 from passes.aside import run_aside
 from passes.capture import capture
@@ -31,10 +33,17 @@ log = logging.getLogger(__name__)
 
 FORMAT, VERSION = "l1rr-fx bundle", 1
 MODEL, HALF_MODEL, SCRIPT, MANIFEST = "model.onnx", "model_fp16.onnx", "build_and_measure.py", "manifest.json"
+BEFORE_NMS: Mapping[str, str] = {MODEL: "model_before_nms.onnx", HALF_MODEL: "model_fp16_before_nms.onnx"}
+"""The same networks without the plugin, for those who do not know it."""
 TYPED = "tensorrt-11"
 """The target whose files say their precision, as TensorRT 11 and TensorRT for RTX want it."""
 ENGINE_TOLERANCE: Mapping[str, float] = {"fp32": 1e-3, "fp16": TOLERANCE["fp16"], "onnxruntime": TOLERANCE["fp32"]}
 """The largest relative deviation from torch that is taken for rounding: TensorRT's FP32 kernels include Winograd's."""
+DETECTION_TOLERANCE: Mapping[str, float] = {"fp32": 1e-2, "fp16": 5e-2}
+"""With NMS in the file: what scores may be off by, and a quarter of what overlaps may. A box of 8 pixels at 640 has an
+IoU of 0.78 with itself moved by half a pixel both ways, which is what FP16 rounds such coordinates by."""
+
+Emit = Callable[..., Emitted]
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ def lower(
     label: str = "",
     metadata: Mapping[str, object] | None = None,
     half_model: bool = True,
+    nms: Nms | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Write the bundle of a network, pruned or not, to the new folder `out`: all of it or, on any failure, nothing.
@@ -72,41 +82,45 @@ def lower(
     It holds the ONNX file, the inputs `args` with the outputs of torch for them, a script that needs nothing but Python
     3.6, numpy and TensorRT, a manifest with hashes, and a README with the commands. `label` is what comparisons call
     the network (default: the folder's name). `half_model` adds a file in FP16, which TensorRT 11 needs, unless its
-    outputs are not those of the network: then a note says so. `metadata` goes into the ONNX files.
+    outputs are not those of the network: then a note says so. `metadata` goes into the ONNX files. `nms` ends them with
+    TensorRT's plugin, and adds them as they are before it. `args` should then show objects: else there is nothing to
+    suppress when an engine is checked, and a note says so.
 
     Raises InputError for wrong arguments, a folder that is not empty (with `overwrite` a bundle is replaced, and
     nothing else is) or a disk that refuses, LoweringError for what the target cannot say, and what `to_onnx` raises.
     """
     folder = Path(out)
     target_named(target)
+    if nms is not None:
+        check_nms_target(target)
     check_folder(folder, overwrite=overwrite)
     module = pruned.module if isinstance(pruned, Pruned) else pruned
     work_list = kernels(capture(module, args, kwargs))
     predictions = _predictions(target, work_list)
+    emit = partial(to_onnx, module, args, kwargs=kwargs, metadata=metadata)
     with _written(folder) as work:
-        emitted = to_onnx(module, args, work / MODEL, kwargs=kwargs, target=target, metadata=metadata)
-        notes = _write_half_model(work, module, args, kwargs, metadata) if half_model else ()
-        graph = optional("onnx", "onnx").load(str(work / MODEL)).graph
-        _write_tensors(work, graph, module, args, kwargs or {})
+        emitted = _write_model(emit, work / MODEL, nms, target=target)
+        notes = _write_half_model(emit, work / HALF_MODEL, nms) if half_model else ()
+        graph = required("onnx", extra="onnx").load(str(work / (MODEL if nms is None else BEFORE_NMS[MODEL]))).graph
+        expected = _write_tensors(work, graph, module, args, kwargs or {})
+        suppression, nothing = _suppression(nms, graph, expected)
+        notes += nothing
         shutil.copyfile(Path(__file__).with_name(SCRIPT), work / SCRIPT)
         facts = {
             "label": label or folder.name,
             "target": target,
             "opset": emitted.opset,
             "tolerance": dict(ENGINE_TOLERANCE),
+            "nms": suppression,
             "commands": list(commands(target, (work / HALF_MODEL).exists())),
             "notes": list(notes),
             "predicted": {name: {"ms": p.ms, "gpu_ghz": p.clock} for name, p in predictions.items()},
             "kernels": [asdict(kernel) for kernel in work_list],
-            "nodes": {
-                value: {"name": node.name, "kind": node.op_type, "inputs": list(node.input)}
-                for node in graph.node
-                for value in node.output
-            },
+            "nodes": _makers(graph),
         }
         (work / "README.md").write_text(readme(facts), encoding="utf-8")
         _write_manifest(work, facts)
-    return Bundle(folder, target, _moved(emitted, folder), predictions, notes)
+    return Bundle(folder, target, replace(emitted, path=folder / MODEL), predictions, notes)
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
@@ -150,32 +164,71 @@ def _written(folder: Path) -> Iterator[Path]:
         raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
 
-def _write_half_model(
-    work: Path,
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any] | None,
-    metadata: Mapping[str, object] | None,
-) -> tuple[str, ...]:
+def _write_model(emit: Emit, path: Path, nms: Nms | None, **options: Any) -> Emitted:
+    """The network's file, and with `nms` another one without it; that was checked before the plugin was added."""
+    emitted = emit(path, nms=nms, **options)
+    if nms is not None:
+        emit(path.with_name(BEFORE_NMS[path.name]), verify=False, **options)
+    return emitted
+
+
+def _write_half_model(emit: Emit, path: Path, nms: Nms | None) -> tuple[str, ...]:
     """The FP16 file; or, where FP16 cannot hold the network's numbers, a note and no file."""
-    half = work / HALF_MODEL
     try:
-        to_onnx(module, args, half, kwargs=kwargs, target=TYPED, precision="fp16", metadata=metadata)
+        _write_model(emit, path, nms, target=TYPED, precision="fp16")
     except VerifyError as error:
-        note = f"{HALF_MODEL} was left out: {error}"
-        log.warning(note)
-        return (note,)
+        return (_noted(f"{path.name} was left out: {error}"),)
     return ()
 
 
-def _write_tensors(work: Path, graph: Any, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """The inputs and the outputs of torch, under the names that the ONNX file gives them."""
-    numpy = optional("numpy", "onnx")
-    outputs = run_aside(module, args, kwargs)
-    for name, ports, values in (("inputs", graph.input, (args, dict(kwargs))), ("expected", graph.output, outputs)):
-        tensors = [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
-        arrays = {port.name: _array(tensor) for port, tensor in zip(ports, tensors, strict=True)}
-        numpy.savez(work / f"{name}.npz", **arrays)
+def _write_tensors(
+    work: Path, graph: Any, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The inputs and the outputs of torch, under the names that the ONNX file gives them; the outputs are returned."""
+    numpy = required("numpy", extra="onnx")
+    inputs = _named(graph.input, (args, dict(kwargs)))
+    expected = _named(graph.output, run_aside(module, args, kwargs))
+    numpy.savez(work / "inputs.npz", **inputs)
+    numpy.savez(work / "expected.npz", **expected)
+    return expected
+
+
+def _suppression(
+    nms: Nms | None, graph: Any, expected: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """What the manifest says of NMS, and a note if these outputs leave nothing to it. `graph` is that before NMS."""
+    if nms is None:
+        return None, ()
+    name = graph.output[nms.output].name
+    check_detections(expected[name], name)
+    facts = {**asdict(nms), "output": name, "tolerance": dict(DETECTION_TOLERANCE)}
+    best = expected[name][:, 4:].max()
+    if best >= nms.score:
+        return facts, ()
+    note = (
+        f"no score reaches {nms.score} for these inputs (the best is {best:.3g}), so that measuring can only check "
+        "that NMS finds nothing: lower the network with an image that shows objects"
+    )
+    return facts, (_noted(note),)
+
+
+def _named(ports: Any, values: Any) -> dict[str, Any]:
+    tensors = [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+    return {port.name: _array(tensor) for port, tensor in zip(ports, tensors, strict=True)}
+
+
+def _noted(note: str) -> str:
+    log.warning(note)
+    return note
+
+
+def _makers(graph: Any) -> dict[str, dict[str, Any]]:
+    """For each value of an ONNX graph the node that makes it."""
+    return {
+        value: {"name": node.name, "kind": node.op_type, "inputs": list(node.input)}
+        for node in graph.node
+        for value in node.output
+    }
 
 
 def _write_manifest(work: Path, facts: Mapping[str, Any]) -> None:
@@ -188,7 +241,3 @@ def _write_manifest(work: Path, facts: Mapping[str, Any]) -> None:
 def _array(tensor: Tensor) -> Any:
     value = tensor.detach().cpu()
     return (value.float() if value.is_floating_point() else value).contiguous().numpy()
-
-
-def _moved(emitted: Emitted, folder: Path) -> Emitted:
-    return Emitted(**{**vars(emitted), "path": folder / MODEL})

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from l1rr_fx.lowering.interpret import Lowered
-from l1rr_fx.lowering.packages import optional
 from l1rr_fx.lowering.runtime import Trial, run_onnx
+from l1rr_fx.packages import required
 from passes.verify import relative_deviation
 
 aten = torch.ops.aten
@@ -40,7 +40,7 @@ def deviation_given_choices(model: Any, lowered: Lowered, graph: GraphModule, tr
     }
     if not made:
         return None
-    onnx = optional("onnx", "onnx")
+    onnx = required("onnx", extra="onnx")
     wider = onnx.ModelProto()
     wider.CopyFrom(model)
     known = {port.name for port in lowered.outputs}

@@ -80,8 +80,8 @@ class Comparison:
 def compare(results: Sequence[Results]) -> tuple[Comparison, ...]:
     """A comparison for each precision that all results have. The first result is the dense one.
 
-    Raises InputError for fewer than two results, of different engines, without a common precision, or with outputs that
-    were not those that are expected.
+    Raises InputError for fewer than two results, of different engines, without a common precision, with and without
+    NMS, or with outputs that were not those that are expected.
     """
     if len(results) < 2:
         raise InputError(f"{len(results)} results are given; at least two are compared, the dense network's first")
@@ -101,6 +101,11 @@ def _compared(results: Sequence[Results], precision: str, runs: Sequence[Run]) -
                 f"{result.label}, {precision}: the outputs deviate by {run.deviation:.2g} from what is expected; "
                 "the times of a network that computes something else mean nothing"
             )
+    if len({run.nms for run in runs}) > 1:
+        ends = ", ".join(
+            f"{result.label} {'with' if run.nms else 'without'}" for result, run in zip(results, runs, strict=True)
+        )
+        raise InputError(f"times with NMS and without are not compared, {precision}: {ends}")
     sorts = [_sorted(run) for run in runs]
     names = list(dict.fromkeys(name for sort in sorts for name in sort))
     names.sort(key=lambda name: -max(sort.get(name, 0.0) for sort in sorts))

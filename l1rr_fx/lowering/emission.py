@@ -15,17 +15,16 @@ from typing import Any
 from torch import nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from l1rr_fx.lowering.choices import deviation_given_choices
 from l1rr_fx.lowering.interpret import Lowered, lower_graph
 from l1rr_fx.lowering.lint import Finding, lint
-from l1rr_fx.lowering.nms import Nms, add_nms
-from l1rr_fx.lowering.packages import optional
+from l1rr_fx.lowering.nms import TRANSPOSE, Nms, add_nms, check_nms_target
 from l1rr_fx.lowering.proto import check_file, model_proto, write_file
 from l1rr_fx.lowering.runtime import Trial, outputs_in_runtime, run_onnx
 from l1rr_fx.lowering.target import target_named
 from l1rr_fx.lowering.writer import Call, Writer
+from l1rr_fx.packages import required
 from passes.aside import run_aside
 from passes.capture import capture
 from passes.errors import InputError, LoweringError, VerifyError
@@ -38,7 +37,6 @@ log = logging.getLogger(__name__)
 PRECISIONS: Mapping[str, str] = {"fp32": "FLOAT", "fp16": "FLOAT16"}
 TOLERANCE: Mapping[str, float] = {"fp32": 1e-4, "fp16": 5e-2}
 """The largest relative deviation from torch that rounding explains."""
-TENSORRT = ("jetson", "tensorrt")
 MOVERS = ("Gather", "GatherND", "GatherElements", "Transpose")
 
 
@@ -105,39 +103,31 @@ def to_onnx(
     aim, kind = target_named(target), _float_type(precision)
     path = check_file(path, overwrite=overwrite)
     _check_module(module, args)
-    if nms is not None and not target.startswith(TENSORRT):
-        raise InputError(f"nms is a plugin of TensorRT; the target {target!r} has none")
+    if nms is not None:
+        check_nms_target(target)
     seconds: dict[str, float] = {}
+    trial = Trial(args, kwargs or {}, outputs)
     with _timed(seconds, "capture"):
         graph = module if is_aten_graph(module) else capture(module, args, kwargs)
         assert isinstance(graph, GraphModule)
-    leaves = pytree.tree_leaves((args, dict(kwargs or {})))
     writer = Writer(aim, kind)
+    names = {"input_names": input_names, "output_names": output_names}
     with _timed(seconds, "emission"):
-        lowered = lower_graph(
-            fold_batch_norm(graph), leaves, writer, input_names=input_names, output_names=output_names, outputs=outputs
-        )
-        texts = {str(key): str(value) for key, value in (metadata or {}).items()}
-        model = model_proto(lowered, writer, type(module).__name__, texts)
-        content = model.SerializeToString(deterministic=True)
+        lowered = lower_graph(fold_batch_norm(graph), trial.leaves(), writer, **names, outputs=outputs)
+        model = model_proto(lowered, writer, type(module).__name__, metadata or {})
     with _timed(seconds, "check"):
-        findings = _checked(model, content, target)
+        findings = _checked(model, target)
     deviation = None
     if verify:
         with _timed(seconds, "verify"):
-            trial = Trial(args, kwargs or {}, outputs)
-            deviation = _deviation(content, module, trial)
-            if deviation is not None and not deviation <= TOLERANCE[precision]:
-                deviation = _explained(deviation, TOLERANCE[precision], model, lowered, graph, trial)
+            deviation = _judged(model, lowered, module, graph, trial, TOLERANCE[precision])
+    introduced = _introduced(lowered)
     if nms is not None:
         add_nms(model, nms)
-        content = model.SerializeToString(deterministic=True)
-        findings = _checked(model, content, target)
-    write_file(path, content)
-    operators = Counter(call.kind for call in lowered.calls)
-    return Emitted(
-        path, target, aim.opset, dict(sorted(operators.items())), _introduced(lowered), findings, deviation, seconds
-    )
+        findings, introduced = _checked(model, target), (*introduced, TRANSPOSE)
+    write_file(path, _bytes(model))
+    operators = dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
+    return Emitted(path, target, aim.opset, operators, introduced, findings, deviation, seconds)
 
 
 def is_aten_graph(module: nn.Module) -> bool:
@@ -178,11 +168,15 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     seconds[phase] = time.perf_counter() - start
 
 
-def _checked(model: Any, content: bytes, target: str) -> tuple[Finding, ...]:
+def _bytes(model: Any) -> bytes:
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _checked(model: Any, target: str) -> tuple[Finding, ...]:
     """The warnings and notes about a model that ONNX and the target's reader accept; LoweringError for any other."""
-    onnx = optional("onnx", "onnx")
+    onnx = required("onnx", extra="onnx")
     try:
-        onnx.checker.check_model(content, full_check=True)
+        onnx.checker.check_model(_bytes(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise LoweringError(f"ONNX refuses what was emitted (please report this with the model): {error}") from error
     findings = lint(model, target) if target_named(target).parser is not None else ()
@@ -192,12 +186,18 @@ def _checked(model: Any, content: bytes, target: str) -> tuple[Finding, ...]:
     return findings
 
 
-def _deviation(content: bytes, module: nn.Module, trial: Trial) -> float | None:
-    """The largest relative deviation of an ONNX model from the module; None where ONNX Runtime is not installed."""
-    found = outputs_in_runtime(content, trial)
+def _judged(
+    model: Any, lowered: Lowered, module: nn.Module, graph: GraphModule, trial: Trial, allowed: float
+) -> float | None:
+    """The largest relative deviation of an ONNX model from the module; None where ONNX Runtime is not installed.
+
+    VerifyError if it is more than is allowed, and nothing explains it.
+    """
+    found = outputs_in_runtime(_bytes(model), trial)
     if found is None:
         return None
-    return relative_deviation(trial.chosen(run_aside(module, trial.args, trial.kwargs)), found)
+    deviation = relative_deviation(trial.chosen(run_aside(module, trial.args, trial.kwargs)), found)
+    return deviation if deviation <= allowed else _explained(deviation, allowed, model, lowered, graph, trial)
 
 
 def _explained(

@@ -22,11 +22,11 @@ needs Python 3.6, numpy and TensorRT. It says in results.json what it used, and 
 |---|---|
 | model.onnx | the network in FP32, ONNX opset {opset}, sizes fixed |
 | model_fp16.onnx | the same in FP16 (optional): TensorRT 11 and TensorRT for RTX take the precision from the file |
-| inputs.npz, expected.npz | an input, and what torch computes for it |
+{before_nms}| inputs.npz, expected.npz | an input, and what torch computes for it |
 | manifest.json | the hashes of all files, tolerances, and the kernels of which the prediction is made |
 
 Outputs are accepted if they deviate from what is expected, relative to each output's largest value, by at most
-{tolerance}.
+{tolerance}.{nms}
 
 {predicted}
 {notes}
@@ -34,6 +34,19 @@ The same by NVIDIA's own tool:
 
 {commands}
 """
+
+BEFORE_NMS = """\
+| model_before_nms.onnx, model_fp16_before_nms.onnx | the same without NMS, for those who do not know the plugin |
+"""
+NMS = """
+
+In place of the output {output}, model.onnx has the detections that NMS leaves of it (EfficientNMS_TRT, a plugin of
+TensorRT): at most {most} an image, with a score of at least {score} and an IoU below {overlap} with better ones of
+their class. They are not compared with a list: with rounding, detections near a threshold come and go, and others with
+them. They are accepted if they are what NMS gives of the expected output when scores may be off by
+{tolerance}, and IoUs by four times as much: each is a candidate of the network, no two overlap,
+and each candidate that is missing is overlapped by a detection that scores as much. Predicted latencies are without
+NMS."""
 
 
 def commands(target: str, half_model: bool) -> tuple[str, ...]:
@@ -61,13 +74,19 @@ def readme(facts: Mapping[str, Any]) -> str:
         f"Predicted, not measured, {precision.upper()} at {each['gpu_ghz']:.2f} GHz: {each['ms']:.2f} ms."
         for precision, each in facts["predicted"].items()
     ]
-    tolerance = ", ".join(f"{limit:.0e} ({name})" for name, limit in facts["tolerance"].items())
+    nms = facts["nms"]
     return README.format(
         label=facts["label"],
         target=facts["target"],
         opset=facts["opset"],
-        tolerance=tolerance,
+        tolerance=_listed(facts["tolerance"]),
+        before_nms=BEFORE_NMS if nms else "",
+        nms=NMS.format(**{**nms, "tolerance": _listed(nms["tolerance"])}) if nms else "",
         predicted="\n".join(predicted) or "There is no latency model of this target.",
         notes="".join(f"\n{note}.\n" for note in facts["notes"]),
         commands="\n".join(f"    {line}" for line in facts["commands"]) or "(this target is not TensorRT)",
     )
+
+
+def _listed(tolerance: Mapping[str, float]) -> str:
+    return ", ".join(f"{limit:.0e} ({name})" for name, limit in tolerance.items())

@@ -213,6 +213,8 @@ def _observations(results: Results, device: Device) -> list[Observation]:
     if not results.on_tensorrt:
         raise InputError(f"{results.label} was measured with {results.engine}, not with TensorRT on the device")
     work = Work.of(results.kernels)
+    if any(run.nms for run in results.runs):
+        raise InputError(f"{results.label} was measured with NMS, which is not predicted: lower the network without it")
     runs = [run for run in results.runs if run.agrees]
     if not runs:
         raise InputError(f"{results.label}: no run computed what is expected, so that its times mean nothing")

@@ -1,7 +1,7 @@
 """Non-maximum suppression at the end of an ONNX file, by TensorRT's own plugin.
 
 ONNX's NonMaxSuppression is experimental in TensorRT 8.2. Its plugin EfficientNMS_TRT runs on the GPU with fixed sizes.
-No other runtime knows it, so that a file is checked before the node is added.
+No other runtime knows it, TensorRT for RTX neither, so that a file is checked before the node is added.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from l1rr_fx.lowering.packages import optional
+from l1rr_fx.packages import required
 from passes.errors import InputError
 
 DOMAIN, PLUGIN, CENTRES = "TRT", "EfficientNMS_TRT", 1
 NAMES = ("num_dets", "det_boxes", "det_scores", "det_classes")
+TRANSPOSE = "nms/Transpose"
+TENSORRT = ("jetson", "tensorrt")
+"""What the names of targets start with that are TensorRT."""
 
 
 @dataclass(frozen=True)
 class Nms:
-    """What is kept of detections: at most `most` an image, of a score above `score`, that overlap others of their class
-    by an IoU of at most `overlap`.
+    """What is kept of detections: at most `most` an image, with a score of at least `score`, that overlap better ones
+    of their class by an IoU below `overlap`.
 
     The network's output number `output` (of those in the file) must be (images, 4 + classes, anchors): centre, width
     and height of boxes, then scores in [0, 1], as the heads of YOLOv8 and later give them. In its place come `num_dets`
@@ -33,22 +36,50 @@ class Nms:
     most: int = 300
 
     def __post_init__(self) -> None:
-        if not 0 <= self.score <= 1 or not 0 < self.overlap <= 1:
-            raise InputError(f"nms: score {self.score} and overlap {self.overlap} must lie in [0, 1]")
+        if not 0 <= self.score <= 1:
+            raise InputError(f"nms: the score is {self.score}; a threshold from 0 to 1 is wanted")
+        if not 0 < self.overlap <= 1:
+            raise InputError(f"nms: the overlap is {self.overlap}; an IoU above 0 and up to 1 is wanted")
         if self.most < 1:
             raise InputError(f"nms: at most {self.most} detections are wanted; 1 or more are needed")
 
 
+def check_nms_target(target: str) -> None:
+    """InputError unless the target has the plugin."""
+    if not target.startswith(TENSORRT):
+        raise InputError(
+            f"nms is a plugin of TensorRT; the target {target!r} has none: leave it out, and suppress after the network"
+        )
+
+
+def check_detections(output: Any, name: str) -> None:
+    """InputError if what the network gives, a numpy array, cannot be boxes (centre, size) and scores."""
+    sizes, scores = output[:, 2:4], output[:, 4:]
+    if not (scores.min() >= 0 and scores.max() <= 1):
+        raise InputError(
+            f"nms: output {name!r} has scores from {scores.min():.3g} to {scores.max():.3g}; they must lie in [0, 1]: "
+            "end the network with their sigmoid"
+        )
+    if not sizes.min() >= 0:
+        raise InputError(
+            f"nms: output {name!r} has a box of width or height {sizes.min():.3g}: "
+            "centre, width and height of boxes are wanted in its first four rows"
+        )
+
+
 def add_nms(model: Any, nms: Nms) -> None:
     """Append the plugin to an `onnx.ModelProto`. InputError if the output is not of the shape that `Nms` wants."""
-    onnx = optional("onnx", "onnx")
+    onnx = required("onnx", extra="onnx")
     outputs = list(model.graph.output)
     if not 0 <= nms.output < len(outputs):
-        raise InputError(f"nms: the file has no output {nms.output}; it has {len(outputs)}")
+        raise InputError(f"nms: the file has no output {nms.output}; it has {len(outputs)}, counted from 0")
     found = outputs[nms.output]
     shape = [size.dim_value for size in found.type.tensor_type.shape.dim]
     if len(shape) != 3 or shape[1] < 5:
-        raise InputError(f"nms: output {found.name!r} is {tuple(shape)}; (images, 4 + classes, anchors) is wanted")
+        raise InputError(
+            f"nms: output {found.name!r} is {tuple(shape)}; (images, 4 + classes, anchors) is wanted: "
+            "pick another one with Nms(output=...)"
+        )
     kind = found.type.tensor_type.elem_type
     _append_nodes(onnx, model.graph, nms, found.name, shape[1])
     ports = zip(
@@ -73,7 +104,7 @@ def _append_nodes(onnx: Any, graph: Any, nms: Nms, source: str, channels: int) -
     boxes, scores = f"{name}/boxes", f"{name}/scores"
     graph.node.extend(
         [
-            helper.make_node("Transpose", [source], [f"{name}/rows"], name=f"{name}/Transpose", perm=[0, 2, 1]),
+            helper.make_node("Transpose", [source], [f"{name}/rows"], name=TRANSPOSE, perm=[0, 2, 1]),
             helper.make_node("Split", [f"{name}/rows", f"{name}/parts"], [boxes, scores], name=f"{name}/Split", axis=2),
             helper.make_node(
                 PLUGIN,

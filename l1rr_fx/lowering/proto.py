@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from l1rr_fx.lowering.interpret import Lowered, Port
-from l1rr_fx.lowering.packages import optional
 from l1rr_fx.lowering.writer import Call, Writer
+from l1rr_fx.packages import required
 from passes.errors import InputError
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -28,9 +28,9 @@ LARGEST = 2**31 - 1
 """Bytes that a protobuf may have."""
 
 
-def model_proto(lowered: Lowered, writer: Writer, name: str, metadata: Mapping[str, str]) -> Any:
+def model_proto(lowered: Lowered, writer: Writer, name: str, metadata: Mapping[str, object]) -> Any:
     """An `onnx.ModelProto`. The same network gives the same bytes."""
-    onnx = optional("onnx", "onnx")
+    onnx = required("onnx", extra="onnx")
     from l1rr_fx import __version__  # the package imports this one
 
     helper = onnx.helper
@@ -55,7 +55,7 @@ def model_proto(lowered: Lowered, writer: Writer, name: str, metadata: Mapping[s
         producer_name="l1rr-fx",
         producer_version=__version__,
     )
-    helper.set_model_props(model, dict(metadata))
+    helper.set_model_props(model, {str(key): str(value) for key, value in metadata.items()})
     return model
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l1rr_fx.lowering.packages import optional
+from l1rr_fx.packages import required
 from passes.errors import LoadError
 
 STANDARD = ("", "ai.onnx")
@@ -39,7 +39,7 @@ class Constant:
 
     def values(self) -> Any:
         """Its values, as a NumPy array."""
-        return optional("onnx", "onnx").numpy_helper.to_array(self.proto)
+        return required("onnx", extra="onnx").numpy_helper.to_array(self.proto)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class OnnxModel:
 
 def read_model(model: Any) -> OnnxModel:
     """An ONNX file (its path, its bytes or an `onnx.ModelProto`) as data. Raises LoadError if it is none."""
-    onnx = optional("onnx", "onnx")
+    onnx = required("onnx", extra="onnx")
     proto = model if isinstance(model, onnx.ModelProto) else _parsed(onnx, model)
     if not proto.graph.node or not proto.opset_import:
         raise LoadError("this is no ONNX model: it has no nodes, or names no opset")
@@ -112,7 +112,7 @@ def _parsed(onnx: Any, model: bytes | str | os.PathLike[str]) -> Any:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(content)
-    except optional("google.protobuf.message", "onnx").DecodeError as error:
+    except required("protobuf", extra="onnx", module="google.protobuf.message").DecodeError as error:
         raise LoadError(f"{where}: is no ONNX file: {error}") from error
     return proto
 

@@ -64,7 +64,8 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class Run:
-    """One engine's median milliseconds; `agrees` says whether its outputs were those that are expected."""
+    """One engine's median milliseconds; `agrees` says whether its outputs were those that are expected, and `nms`
+    whether it ends with non-maximum suppression."""
 
     precision: str
     ms: float
@@ -72,6 +73,7 @@ class Run:
     agrees: bool
     gpu_ghz: float | None
     layers: tuple[LayerTime, ...]
+    nms: bool = False
 
     @property
     def copies(self) -> tuple[LayerTime, ...]:
@@ -154,6 +156,7 @@ def _run(document: Any) -> Run:
             LayerTime(_field(each, "name", str), _field(each, "kind", str), _number(each, "ms"))
             for each in _field(document, "layers", list)
         ),
+        expect(document.get("nms", False), bool, '"nms"'),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.lowering.packages import optional
+from l1rr_fx.packages import required
 from passes.errors import InputError, VerifyError
 
 
@@ -41,7 +41,7 @@ class Trial:
 def outputs_in_runtime(content: bytes, trial: Trial) -> list[Tensor] | None:
     """What an ONNX model gives on these inputs; None where ONNX Runtime is not installed."""
     try:
-        optional("onnxruntime", "onnx")
+        required("onnxruntime", extra="onnx")
     except InputError:
         return None
     return run_onnx(content, trial.tensors())
@@ -52,7 +52,7 @@ def run_onnx(content: bytes, inputs: Sequence[Tensor], *, threads: int | None = 
 
     Raises VerifyError, with ONNX Runtime's own words, if it refuses the model.
     """
-    runtime = optional("onnxruntime", "onnx")
+    runtime = required("onnxruntime", extra="onnx")
     refusals = tuple(
         kind for kind in vars(runtime.capi.onnxruntime_pybind11_state).values()
         if isinstance(kind, type) and issubclass(kind, Exception)

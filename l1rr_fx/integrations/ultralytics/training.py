@@ -100,7 +100,7 @@ class _Sparse(_Callbacks):
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Any) -> None:
         assert self.penalty is not None
-        if not trainer.ema:  # only the first of several processes has one
+        if not trainer.ema:  # in older releases only the first of several processes has one
             return
         averaged = unwrapped(trainer.ema.ema)
         zeros = self.penalty.zeros()
