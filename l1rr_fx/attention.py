@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from l1rr_fx.replay import Replay, Values
-from l1rr_fx.taps import found_taps, named_taps
+from l1rr_fx.taps import found_taps, named_taps, tap_names
 from l1rr_fx.targets import Batch, Target, read_batches, target_mask
 from l1rr_fx.zeroing import evaluation_graph, unwrapped
 from passes.errors import InputError
@@ -81,7 +81,8 @@ class FeatureAttention:
         self._classes = _class_names(self.batches, class_names)
         self._replays: dict[tuple[Any, ...], Replay] = {}
         first = self._replay(args)
-        self.taps: tuple[str, ...] = tuple(node.name for node in first.ends)
+        self.nodes: tuple[str, ...] = tuple(node.name for node in first.ends)
+        self.taps: tuple[str, ...] = tap_names(first.module.graph, first.ends)
         self.reference: Values = {name: v.detach().clone() for name, v in self._model.state_dict().items()}
 
     def reaches(self, parameters: Sequence[str]) -> bool:

@@ -19,7 +19,7 @@ from l1rr_fx.budget import Analysis, Budget, LatencyPredictor
 from l1rr_fx.curves import Curve, Progress, Unit, measured_curves
 from l1rr_fx.plan import Plan, planned
 from l1rr_fx.scores import Score, score_named, scores_of
-from l1rr_fx.search import LEAST, SHARE, Search, sequence
+from l1rr_fx.search import LEAST, SHARE, Search, sequence, shown
 from l1rr_fx.zeroing import ChannelSite, Zeroing, unwrapped
 from passes.errors import InputError
 from passes.groups import residual_values
@@ -61,8 +61,8 @@ def choose(
     are left alone, as are, with `attention`, those that no feature map depends on.
 
     What a channel saves is weighed too: tau of a layer is tau * saved ** e, with `saved` what one of its channels takes
-    off the limited costs, over the mean of all layers. Of the plans for each e of EXPONENTS that with the least loss
-    altogether is returned.
+    off the limited costs, over the mean of all layers. Of the plans for each e of EXPONENTS, and with several limited
+    costs for what is saved of each alone and of their sum, that with the least loss altogether is returned.
 
     `args` and `kwargs` are one example input; `sites` names the only sites to take channels from; `mode` and
     `channel_multiple` are those of `prune`; `latency` predicts where the budget limits it. Curves are measured in
@@ -89,25 +89,20 @@ def choose(
     units = [each.unit for each in ranked]
     if attention is None:
         search = Search(analysis, budget, None, sequence(units, {each.unit.name: each.scores for each in ranked}))
-        return _plan(search, search.count(), {}, blocked, "global threshold")
+        return _told(_plan(search, search.count(), {}, blocked, "global threshold"))
     found = measured_curves(attention, units, analysis.values, file=curves, progress=progress)
-    saved = savings(analysis, units, budget)
     plans: list[Plan] = []
     refused: list[InputError] = []
-    for exponent in EXPONENTS:
-        times = {
-            unit.name: [found[unit.name].at(n + 1) / saved[unit.name] ** exponent for n in range(len(unit.order))]
-            for unit in units
-        }
+    for method, saved in _weighings(savings(analysis, units, budget)).items():
+        times = {u.name: [found[u.name].at(n + 1) / saved[u.name] for n in range(len(u.order))] for u in units}
         search = Search(analysis, budget, attention, sequence(units, times))
-        method = f"attention by saving ** {exponent:g}" if exponent else "attention"
         try:
             plans.append(_plan(search, search.count(), found, blocked, method))
         except InputError as error:
             refused.append(error)
     if not plans:
         raise refused[0]
-    return min(plans, key=_loss if search.limits else _size)
+    return _told(min(plans, key=_loss if search.limits else _size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,23 +122,39 @@ def _size(plan: Plan) -> float:
     return math.fsum(plan.reached.values())
 
 
-def savings(analysis: Analysis, units: Sequence[Unit], budget: Budget) -> Mapping[str, float]:
-    """What one channel of each unit takes off the costs that the budget limits, over the mean of all units.
+def savings(analysis: Analysis, units: Sequence[Unit], budget: Budget) -> Mapping[str, Mapping[str, float]]:
+    """What one channel of each unit takes off each cost that the budget limits, over the mean of all units; where there
+    are two, also off their sum. By the name of the cost.
 
     Asked of the compiler with half of what may go zeroed in all other units, so that both what makes a channel and what
     reads it count. Units that save nothing count as a thousandth."""
-    costs = [name for name in ("params", "macs") if name in budget.limits] or ["macs"]
+    limited = [name for name in ("params", "macs") if name in budget.limits] or ["macs"]
     halves = {unit.name: (len(unit.order) + 1) // 2 for unit in units}
 
-    def left(without: str | None) -> float:
+    def left(without: str | None) -> Mapping[str, float]:
         zeroing = {n: m for u in units if u.name != without for n, m in u.zeroing(halves[u.name]).items()}
-        shares = analysis.size(zeroing).shares(analysis.dense)
-        return math.fsum(shares[cost] for cost in costs)
+        return analysis.size(zeroing).shares(analysis.dense)
 
-    least = left(None)
-    saved = {unit.name: (left(unit.name) - least) / halves[unit.name] for unit in units}
-    mean = math.fsum(saved.values()) / len(saved)
-    return {name: max(each / mean, 1e-3) if mean > 0 else 1.0 for name, each in saved.items()}
+    least, others = left(None), {unit.name: left(unit.name) for unit in units}
+    found: dict[str, Mapping[str, float]] = {}
+    for costs in dict.fromkeys([(*limited,), *((cost,) for cost in limited)]):
+        saved = {
+            name: math.fsum(shares[cost] - least[cost] for cost in costs) / halves[name]
+            for name, shares in others.items()
+        }
+        mean = math.fsum(saved.values()) / len(saved)
+        found[" + ".join(costs)] = {n: max(each / mean, 1e-3) if mean > 0 else 1.0 for n, each in saved.items()}
+    return found
+
+
+def _weighings(savings: Mapping[str, Mapping[str, float]]) -> Mapping[str, Mapping[str, float]]:
+    """What the loss of each unit is divided by, by the name of the method."""
+    found: dict[str, Mapping[str, float]] = {}
+    for costs, saved in savings.items():
+        for exponent in EXPONENTS:
+            name = f"attention by {costs} ** {exponent:g}" if exponent else "attention"
+            found[name] = {unit: each**exponent for unit, each in saved.items()}
+    return found
 
 
 def _refuse_other_weights(attention: FeatureAttention, analysis: Analysis) -> None:
@@ -217,9 +228,6 @@ def _plan(search: Search, count: int, curves: Mapping[str, Curve], blocked: Mapp
     analysis = search.analysis
     zeroing = search.zeroing(count)
     shares = search.shares(count) or {}
-    for name, limit in search.limits.items():
-        if limit - shares[name] > WITHIN and count:
-            log.warning("%s is %.4f, below its budget %g: no fewer channels meet it", name, shares[name], limit)
     zero = analysis.already_zero()  # part of the plan wherever it lies, lest a fine-tune bring it back to life
     sites = tuple(
         planned(site, _either(zeroing, zero, site.name), _alone(curves, site, zeroing), blocked.get(site.name))
@@ -236,6 +244,17 @@ def _plan(search: Search, count: int, curves: Mapping[str, Curve], blocked: Mapp
         search.sequence[count - 1].time if count else 0.0,
         search.loss(count) if search.attention is not None else None,
     )
+
+
+def _told(plan: Plan) -> Plan:
+    """The plan, with a warning if less is left than was allowed; of several limits one is enough to be met."""
+    limits = {name: limit for name, limit in plan.budget.limits.items() if name != "attention"}
+    if limits and min(limit - plan.reached[name] for name, limit in limits.items()) > WITHIN:
+        left = shown({name: plan.reached[name] for name in limits})
+        log.warning(
+            "%s is left, not the budget %s: the last channel, or zeros that were there, saved more", left, shown(limits)
+        )
+    return plan
 
 
 def _either(zeroing: Zeroing, zero: Zeroing, name: str) -> Tensor | None:

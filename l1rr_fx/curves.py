@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from torch import Tensor, distributed
 from l1rr_fx.attention import FeatureAttention
 from l1rr_fx.zeroing import ChannelSite, zeroed_values
 from passes.errors import InputError
+
+log = logging.getLogger(__name__)
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CHUNK = 4
@@ -98,6 +101,7 @@ def measured_curves(
         for start in range(0, len(mine), CHUNK):
             if progress is not None:
                 progress(len(done), len(units) - len(missing) + len(mine))
+            log.info("%d of %d layers measured", start, len(mine))
             chunk = mine[start : start + CHUNK]
             found = _measured(attention, chunk, values)
             record.write(found)
@@ -215,7 +219,7 @@ def _fingerprint(attention: FeatureAttention, units: Sequence[Unit], values: Map
         digest.update(_bytes(attention.reference[name]))
     for unit in units:
         digest.update(f"{unit.name} {unit.order.tolist()} {unit.counts}".encode())
-    digest.update(" ".join(attention.taps).encode())
+    digest.update(" ".join(attention.nodes).encode())
     for batch in attention.batches:
         for tensor in (*(a for a in batch.args if isinstance(a, Tensor)), *batch.boxes):
             digest.update(_bytes(tensor))

@@ -8,6 +8,7 @@ are those of Candes, Wakin and Boyd 2008: the majorise-minimise step for sum of 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +25,8 @@ from l1rr_fx.scores import row_norms
 from l1rr_fx.sites import channel_sites
 from l1rr_fx.zeroing import ChannelSite, unwrapped
 from passes.errors import InputError
+
+log = logging.getLogger(__name__)
 
 FLOOR, SHARE = 1e-3, 0.1
 """eps of a site: SHARE of its mean magnitude at the start, at least FLOOR."""
@@ -47,16 +50,18 @@ class ReweightedL1:
 
     `total_steps` counts optimiser steps. `strength` is lambda's peak: a step shrinks |gamma| by lr * lambda * a * w.
     "auto" derives it from the model and the training: a channel of weight 1 that no gradient speaks for would move by
-    TRAVEL times its network's mean |gamma| in the whole training if the learning rate stayed at its highest. (A fixed
-    number means something else for every optimiser and length of training.) `schedule` is a name of
-    `l1rr_fx.schedules` or a function of t in [0, 1]. `sites` are by default the model's batch norms; with an example
-    input as `args`, also the rows of layers without one, each as a group. `cost_aware` makes a_l the MACs that a
-    channel costs, over their mean; it needs `args` or sites that know. Weights are refreshed every `refresh_every`
-    steps (default: a hundredth of all) and by `refresh()`; `adaptive=False` leaves them at 1. `spared` is the share of
-    each layer's channels that are not pushed at all (after Yun et al. 2019, trimmed L1): a layer whose channels are all
-    alike shrinks as one, which the batch norm after it undoes, unless some are spared. They are those whose removal
-    would change the loss most, by the gradients of the last steps; the largest, as long as there are no gradients. With
-    a share s spared about s^2 of the MACs stay: for a budget on these give its square root or a little less.
+    TRAVEL times its network's mean |gamma| in the whole training if the learning rate stayed at its highest, that of
+    its own group: a backbone that learns at a tenth of the rate is pushed as far. (A fixed number means something else
+    for every optimiser and length of training.) `schedule` is a name of `l1rr_fx.schedules` or a function of t in [0,
+    1]. `sites` are by default the model's batch norms; with an example input as `args`, also the rows of layers without
+    one, each as a group. `cost_aware` makes a_l the MACs that a channel costs, over their mean; it needs `args` or
+    sites that know. Weights are refreshed every `refresh_every` steps (default: a hundredth of all) and by `refresh()`;
+    `adaptive=False` leaves them at 1. `spared` is the share of each layer's channels that are not pushed at all (after
+    Yun et al. 2019, trimmed L1): a layer whose channels are all alike shrinks as one, which the batch norm after it
+    undoes, unless some are spared. They are those whose removal would change the loss most, by the gradients of the
+    last steps; the largest, as long as there are no gradients. With a share s spared about s^2 of the MACs stay: for a
+    budget on these give its square root or a little less. Channels at zero from the start, held there by a plan, count
+    in no mean and no share.
 
         sparsity = ReweightedL1(model, total_steps=epochs * len(loader))
         sparsity.attach(optimizer)                         # or sparsity.step(lr) after each optimizer.step()
@@ -98,11 +103,14 @@ class ReweightedL1:
         refuse_frozen(self._named())
         self._sizes = [site.channels for site in self.sites]
         self._importance = importance(self.sites, cost_aware=cost_aware)
-        magnitudes = self._magnitudes().split(self._sizes)
-        self._eps = torch.cat([(SHARE * m.mean()).clamp(min=FLOOR).expand(len(m)) for m in magnitudes])
-        self._scale = float(torch.cat(magnitudes).mean())
+        magnitudes = self._magnitudes()
+        self._alive = magnitudes > 0
+        means = [_mean(part, part > 0) for part in magnitudes.split(self._sizes)]
+        sizes = torch.tensor(self._sizes, device=magnitudes.device)
+        self._eps = (SHARE * torch.stack(means)).clamp(min=FLOOR).repeat_interleave(sizes)
+        self._scale = float(_mean(magnitudes, self._alive))
         self._mean_factor = mean_factor(self.schedule)
-        self._highest_lr = 0.0
+        self._highest = [0.0] * len(self.sites)
         self.steps = 0
         self._factors = torch.ones(sum(self._sizes), dtype=torch.float64)
         self._changes: Tensor | None = None
@@ -147,7 +155,8 @@ class ReweightedL1:
         if self.strength is None and lr is None:
             raise InputError('with the strength "auto", add_grad_ needs the learning rate: add_grad_(lr)')
         self._observe()
-        slope = (self._lambda(self._noted(lr or 0.0)) * self._factors).split(self._sizes)
+        self._note([lr or 0.0] * len(self.sites))
+        slope = (self._factors * self._by_channel(self._lambdas())).split(self._sizes)
         magnitudes = self._magnitudes().split(self._sizes)
         for weight, site, each, size in zip(self._weights, self.sites, slope, magnitudes, strict=True):
             direction = weight.detach() / along(site, weight, size).clamp(min=1e-12)
@@ -165,16 +174,18 @@ class ReweightedL1:
         weights = torch.ones_like(magnitudes)
         if self.adaptive:
             weights = 1 / (magnitudes + self._eps.to(magnitudes))
-            weights = (weights / weights.mean()).clamp(LEAST, MOST)
+            weights = (weights / _mean(weights, self._alive.to(weights.device))).clamp(LEAST, MOST)
         changes = torch.zeros_like(magnitudes) if self._changes is None else self._changes
-        for part, *worths in zip(*(t.split(self._sizes) for t in (weights, changes, magnitudes)), strict=True):
+        living = [int(part.sum()) for part in self._alive.split(self._sizes)]
+        columns = (t.split(self._sizes) for t in (weights, changes, magnitudes))
+        for count, part, *worths in zip(living, *columns, strict=True):
             worth = worths[0] if bool(worths[0].any()) else worths[1]
-            part[worth.topk(math.ceil(self.spared * len(worth))).indices] = 0
+            part[worth.topk(math.ceil(self.spared * count)).indices] = 0
         self._factors = weights * self._importance.to(weights)
 
     def penalty(self) -> Tensor:
         """The penalty as it is now, a scalar: for logs, or as a term of the loss in place of `step`."""
-        slope = (self._lambda(self._highest_lr) * self._factors).split(self._sizes)
+        slope = (self._factors * self._by_channel(self._lambdas())).split(self._sizes)
         parts = [
             (each.to(weight) * row_norms(weight, site.axis)).sum()
             for weight, site, each in zip(self._weights, self.sites, slope, strict=True)
@@ -193,8 +204,9 @@ class ReweightedL1:
         return {
             "sites": [(site.weight, site.channels) for site in self.sites],
             "steps": self.steps,
-            "highest_lr": self._highest_lr,
+            "highest_lr": list(self._highest),
             "scale": self._scale,
+            "alive": self._alive.clone(),
             "eps": self._eps.clone(),
             "factors": self._factors.clone(),
             "changes": None if self._changes is None else self._changes.clone(),
@@ -208,8 +220,8 @@ class ReweightedL1:
             mine, other = next(pair for pair in pairs if pair[0] != pair[1])
             raise InputError(f"the state is of other sites: the first difference is {other} in it and {mine} here")
         self.steps = int(state["steps"])
-        self._highest_lr, self._scale = float(state["highest_lr"]), float(state["scale"])
-        self._eps, self._factors = state["eps"].clone(), state["factors"].clone()
+        self._highest, self._scale = [float(each) for each in state["highest_lr"]], float(state["scale"])
+        self._alive, self._eps, self._factors = (state[name].clone() for name in ("alive", "eps", "factors"))
         self._changes = None if state["changes"] is None else state["changes"].clone()
 
     # Inside
@@ -218,14 +230,10 @@ class ReweightedL1:
     def _proximal(self, rates: Sequence[float]) -> None:
         """The proximal operator of the penalty: each row (a gamma is a row of one) loses its share of its norm."""
         self._observe()
-        strength = self._lambda(self._noted(max(rates)))
+        self._note(rates)
+        ways = [strength * rate for strength, rate in zip(self._lambdas(), rates, strict=True)]
         magnitudes = self._magnitudes()
-        factors = self._factors.to(magnitudes)
-        if len({*rates}) > 1:
-            rate = torch.tensor(rates, dtype=magnitudes.dtype).repeat_interleave(torch.tensor(self._sizes))
-            amounts = factors * (strength * rate.to(magnitudes))
-        else:
-            amounts = factors * (strength * rates[0])
+        amounts = (self._factors * self._by_channel(ways)).to(magnitudes)
         left = shrunk(magnitudes, amounts)
         parts = left.split(self._sizes)
         shares = [along(site, w, part) for site, w, part in zip(self.sites, self._weights, parts, strict=True)]
@@ -261,21 +269,29 @@ class ReweightedL1:
 
     def _advance(self) -> None:
         self.steps += 1
+        if self.steps == self.total_steps + 1:
+            log.warning("the penalty goes on after its total_steps=%d, at the end of its schedule", self.total_steps)
         if self.steps % self.refresh_every == 0:
             self.refresh()
 
-    def _noted(self, lr: float) -> float:
-        """The highest learning rate so far, this one included."""
-        self._highest_lr = max(self._highest_lr, lr)
-        return self._highest_lr
+    def _note(self, rates: Sequence[float]) -> None:
+        """Keep the highest learning rate that each site has seen."""
+        self._highest = [max(pair) for pair in zip(self._highest, rates, strict=True)]
 
-    def _lambda(self, highest_lr: float) -> float:
-        """lambda(t) of the next step."""
+    def _lambdas(self) -> list[float]:
+        """lambda(t) of the next step, of each site."""
         factor = float(self.schedule(min(1.0, self.steps / self.total_steps)))
         if self.strength is not None:
-            return self.strength * factor
-        travelled = highest_lr * self.total_steps * self._mean_factor
-        return TRAVEL * self._scale / travelled * factor if travelled else 0.0
+            return [self.strength * factor] * len(self.sites)
+        way = TRAVEL * self._scale * factor / (self.total_steps * self._mean_factor)
+        return [way / highest if highest else 0.0 for highest in self._highest]
+
+    def _by_channel(self, values: Sequence[float]) -> Tensor | float:
+        """A value for each site as one for each channel; a plain number where all are alike."""
+        if len({*values}) == 1:
+            return values[0]
+        each = torch.tensor(values, dtype=torch.float64).repeat_interleave(torch.tensor(self._sizes))
+        return each.to(self._factors)
 
     @torch.no_grad()
     def _magnitudes(self) -> Tensor:
@@ -288,6 +304,11 @@ class ReweightedL1:
     def _named(self) -> list[tuple[str, Tensor]]:
         pairs = [(s.weight, w) for s, w in zip(self.sites, self._weights, strict=True)]
         return [*pairs, *((str(s.bias), b) for s, b in zip(self.sites, self._biases, strict=True) if b is not None)]
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    """The mean of the values that count; 0 where none does."""
+    return values[where].sum() / where.sum().clamp(min=1)
 
 
 def _count(name: str, value: int) -> int:

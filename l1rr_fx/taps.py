@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import networkx as nx
 import torch
-from torch.fx import Node
+from torch import Tensor
+from torch.fx import Graph, Node
 
 from l1rr_fx.sites import predictions
 from passes.errors import InputError
@@ -50,24 +51,41 @@ def found_taps(program: Program) -> tuple[Node, ...]:
 
 
 def named_taps(program: Program, names: Sequence[str]) -> tuple[Node, ...]:
-    """The results of the modules (dotted names), or the nodes of the graph, that are named. InputError for others."""
-    found: list[Node] = []
+    """The results of the modules (dotted names), or the nodes of the graph, that are named. InputError for others.
+
+    Of a module that is called several times, such as a head that all sizes share, all results; "head@1" is that of its
+    second call."""
+    results = _results(program.module.graph)
+    found: dict[Node, None] = {}
     for name in names:
-        node = next((n for n in program.values if n.name == name), None) or _result_of(program, name)
-        if node is None:
+        nodes = [n for n in program.values if n.name == name]
+        nodes = nodes or [node for call, node in results.items() if name in (call, call.partition("@")[0])]
+        if not nodes:
             raise InputError(f"taps: the model has no module or node {name!r} that gives a tensor")
-        if len(program.shape(node)) != 4:
-            raise InputError(f"taps: {name!r} has shape {program.shape(node)}; a map (n, c, h, w) is wanted")
-        found.append(node)
+        for node in nodes:
+            if len(program.shape(node)) != 4:
+                raise InputError(f"taps: {name!r} has shape {program.shape(node)}; a map (n, c, h, w) is wanted")
+            found[node] = None
     return tuple(found)
 
 
-def _result_of(program: Program, module: str) -> Node | None:
-    """The last tensor that was computed inside a module."""
-    inside = [
-        n for n in program.values if any(path == module for path, _ in n.meta.get("nn_module_stack", {}).values())
-    ]
-    return inside[-1] if inside else None
+def tap_names(graph: Graph, taps: Sequence[Node]) -> tuple[str, ...]:
+    """What the feature maps are called: the innermost module whose result it is, or the node where there is none."""
+    results = _results(graph)
+    names = {node: name for name, node in results.items()}
+    return tuple(names.get(node, node.name) for node in taps)
+
+
+def _results(graph: Graph) -> dict[str, Node]:
+    """The last tensor that was computed inside each call of each module, outer modules first; the second call of
+    "head" is "head@1"."""
+    found: dict[str, Node] = {}
+    for node in graph.nodes:
+        for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
+            _, again, number = key.partition("@")
+            if path and isinstance(node.meta.get("val"), Tensor):
+                found[path + again + number] = node
+    return found
 
 
 def _prediction_layers(program: Program, facts: Facts) -> tuple[Site, ...]:

@@ -231,3 +231,28 @@ def test_bad_models_and_taps(detector: TreeDetector) -> None:
         detector.stage4.second[1].weight.fill_(1e30)
     with pytest.raises(InputError, match=r"attention loss at \w+ is nan"):
         FeatureAttention(detector, (IMAGES,), batches).losses([{"stage4.first.1.bias": torch.ones(8)}])
+
+
+class Shared(nn.Module):
+    """Two sizes of map, one head for both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.ModuleList([nn.Sequential(nn.Conv2d(c, 8, 3, 2, 1), nn.ReLU()) for c in (3, 8)])
+        self.head = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        self.score = nn.Conv2d(8, 1, 1)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        first = self.body[0](image)
+        return [self.score(self.head(each)) for each in (first, self.body[1](first))]
+
+
+def test_maps_are_called_by_their_modules() -> None:
+    torch.manual_seed(0)
+    net = Shared().eval()
+    found = FeatureAttention(net, (IMAGES,), [(IMAGES, BOXES)])
+    assert found.taps == ("head.1", "head.1@1")
+    assert list(found.of(net).per_tap) == ["head.1", "head.1@1"]
+    for names, nodes in ((found.taps, found.nodes), (("head",), found.nodes), (("head@1",), found.nodes[1:])):
+        assert FeatureAttention(net, (IMAGES,), [(IMAGES, BOXES)], taps=names).nodes == nodes
+    assert FeatureAttention(net, (IMAGES,), [(IMAGES, BOXES)], taps=found.nodes).taps == found.taps

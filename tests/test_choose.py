@@ -140,11 +140,42 @@ def test_a_dear_channel_saves_more_than_a_cheap_one(model: Detector) -> None:
     analysis = Analysis(model, ARGS)
     sites = {site.name: site for site in analysis.sites}
     early, late = (Unit((sites[name],), torch.arange(40)) for name in ("stage8.1", "stage16.1"))
-    by_macs = savings(analysis, [early, late], Budget(macs=0.5))
-    by_parameters = savings(analysis, [early, late], Budget(params=0.5))
+    found = savings(analysis, [early, late], Budget(macs=0.5, params=0.5))
+    assert set(found) == {"macs", "params", "params + macs"} and set(savings(analysis, [late], Budget(macs=1))) == {
+        "macs"
+    }
+    by_macs, by_parameters, by_both = found["macs"], found["params"], found["params + macs"]
     assert by_macs["stage8.1"] > by_macs["stage16.1"], "four times the positions"
     assert by_macs["stage8.1"] / by_macs["stage16.1"] > by_parameters["stage8.1"] / by_parameters["stage16.1"]
     assert sum(by_macs.values()) == pytest.approx(2)
+    ratios = [each["stage8.1"] / each["stage16.1"] for each in (by_parameters, by_both, by_macs)]
+    assert ratios == sorted(ratios)
+
+
+def test_of_two_limited_costs_each_and_their_sum_are_weighed(
+    model: Detector, attention: FeatureAttention, curves: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(params=0.25, macs=0.8)
+    best = choose(model, ARGS, budget=budget, attention=attention, curves=curves)
+    losses = []
+    for costs in ("params", "macs", "params + macs"):
+        only = lambda *args, costs=costs: {costs: savings(*args)[costs]}
+        monkeypatch.setattr(sys.modules[choose.__module__], "savings", only)
+        plan = choose(model, ARGS, budget=budget, attention=attention, curves=curves)
+        assert plan.attention is not None
+        losses.append(plan.attention.total)
+    assert best.attention is not None and best.attention.total == min(losses) < losses[2]
+
+
+def test_a_warning_is_of_the_plan_alone(
+    model: Detector, attention: FeatureAttention, curves: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is said of plans that were not taken, nor of a limit that is slack beside one that is met."""
+    choose(model, ARGS, budget=Budget(params=0.25, macs=0.8), attention=attention, curves=curves)
+    assert not [record for record in caplog.records if record.name.startswith("l1rr_fx")]
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+    choose(net, ARGS, budget=Budget(macs=0.8))
+    assert "macs=0.75 is left, not the budget macs=0.8" in caplog.text
 
 
 def test_sums_stay_whole_where_the_mode_leaves_them() -> None:

@@ -61,6 +61,34 @@ def test_the_weights_are_those_of_the_formula() -> None:
     torch.testing.assert_close(model.norm.weight.detach(), (gamma - 0.01 * weights).clamp(min=0))
 
 
+def test_a_slower_group_is_pushed_as_far() -> None:
+    """The strength "auto" is of each group's own learning rate; a number is the same lambda for all."""
+    for strength, wanted in (("auto", 1.0), (0.5, 0.1)):
+        model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+        groups = [{"params": list(model[0].parameters()), "lr": 0.01}, {"params": list(model[1].parameters())}]
+        optimizer = SGD(groups, lr=0.1)
+        sparsity = ReweightedL1(model, total_steps=20, strength=strength, schedule="constant", adaptive=False, spared=0)
+        sparsity.attach(optimizer)
+        for _ in range(2):
+            optimizer.step()
+        slow, fast = (1 - float(norm.weight.detach()[0]) for norm in model)
+        assert slow / fast == pytest.approx(wanted, rel=1e-3)
+        if strength == "auto":
+            assert fast == pytest.approx(TRAVEL * 2 / 20, rel=1e-3)
+
+
+def test_a_training_longer_than_was_said_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    sparsity = ReweightedL1(Net(), total_steps=3)
+    for _ in range(3):
+        sparsity.step(0.01)
+    assert not caplog.records
+    for _ in range(3):
+        sparsity.step(0.01)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the penalty goes on after its total_steps=3, at the end of its schedule"
+    ]
+
+
 def test_small_scales_are_pushed_harder_and_bounds_hold() -> None:
     model = Net()
     with torch.no_grad():
@@ -80,6 +108,21 @@ def test_spared_channels_are_not_pushed() -> None:
     ReweightedL1(model, total_steps=10, strength=1.0, schedule="constant", spared=0.25).step(0.01)  # two of the eight
     pushed = model.norm.weight.detach() != before
     assert int(pushed.sum()) == 6 and float(before[pushed].max()) < float(before[~pushed].min())
+
+
+def test_channels_that_a_plan_has_zeroed_count_in_no_mean_and_no_share() -> None:
+    """A second round, with the zeros of the first held, pushes what is left as if the others had never been there."""
+    gamma = torch.tensor([0.3, 0.0, 0.5, 0.0, 0.8, 0.0, 1.2, 0.0])
+    left = []
+    for values in (gamma, gamma[gamma != 0]):
+        norm = nn.BatchNorm2d(len(values))
+        norm.weight.data.copy_(values)
+        sparsity = ReweightedL1(nn.Sequential(nn.Conv2d(3, len(values), 1), norm), total_steps=10)
+        for _ in range(3):
+            sparsity.step(0.05)
+        left.append(norm.weight.detach()[values != 0])
+    torch.testing.assert_close(left[0], left[1])
+    assert bool((left[1] < gamma[gamma != 0])[:2].all())
 
 
 def test_channels_are_spared_by_what_the_loss_would_lose() -> None:
