@@ -37,12 +37,14 @@ zoo: $(VENV)/.test ## every model of the zoo: hours
 	@echo "== every model of the zoo: hours"
 	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) -m zoo
 
-fuzz: $(VENV)/.test ## the property tests with many more examples
-	@echo "== property tests, the long profile"
-	@$(ONE_THREAD) HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n $(JOBS) -m "property or fuzz"
+fuzz: $(VENV)/.test ## 10,000 random networks, and the tests that take too long for `make test`
+	@echo "== 10,000 random networks; seeds and outcomes in build/fuzz.jsonl (stop it, and it goes on from there)"
+	@$(ONE_THREAD) $(BIN)/python -m benchmarks.fuzz --processes $(JOBS)
+	@echo "== tests that are marked fuzz"
+	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) -m fuzz
 
 mutate: $(VENV)/.test ## flip lines of the rules: do the tests notice?
-	@echo "== mutants of the rules"
+	@echo "== 200 mutants of the rules (python -m benchmarks.mutate --sample 0: all)"
 	@$(ONE_THREAD) $(BIN)/python -m benchmarks.mutate
 
 bench: $(VENV)/.test ## time of capture, analysis and rewrite against Torch-Pruning

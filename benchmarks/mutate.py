@@ -1,20 +1,23 @@
-"""Do the tests notice if a line of the rules is wrong? Lines are flipped one at a time, and a fast set of tests is run.
+"""Do the tests notice if a line of the rules is wrong? Lines are flipped one at a time, and a set of tests is run.
 
-    python -m benchmarks.mutate [--sample 200] [--seed 0] [--only convolution]
+    python -m benchmarks.mutate [--sample 200] [--seed 0] [--only convolution] [--minutes 20] [--settings 8]
 
-A mutant is one flip in a file of `passes/rules`: a comparison, `and` / `or`, `not`, an arithmetic or bit operator,
-`any` / `all`, True / False, a number. It is noticed if a row of tests/op_cases.py (one setting each, in turn) or one of
-the random networks of l1rr_fx.testing is then pruned to something else, misses the limit that the row is held to,
-raises, or takes too long. Rows are captured once; each mutant is tried in a forked process, and rows that noticed
-others come first.
-Survivors are printed: a test is missing, or the line is a shortcut that changes nothing.
+A mutant is one flip (`benchmarks.mutants`) in a file of `passes/rules`. It is noticed if one of these is then pruned to
+something else, misses the limit that it is held to, raises, or takes too long: the rows of tests/op_cases.py in every
+setting of tests/test_op_cases.py, random networks of l1rr_fx.testing; or if the call of an operator between masks shows
+that its rule is not sound (tests/test_rules_sound.py).
+
+All of them are captured once, and which lines of the rules each reaches is written down: a mutant is tried on those
+that reach its line, at most `MOST` of them, each time in a forked process, and what noticed others comes first.
+Survivors are printed with what they change. If nothing that was tried comes out otherwise than without the mutant, the
+line is a shortcut there, or is not reached; if a right network comes out otherwise, the line decides what it costs.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import copy
+import hashlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -25,58 +28,39 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import FrameType, ModuleType
+from typing import Any, Protocol
 
 import torch
+from rich.progress import track
+
+from benchmarks.mutants import Mutant, mutants
 
 RULES = Path(__file__).resolve().parent.parent / "passes" / "rules"
 OURS = ("passes", "l1rr_fx", "tests")
-NETWORKS = 60
-TIME_LIMIT = 60  # seconds of CPU for one mutant, so that a busy machine notices nothing by itself
+NETWORKS = 100
+MOST = 400
+TIME_LIMIT = 120  # seconds of CPU for one mutant, so that a busy machine notices nothing by itself
 TOLERANCE, LIMIT = 1e-10, 1.01
 
-COMPARISONS = {
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-}
-OPERATORS = {
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.FloorDiv,
-    ast.FloorDiv: ast.Mult,
-    ast.Mod: ast.FloorDiv,
-    ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
-}
-METHODS = {"any": "all", "all": "any"}
+Line = tuple[str, int]
+
+
+class Trial(Protocol):
+    """Something that may notice a mutant."""
+
+    name: str
+
+    def result(self) -> str:
+        """What comes out, so that two outcomes can be compared; an exception if it is wrong."""
 
 
 @dataclass(frozen=True)
-class Mutant:
-    """One flip: the file, the line, what the line becomes, and the module's whole source with it."""
-
-    file: str
-    line: int
-    before: str
-    after: str
-    source: str
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One network to prune: captured, with an input and what the zeroed model makes of it."""
+class Pruning:
+    """A network to prune: captured, with an input, what the zeroed model makes of it, and its MACs if torch can say."""
 
     name: str
     captured: Any
@@ -84,125 +68,78 @@ class Trial:
     expected: Any
     setting: int
     at_limit: bool
+    macs: int | None = None
+
+    def result(self) -> str:
+        from l1rr_fx.conformance.judge import counted_macs
+        from l1rr_fx.testing.judging import differences
+        from passes.bill import bill
+        from passes.compile import remove_zero_channels
+        from passes.options import Options
+        from passes.target import ByteCount
+        from tests.test_op_cases import SETTINGS
+
+        setting = SETTINGS[self.setting]
+        removed = remove_zero_channels(self.captured, Options(setting.mode, setting.multiple, setting.target))
+        accounts = bill(removed.plan, removed.rewritten, {})
+        assert max(differences(_run(removed.module, self.args), self.expected), default=0.0) <= TOLERANCE
+        assert accounts.after.macs <= accounts.before.macs
+        if self.at_limit and setting.mode == "recombine" and not setting.multiple and setting.target == ByteCount():
+            assert accounts.after.macs <= LIMIT * accounts.limit.macs
+        if self.macs is not None:
+            assert self.macs == accounts.before.macs
+            assert counted_macs(removed.module, self.args) == accounts.after.macs
+        digest = hashlib.sha256(removed.module.code.encode())
+        for name, value in removed.module.state_dict().items():
+            digest.update(f"{name} {tuple(value.shape)} {float(value.double().sum())}".encode())
+        return digest.hexdigest()
 
 
-class _Flip(ast.NodeTransformer):
-    """Flips the place of this number, counted in the order of the tree, and remembers where it was."""
+@dataclass(frozen=True)
+class Sound:
+    """The call of an operator, whose rule is held to what it says."""
 
-    def __init__(self, wanted: int) -> None:
-        self.wanted = wanted
-        self.count = 0
-        self.line = 0
+    name: str
+    target: Any
+    args: Any
+    kwargs: Any
 
-    def _is_turn(self, node: Any) -> bool:
-        self.count += 1
-        if self.count - 1 != self.wanted:
-            return False
-        self.line = node.lineno
-        return True
+    def result(self) -> str:
+        from l1rr_fx.testing import Call, assert_rule_is_sound
 
-    def visit(self, node: ast.AST) -> Any:
-        if isinstance(node, (ast.Assert, ast.arguments, ast.AnnAssign, ast.Raise)) or _is_type_checking(node):
-            return node
-        if isinstance(node, ast.FunctionDef):
-            node.body = [self.visit(part) for part in node.body]
-            return node
-        return self._flipped(self.generic_visit(node))
-
-    def _flipped(self, node: Any) -> Any:
-        match node:
-            case ast.Compare() if type(node.ops[0]) in COMPARISONS and self._is_turn(node):
-                node.ops[0] = COMPARISONS[type(node.ops[0])]()
-            case ast.BoolOp() if self._is_turn(node):
-                node.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
-            case ast.BinOp() if type(node.op) in OPERATORS and self._is_turn(node):
-                node.op = OPERATORS[type(node.op)]()
-            case ast.AugAssign() if type(node.op) in OPERATORS and self._is_turn(node):
-                node.op = OPERATORS[type(node.op)]()
-            case ast.UnaryOp() if isinstance(node.op, (ast.Not, ast.Invert)) and self._is_turn(node):
-                return node.operand
-            case ast.Attribute() if node.attr in METHODS and self._is_turn(node):
-                node.attr = METHODS[node.attr]
-            case ast.Constant() if isinstance(node.value, bool) and self._is_turn(node):
-                node.value = not node.value
-            case ast.Constant() if type(node.value) is int and self._is_turn(node):
-                node.value += 1
-        return node
+        assert_rule_is_sound(self.target, [Call(self.args, self.kwargs)], rounds=3)
+        return "sound"
 
 
-def _is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-
-
-def mutants(file: Path) -> Iterator[Mutant]:
-    """Every flip of a file."""
-    text = file.read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    plain = ast.unparse(tree).splitlines()
-    number = 0
-    while True:
-        flip = _Flip(number)
-        changed = ast.unparse(ast.fix_missing_locations(flip.visit(copy.deepcopy(tree))))
-        if number >= flip.count:
-            return
-        number += 1
-        lines = [(a, b) for a, b in zip(plain, changed.splitlines()) if a != b]
-        if lines:
-            yield Mutant(file.name, flip.line, lines[0][0].strip(), lines[0][1].strip(), changed)
-
-
-# --- the fast set, captured once
-
-
-def trials() -> list[Trial]:
-    """Every row of the table in one setting, and random networks."""
-    from l1rr_fx.testing import fresh, has_constant_output, zeroed
+def trials(number_of_settings: int) -> Iterator[Trial]:
+    """Every row of the table in so many settings in turn, random networks, calls of every operator."""
+    from l1rr_fx.conformance.judge import counted_macs
+    from l1rr_fx.testing import FAMILIES, fresh, has_constant_output, zeroed
     from passes.capture import capture
     from tests.op_cases import CASES
-    from tests.test_op_cases import SETTINGS, _open_batch
+    from tests.test_op_cases import SETTINGS, UNCOUNTED, _open_batch
+    from tests.test_rules_sound import CALLS_OF_EACH, calls
+    from tests.test_testing import drawn
 
-    found = []
     for number, case in enumerate(CASES):
-        index = number % len(SETTINGS)
-        setting = SETTINGS[index]
-        model, args = case.build()
-        model = zeroed(model, setting.ratio, setting.seed, columns=setting.columns)
-        if model.training or has_constant_output(model, args):
-            continue
-        shapes = _open_batch(args) if setting.open_batch and case.dynamic else None
-        given = fresh(args, 1)
-        captured = capture(model, args, dynamic_shapes=shapes)
-        found.append(Trial(case.name, captured, given, _run(model, given), index, case.at_limit))
-    for number, network in enumerate(_networks()):
-        model, args = network.build()
-        if not has_constant_output(model, args):
-            given = fresh(args, 1)
-            found.append(Trial(f"network {number}", capture(model, args), given, _run(model, given), 0, False))
-    return found
-
-
-def _networks() -> list[Any]:
-    from hypothesis import HealthCheck, Phase, given, settings
-
-    from l1rr_fx.testing import FAMILIES, networks
-
-    found: list[Any] = []
+        for index in sorted((number + turn) % len(SETTINGS) for turn in range(number_of_settings)):
+            setting = SETTINGS[index]
+            model, args = case.build()
+            model = zeroed(model, setting.ratio, setting.seed, columns=setting.columns)
+            if model.training or has_constant_output(model, args):
+                continue
+            shapes = _open_batch(args) if setting.open_batch and case.dynamic else None
+            macs = counted_macs(model, args) if index == 0 and case.name not in UNCOUNTED else None
+            captured, given = capture(model, args, dynamic_shapes=shapes), fresh(args, 1)
+            yield Pruning(f"{case.name}-{setting}", captured, given, _run(model, given), index, case.at_limit, macs)
     for family in FAMILIES:
-
-        @settings(
-            max_examples=NETWORKS // len(FAMILIES),
-            database=None,
-            derandomize=True,
-            deadline=None,
-            phases=(Phase.generate,),
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(networks((family,)))
-        def draw(network: Any) -> None:
-            found.append(network)
-
-        draw()
-    return found
+        for number, network in enumerate(drawn(family, NETWORKS // len(FAMILIES))):
+            model, args = network.build()
+            if not has_constant_output(model, args):
+                captured, given = capture(model, args), fresh(args, 1)
+                yield Pruning(f"{family} {number}", captured, given, _run(model, given), 0, False)
+    for number, (target, call) in enumerate(calls(CALLS_OF_EACH)):
+        yield Sound(f"{target} {number}", target, call.args, call.kwargs)
 
 
 def _run(model: Any, args: Any) -> Any:
@@ -210,26 +147,33 @@ def _run(model: Any, args: Any) -> Any:
         return copy.deepcopy(model)(*copy.deepcopy(args))
 
 
-def notices(trial: Trial) -> bool:
-    """Whether a network of the fast set is now pruned wrongly, above its limit, or not at all."""
-    from l1rr_fx.testing.judging import differences
-    from passes.bill import bill
-    from passes.compile import remove_zero_channels
-    from passes.options import Options
-    from passes.target import ByteCount
-    from tests.test_op_cases import SETTINGS
+@dataclass(frozen=True)
+class Known:
+    """A trial, what comes out of it without any mutant, and the lines of the rules that it reaches."""
 
-    setting = SETTINGS[trial.setting]
+    trial: Trial
+    result: str
+    lines: frozenset[Line]
+
+
+def known(trial: Trial) -> Known:
+    """Try it as the code is; what is wrong then is raised."""
+    lines: set[Line] = set()
+
+    def in_rules(frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "line":
+            lines.add((os.path.basename(frame.f_code.co_filename), frame.f_lineno))
+        return in_rules
+
+    def anywhere(frame: FrameType, event: str, arg: Any) -> Any:
+        return in_rules if frame.f_code.co_filename.startswith(str(RULES)) else None
+
+    sys.settrace(anywhere)
     try:
-        removed = remove_zero_channels(trial.captured, Options(setting.mode, setting.multiple, setting.target))
-        accounts = bill(removed.plan, removed.rewritten, {})
-        if not max(differences(_run(removed.module, trial.args), trial.expected), default=0.0) <= TOLERANCE:
-            return True
-    except Exception:  # a mutant may raise anything
-        return True
-    held = trial.at_limit and setting.mode == "recombine" and not setting.multiple and setting.target == ByteCount()
-    over = accounts.after.macs > LIMIT * accounts.limit.macs
-    return bool(accounts.after.macs > accounts.before.macs or (held and over))
+        result = trial.result()
+    finally:
+        sys.settrace(None)
+    return Known(trial, result, frozenset(lines))
 
 
 # --- one mutant in a process of its own
@@ -253,8 +197,20 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.source, self.name, "exec"), vars(module))
 
 
-def tried(mutant: Mutant, everything: Sequence[Trial], order: Sequence[int]) -> str | None:
-    """The name of the network that noticed the mutant, "time" if it took too long, None if nobody did."""
+NOTICED, SAME, OTHER = "noticed", "survived, and nothing changes", "survived, and a right network is another"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a mutant, by which trial (its number), and how many were tried at most."""
+
+    outcome: str
+    by: int | None
+    tried: int
+
+
+def judged(mutant: Mutant, everything: Sequence[Known], order: Sequence[int]) -> Verdict:
+    """Try the mutant on trials in this order."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -264,29 +220,41 @@ def tried(mutant: Mutant, everything: Sequence[Trial], order: Sequence[int]) -> 
     answer = os.read(read, 16).decode()
     os.close(read)
     os.waitpid(child, 0)
-    if answer in ("", "import"):
-        return answer or "time"  # its time was over, or it could not even be imported
-    return None if answer == "none" else everything[int(answer)].name
+    if answer in ("same", "other"):
+        return Verdict(SAME if answer == "same" else OTHER, None, len(order))
+    return Verdict(NOTICED, int(answer) if answer.isdigit() else None, len(order))  # "" is the end of its time
 
 
-def _child(mutant: Mutant, everything: Sequence[Trial], order: Sequence[int], write: int) -> None:
-    """Import everything of ours anew, with the mutant in it, and try the networks until one notices."""
-    answer = "none"
+def _child(mutant: Mutant, everything: Sequence[Known], order: Sequence[int], write: int) -> None:
+    """Import everything of ours anew, with the mutant in it, and try until one notices."""
+    answer = "same"
     resource.setrlimit(resource.RLIMIT_CPU, (TIME_LIMIT, TIME_LIMIT))
     try:
         for name in [name for name in sys.modules if name.split(".")[0] in OURS]:
             del sys.modules[name]
         module = "passes.rules" if mutant.file == "__init__.py" else f"passes.rules.{mutant.file.removesuffix('.py')}"
         sys.meta_path.insert(0, _Mutated(module, mutant.source))
+        index = -1
         try:
             importlib.import_module("tests.test_op_cases")
+            for index in order:
+                if everything[index].trial.result() != everything[index].result:
+                    answer = "other"
         except Exception:  # a mutant may raise anything
-            answer = "import"
-        else:
-            answer = next((str(index) for index in order if notices(everything[index])), "none")
+            answer = str(index) if index >= 0 else "import"
     finally:
         os.write(write, answer.encode())
         os._exit(0)
+
+
+def order_for(
+    mutant: Mutant, everything: Sequence[Known], kills: Mapping[int, int], chance: random.Random
+) -> list[int]:
+    """The trials that reach the mutant's line: those that noticed most others first, then at random, at most `MOST`."""
+    wanted = None if mutant.lines is None else {(mutant.file, line) for line in mutant.lines}
+    reaching = [i for i, each in enumerate(everything) if wanted is None or not each.lines.isdisjoint(wanted)]
+    chance.shuffle(reaching)
+    return sorted(reaching, key=lambda i: -kills.get(i, 0))[:MOST]
 
 
 def main() -> None:
@@ -294,38 +262,63 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=200, help="how many mutants, chosen at random (0: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="only files whose name contains this")
+    parser.add_argument("--settings", type=int, default=8, help="of each row of the table")
+    parser.add_argument("--minutes", type=float, default=0.0, help="stop after so many (0: never)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     found = [m for file in sorted(RULES.glob("*.py")) if options.only in file.name for m in mutants(file)]
-    chosen = random.Random(options.seed).sample(found, min(options.sample or len(found), len(found)))
-    everything = trials()
-    print(f"{len(chosen)} of {len(found)} mutants, {len(everything)} networks", flush=True)
-    if wrong := tried(_nothing(), everything, range(len(everything))):
-        sys.exit(f"without any mutant {wrong} fails already")
-    kills: dict[str, Counter[int]] = {m.file: Counter() for m in found}
-    noticed: Counter[str] = Counter()
+    chance = random.Random(options.seed)
+    chosen = chance.sample(found, min(options.sample or len(found), len(found)))
     start = time.perf_counter()
-    for mutant in sorted(chosen, key=lambda m: (m.file, m.line)):
-        first = [index for index, _ in kills[mutant.file].most_common()]
-        order = [*first, *(i for i in range(len(everything)) if i not in kills[mutant.file])]
-        killer = tried(mutant, everything, order)
-        noticed[mutant.file] += killer is not None
-        if killer is None:
-            print(f"survived: {mutant.file}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
-        else:
-            kills[mutant.file].update(i for i, trial in enumerate(everything) if trial.name == killer)
-    total = Counter(mutant.file for mutant in chosen)
-    for file, count in total.items():
-        print(f"{file:16} {noticed[file]:4} of {count:4}  {noticed[file] / count:.0%}")
-    share = sum(noticed.values()) / max(1, len(chosen))
-    print(f"noticed: {sum(noticed.values())} of {len(chosen)}, {share:.1%}, in {time.perf_counter() - start:.0f} s")
+    everything = [known(trial) for trial in track(trials(options.settings), "as the code is", total=None)]
+    nothing = _nothing()
+    checked = judged(nothing, everything, order_for(nothing, everything, {}, chance))
+    if checked.outcome != SAME:
+        sys.exit(f"without any mutant: {checked}")
+    print(
+        f"{len(chosen)} of {len(found)} mutants, {len(everything)} trials, {time.perf_counter() - start:.0f} s so far"
+    )
+    _report(_judged_all(chosen, everything, chance, options.minutes), start)
+
+
+def _judged_all(
+    chosen: Sequence[Mutant], everything: Sequence[Known], chance: random.Random, minutes: float
+) -> list[tuple[Mutant, Verdict]]:
+    """The verdicts, in the order of the sample; survivors are printed. Ctrl-C ends with those that are there."""
+    kills: Counter[int] = Counter()
+    verdicts: list[tuple[Mutant, Verdict]] = []
+    end = time.perf_counter() + 60 * minutes if minutes else float("inf")
+    try:
+        for mutant in track(chosen, "mutants"):
+            if time.perf_counter() > end:
+                break
+            verdict = judged(mutant, everything, order_for(mutant, everything, kills, chance))
+            verdicts.append((mutant, verdict))
+            if verdict.by is not None:
+                kills[verdict.by] += 1
+            if verdict.outcome != NOTICED:
+                where = f"{mutant.file}:{mutant.line}, {verdict.tried} tried"
+                print(f"{verdict.outcome}: {where}: {mutant.before}  ->  {mutant.after}", flush=True)
+    except KeyboardInterrupt:
+        print("stopped")
+    return verdicts
+
+
+def _report(verdicts: Sequence[tuple[Mutant, Verdict]], start: float) -> None:
+    for file in sorted({mutant.file for mutant, _ in verdicts}):
+        of_file = [verdict.outcome for mutant, verdict in verdicts if mutant.file == file]
+        print(f"{file:16} {of_file.count(NOTICED):4} of {len(of_file):4}  {of_file.count(NOTICED) / len(of_file):.0%}")
+    counts = Counter(verdict.outcome for _, verdict in verdicts)
+    for outcome in (NOTICED, OTHER, SAME):
+        print(f"{outcome}: {counts[outcome]} of {len(verdicts)}, {counts[outcome] / max(1, len(verdicts)):.1%}")
+    print(f"in {time.perf_counter() - start:.0f} s, of CPU {sum(os.times()[:4]):.0f} s")
 
 
 def _nothing() -> Mutant:
     """A mutant that changes nothing."""
     file = RULES / "movement.py"
-    return Mutant(file.name, 0, "", "", file.read_text(encoding="utf-8"))
+    return Mutant(file.name, 0, None, "", "", file.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -148,6 +148,18 @@ def _frozen(layer: nn.Module, weight: Tensor) -> nn.Module:
     return layer
 
 
+def _fixed(values: Sequence[float]) -> nn.Parameter:
+    """A parameter that `settle` leaves as it is."""
+    return nn.Parameter(torch.tensor(values, dtype=torch.float64), requires_grad=False)
+
+
+def _without_rows(layer: nn.Linear, rows: Sequence[int]) -> nn.Linear:
+    """The layer with these outputs zeroed; frozen, so that `settle` leaves it so."""
+    settle(layer)
+    kill(layer, rows)
+    return layer.requires_grad_(False)
+
+
 def _tied(first: nn.Module, second: nn.Module) -> nn.Module:
     second.weight = first.weight
     return second
@@ -220,6 +232,11 @@ CONTRACTIONS = (
         lambda m, x: F.relu(m.a(x)), a=conv(8, 8, g=2)), ("conv2d",), at_limit=False),
     Case("conv_transposed_grouped", "contraction", lambda: between(
         lambda m, x: F.relu(m.n(m.up(x))), o=12, up=nn.ConvTranspose2d(8, 12, 2, 2, groups=2), n=nn.BatchNorm2d(12)),
+        ("conv_transpose2d",), at_limit=False),
+    Case("conv_grouped_wide", "contraction", lambda: between(  # each group reads other channels of its own
+        lambda m, x: m.g(x), i=16, g=cba(16, 8, g=2)), ("conv2d",), at_limit=False),
+    Case("conv_transposed_grouped_wide", "contraction", lambda: between(
+        lambda m, x: F.relu(m.n(m.up(x))), o=16, up=nn.ConvTranspose2d(8, 16, 2, 2, groups=2), n=nn.BatchNorm2d(16)),
         ("conv_transpose2d",), at_limit=False),
     Case("conv_transposed_grouped_no_input", "contraction", lambda: between(
         lambda m, x: m.up(m.dead(x)), o=4, dead=dead(conv(8, 4, bias=False)),
@@ -438,6 +455,9 @@ MOVEMENT = (
         lambda m, x: F.pad(F.pad(F.pad(x, (1, 0, 2, 0)), (1, 1, 1, 1), mode="replicate"), (1, 1, 0, 0), "reflect")),
         ("pad",)),
     Case("pad_direct", "movement", lambda: tail(_padded_directly, 8), ("reflection_pad2d", "constant_pad_nd")),
+    Case("pad_of_tokens", "movement", lambda: tokens(  # one side alone, along the channels
+        lambda m, x: torch.ops.aten.replication_pad1d(torch.ops.aten.reflection_pad1d(m.a(x), [0, 3]), [2, 0]), o=13,
+        a=nn.Linear(8, 8)), ("reflection_pad1d", "replication_pad1d")),
     Case("movement_synonyms", "movement", lambda: between(_moved_directly, o=16, a=cba(8, 8)), ("concat", "swapaxes"),
          dynamic=False),
     Case("pad_crop", "movement", lambda: between(lambda m, x: F.pad(x, (-1, -1, -2, 0))), ("pad",)),
@@ -935,6 +955,9 @@ ATTENTION = (
     Case("attention_separate", "attention", lambda: tokens(
         _separate_heads, q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 8), project=nn.Linear(8, 8)),
         ("scaled_dot_product_attention",), at_limit=False),
+    Case("attention_narrow_heads", "attention", lambda: tokens(  # the scale is that of the width that the heads had
+        _separate_heads, q=_without_rows(nn.Linear(8, 8), [0, 6]), k=nn.Linear(8, 8), v=nn.Linear(8, 8),
+        project=nn.Linear(8, 8)), ("scaled_dot_product_attention",), at_limit=False),
     Case("attention_single_head", "attention", lambda: tokens(
         lambda m, x: (m.q(x) @ m.k(x).transpose(1, 2) / 8**0.5).softmax(-1) @ m.v(x),
         q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 8)), ("matmul", "softmax")),
@@ -1054,6 +1077,11 @@ NORMALISATION = (
         scale=torch.randn(8).index_fill_(0, torch.tensor([1, 4]), 0), shift=torch.randn(8).index_fill_(
             0, torch.tensor([1, 5]), 0)), ("mul", "add")),
     Case("layer_norm_tokens", "norm", lambda: tokens(lambda m, x: m.n(x), n=nn.LayerNorm(8)), ("layer_norm",)),
+    Case("layer_norm_by_halves", "norm", lambda: tokens(  # scale or shift is zero, or both are
+        lambda m, x: F.layer_norm(x, (8,), m.weight, m.bias),
+        weight=_fixed([0.0, 0.0, 1.5, -0.7, 0.9, 1.2, 0.0, 0.4]),
+        bias=_fixed([0.8, -1.1, 0.0, 0.0, 0.3, 0.7, 0.0, 0.0])),
+        ("layer_norm",)),
     Case("layer_norm_channels_last", "norm", lambda: between(
         lambda m, x: m.n(m.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2), a=conv(8, 8), n=nn.LayerNorm(8)),
         ("layer_norm",)),

@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from torch import Tensor, nn
 
 import l1rr_fx
@@ -128,6 +128,12 @@ class Hunt:
     smallest: Network | None = None
 
     @property
+    def operators(self) -> int:
+        """The operators that were drawn for the smallest network."""
+        assert self.smallest is not None
+        return len(self.smallest.operators)
+
+    @property
     def calls(self) -> int:
         """The calls of operators in the smallest network."""
         assert self.smallest is not None
@@ -135,15 +141,15 @@ class Hunt:
         return sum(node.op == "call_function" for node in capture(model, args).graph.nodes)
 
 
-def hunt(bug: Bug, *, examples: int, shrink: bool) -> Hunt:
-    """Look for a planted bug in so many random networks of its family, the same ones each time."""
+def hunt(bug: Bug, *, examples: int, shrink: bool, number: int = 0) -> Hunt:
+    """Look for a planted bug in so many random networks of its family; `number` is the seed that draws them."""
     result = Hunt()
 
+    @seed(number)
     @settings(
         max_examples=examples,
         deadline=None,
         database=None,
-        derandomize=True,
         report_multiple_bugs=False,
         print_blob=False,
         phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),

@@ -7,7 +7,7 @@ import inspect
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,41 @@ def test_the_command_shows_a_case_and_writes_the_page(tmp_path: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert re.search(r"\| l1rr-fx [\d.]+ \| 2 \| 0 \| 0 \| 0 \| 0 \| 0 \|", text)
     assert "| `c2f_chunk` | `list(x.chunk(2, 1))`, blocks appended to it, all concatenated | exact, 1.00 |" in text
+
+
+def test_what_is_recorded_is_not_judged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[str] = []
+
+    def judge_one(tool: str, sources: Any, names: list[str], *, time_limit: float) -> Iterator[Judgement]:
+        for name in names:
+            judged.append(name)
+            if name == "dense_block":
+                raise KeyboardInterrupt
+            hangs = name == "c2f_chunk" and time_limit < 60
+            yield Judgement(
+                tool, name, Verdict.hangs if hangs else Verdict.exact, "", 0.0, (8, 4, 4), min(time_limit, 50)
+            )
+
+    monkeypatch.setattr("l1rr_fx.conformance.judgements", judge_one)
+    file = tmp_path / "record.jsonl"
+
+    def run(*names: str, time_limit: int = 60) -> str:
+        judged.clear()
+        cases = [argument for name in names for argument in ("--case", name)]
+        arguments = ["conformance", "--record", str(file), "--time-limit", str(time_limit), *cases]
+        return CliRunner().invoke(app, arguments).output
+
+    run("plain_chain", "c2f_chunk", "dense_block", time_limit=50)  # is stopped at the third
+    assert judged == ["plain_chain", "c2f_chunk", "dense_block"]
+    output = run("plain_chain", "c2f_chunk", "bottleneck")
+    assert judged == ["c2f_chunk", "bottleneck"]  # what ran into a shorter limit is tried again
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 4
+    assert re.search(r"l1rr\s+│ plain_chain\s+│ exact\s+│\s+│ 1.000", output)
+    monkeypatch.setattr(type(TOOLS["l1rr"]), "version", "l1rr-fx 99")
+    run("plain_chain")
+    assert judged == ["plain_chain"]  # another version is another tool
+    file.write_text('{"versions": []}\n', encoding="utf-8")
+    assert "line 1 of" in run("plain_chain")
 
 
 @pytest.mark.usefixtures("here")

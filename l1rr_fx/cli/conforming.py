@@ -17,7 +17,7 @@ from l1rr_fx.cli.app import app, reporting
 from passes.errors import InputError
 
 if TYPE_CHECKING:
-    from l1rr_fx.conformance import Case, Judgement
+    from l1rr_fx.conformance import Case, Judgement, Record
 
 EVERY = "all"
 
@@ -33,18 +33,23 @@ def conformance_command(
         str | None, typer.Option(metavar="MODULE:FUNCTION", help="Judge the cases that this function returns too.")
     ] = None,
     time_limit: Annotated[float, typer.Option(min=1, help="Seconds for one case.")] = 60.0,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Add each verdict to this file at once; what it has already is not judged."),
+    ] = None,
     write: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results as a page.")] = None,
 ) -> None:
     """Show which of many small networks a pruner gets right. Exit code 1 if some are wrong, raise or hang."""
     with reporting(None):
         try:
-            from l1rr_fx.conformance import Verdict, page
+            from l1rr_fx.conformance import Record, Verdict, page
         except ModuleNotFoundError as error:
             raise InputError(f"this needs the package {error.name}: pip install 'l1rr-fx[conformance]'") from error
         sources = ["patterns", *(["zoo"] if zoo else []), *([cases] if cases else [])]
         chosen = _chosen(sources, case or [])
         tools = _tools(tool or ["l1rr"])
-        results = {name: _judged(name, sources, chosen, time_limit) for name in tools}
+        known = None if record is None else Record(record)
+        results = {name: _judged(name, sources, chosen, time_limit, known) for name in tools}
     console = Console()
     for each in chosen if case else ():
         console.print(Text(f"{each.name}: {each.about}\n{_code(each)}"), soft_wrap=True)
@@ -83,17 +88,22 @@ def _chosen(sources: list[str], names: list[str]) -> list[Case]:
     return [found[name] for name in names] if names else list(found.values())
 
 
-def _judged(tool: str, sources: list[str], cases: list[Case], time_limit: float) -> list[Judgement]:
+def _judged(
+    tool: str, sources: list[str], cases: list[Case], time_limit: float, record: Record | None
+) -> list[Judgement]:
     """The verdicts of a tool, with a bar that shows how far it is."""
     from l1rr_fx.conformance import judgements
 
-    found = []
+    found = {} if record is None else record.found(tool, time_limit)
+    left = [case.name for case in cases if case.name not in found]
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(tool, total=len(cases))
-        for judgement in judgements(tool, sources, [case.name for case in cases], time_limit=time_limit):
-            found.append(judgement)
+        bar = progress.add_task(tool, total=len(cases), completed=len(cases) - len(left))
+        for judgement in judgements(tool, sources, left, time_limit=time_limit):
+            found[judgement.case] = judgement
+            if record is not None:
+                record.add(judgement)
             progress.advance(bar)
-    return found
+    return [found[case.name] for case in cases]
 
 
 def _code(case: Case) -> str:

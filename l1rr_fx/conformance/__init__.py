@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from l1rr_fx.conformance.cases import Case, pattern
 from l1rr_fx.conformance.judge import Judgement, Tool, Verdict, judge
+from l1rr_fx.conformance.record import Record
 from l1rr_fx.conformance.runner import cases_of, judgements
 from l1rr_fx.conformance.tools import TOOLS
 
-__all__ = ["TOOLS", "Case", "Judgement", "Tool", "Verdict", "cases_of", "judge", "judgements", "pattern"]
+__all__ = ["TOOLS", "Case", "Judgement", "Record", "Tool", "Verdict", "cases_of", "judge", "judgements", "pattern"]

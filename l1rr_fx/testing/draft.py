@@ -86,7 +86,7 @@ class Draft:
         if not rows and not taken:
             return ""
         columns = f", columns={taken}" if taken else ""
-        half = ", keep_bias=True" if rows and self.now_and_then(10) else ""
+        half = ", keep_bias=True" if rows and self.now_and_then(4) else ""
         return f"kill(model.{name}, {rows}{columns}{half})\n"
 
     def _chosen(self, n: int) -> list[int]:
@@ -144,25 +144,26 @@ Write = Callable[[Draft, str], str]
 
 @dataclass(frozen=True)
 class Operator:
-    """A way to extend a network: what it is called, when it is drawn, what it can read."""
+    """A way to extend a network: what it is called, when it is drawn, what it can read, and how often beside others."""
 
     name: str
     families: tuple[str, ...]
     fits: Fits
     write: Write
+    weight: int = 1
 
 
 OPERATORS: list[Operator] = []
 
 
-def operator(*families: str, rank: int = 4, fits: Fits | None = None) -> Callable[[Write], Write]:
+def operator(*families: str, rank: int = 4, fits: Fits | None = None, weight: int = 1) -> Callable[[Write], Write]:
     """Register a function for these families; it reads values of that rank that also fit."""
 
     def register(write: Write) -> Write:
         def readable(value: Tensor) -> bool:
             return value.ndim == rank and (fits is None or fits(value))
 
-        OPERATORS.append(Operator(write.__name__.strip("_"), families, readable, write))
+        OPERATORS.append(Operator(write.__name__.strip("_"), families, readable, write, weight))
         return write
 
     return register

@@ -60,12 +60,12 @@ def networks(
     """
     size = draw(st.sampled_from((4, 8)))
     d = Draft(draw, size)
-    d.value(f"F.relu({conv_bn(d, 'x', d.width(), 1)})")
+    d.value(_stem(d))
     available = [each for each in OPERATORS if set(each.families) & set(families)]
     chosen: list[str] = []
     while len(chosen) < max_nodes and not (chosen and draw(st.integers(0, MEAN_NODES)) == 0):
         readable = {each.name: d.others(each.fits) for each in available}
-        each = d.pick(*(each for each in available if readable[each.name]))
+        each = d.pick(*(each for each in available if readable[each.name] for _ in range(each.weight)))
         chosen.append(each.name)
         newest = d.value(each.write(d, d.pick(*readable[each.name][:3])))
         if d.values[newest][0].numel() > MAX_ELEMENTS:
@@ -76,6 +76,13 @@ def networks(
         outputs.append(d.pick(other, _head(d, other)))
     returned = d.pick("{}", "[{}]", "{{'out': ({},)}}").format(", ".join(outputs))
     return Network(_source(d, size, returned, dtype), tuple(chosen))
+
+
+def _stem(d: Draft) -> str:
+    """A convolution, most often with batch norm and ReLU."""
+    if d.pick(True, False, False):
+        return f"{d.layer(f'nn.Conv2d(3, {d.width()}, 1)')}(x)"
+    return f"F.relu({conv_bn(d, 'x', d.width(), 1)})"
 
 
 def _head(d: Draft, name: str) -> str:

@@ -7,7 +7,7 @@ import math
 from l1rr_fx.testing.draft import Draft, activated, conv_bn, operator
 
 
-@operator("attention")
+@operator("attention", weight=2)
 def _tokens(d: Draft, x: str) -> str:
     return d.pick("{}.flatten(2).transpose(1, 2)", "{}.flatten(2).permute(0, 2, 1).contiguous()").format(x)
 
@@ -34,26 +34,28 @@ def _token_mixing(d: Draft, x: str) -> str:
     return f"F.relu({d.layer(f'nn.Linear({length}, {length})')}({x}.transpose(1, 2))).transpose(1, 2)"
 
 
-@operator("attention", rank=3)
+@operator("attention", rank=3, weight=2)
 def _heads(d: Draft, x: str) -> str:
     return _of_heads(d, x, "({q} @ {k}.transpose(-2, -1) * 0.5).softmax(-1) @ {v}")
 
 
-@operator("attention", rank=3)
+@operator("attention", rank=3, weight=4)
 def _fused_heads(d: Draft, x: str) -> str:
-    scale = d.pick("", ", scale=0.3")
+    scale = d.pick("", "", ", scale=0.3")
     return _of_heads(d, x, f"F.scaled_dot_product_attention({{q}}, {{k}}, {{v}}{scale})")
 
 
 def _of_heads(d: Draft, x: str, form: str) -> str:
-    """Queries, keys and values of one projection, by heads; the form of attention; a projection back."""
+    """Queries, keys and values by heads, of one projection or of three; the form of attention; a projection back."""
     _, length, c = d.shape(x)
     heads, width = d.pick(2, 1), d.pick(2, 4)
-    qkv = d.value(f"{d.layer(f'nn.Linear({c}, {3 * heads * width})')}({x})")
-    split = d.value(f"{qkv}.reshape(-1, {length}, 3, {heads}, {width}).permute(2, 0, 3, 1, 4)")
-    q, k, v = (
-        f"{split}{part}" for part in d.pick(("[0]", "[1]", "[2]"), (".unbind(0)[0]", ".unbind(0)[1]", ".unbind(0)[2]"))
-    )
+    if d.pick(True, False, False):
+        qkv = d.value(f"{d.layer(f'nn.Linear({c}, {3 * heads * width})')}({x})")
+        split = d.value(f"{qkv}.reshape(-1, {length}, 3, {heads}, {width}).permute(2, 0, 3, 1, 4)")
+        q, k, v = (f"{split}{d.pick('', '.unbind(0)')}[{i}]" for i in range(3))
+    else:
+        by_head = f"({x}).reshape(-1, {length}, {heads}, {width}).transpose(1, 2)"
+        q, k, v = (d.value(f"{d.layer(f'nn.Linear({c}, {heads * width})')}{by_head}") for _ in range(3))
     project = d.layer(f"nn.Linear({heads * width}, {c})")
     return f"{project}(({form.format(q=q, k=k, v=v)}).transpose(1, 2).reshape(-1, {length}, {heads * width}))"
 

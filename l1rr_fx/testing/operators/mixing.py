@@ -21,10 +21,10 @@ def _layer_norm_of_channels(d: Draft, x: str) -> str:
     return f"{d.layer(f'nn.LayerNorm({d.channels(x)})')}({x}.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)"
 
 
-@operator("norm", "gate")
+@operator("norm", "gate", weight=2)
 def _over_channels(d: Draft, x: str) -> str:
     form = d.pick(
-        "{}.softmax(1)",
+        *["{}.softmax(1)"] * 3,
         "F.normalize({}, dim=1)",
         "{} - {}.mean(1, keepdim=True)",
         "{} + {}.amax(1, True)",
