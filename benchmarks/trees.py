@@ -50,6 +50,7 @@ ROWS = (
     Row("+ attention ratios", "adaptive", ours("exclude", attention=True)),
     Row("+ recombine = L1RR", "adaptive", ours("recombine", attention=True)),
     Row("L1RR, spared for the budget", "spared-{}", ours("recombine", attention=True)),
+    Row("L1RR, parameters -77.5% too", "adaptive", ours("recombine", attention=True, params=0.225)),
     Row("L1RR, union for recombine", "adaptive", ours("union", attention=True)),
     Row("L1RR, threshold for attention", "adaptive", ours("recombine", attention=False)),
     Row("L1RR without sparse training", "dense", ours("recombine", attention=True)),

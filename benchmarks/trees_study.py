@@ -218,15 +218,16 @@ def save(what: object, path: Path) -> None:
     os.replace(fresh, path)
 
 
-def ours(mode: str, *, attention: bool) -> Callable[[Start, str, float], Smaller]:
-    """Channels chosen by `choose`, by attention or by one threshold on |gamma|, and removed by `prune`."""
+def ours(mode: str, *, attention: bool, params: float | None = None) -> Callable[[Start, str, float], Smaller]:
+    """Channels chosen by `choose`, by attention or by one threshold on |gamma|, and removed by `prune`; the share of
+    the parameters may have a limit too."""
 
     def smaller(start: Start, recipe: str, share: float) -> Smaller:
         model = start.network(recipe)
         plan = choose(
             model,
             start.example,
-            budget=Budget(macs=share),
+            budget=Budget(macs=share, params=params),
             attention=start.attention(recipe) if attention else None,
             mode=mode,
             curves=start.work / f"{recipe}-{mode}.curves" if attention else None,
