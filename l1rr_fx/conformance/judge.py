@@ -56,7 +56,7 @@ MEANING = {
     Verdict.untouched: "nothing was removed although something could go",
     Verdict.wrong: "runs, and computes something else, without a word",
     Verdict.raises: "an error from inside, or a network that does not run",
-    Verdict.hangs: "no result within the time limit",
+    Verdict.hangs: "no result within the time limit, be it stuck or slow",
 }
 
 
