@@ -12,7 +12,9 @@ from typing import Any
 
 import hypothesis.strategies as st
 import torch
-from torch import nn
+from hypothesis import assume
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from l1rr_fx.testing.channels import DrawFn
 from l1rr_fx.testing.draft import BATCH, FAMILIES, MAX_ELEMENTS, Draft, conv_bn
@@ -42,6 +44,13 @@ class Network:
         exec(self.source, scope)  # our own text, drawn below
         return scope["model"], scope["args"]
 
+    def is_alive(self) -> bool:
+        """Whether no output is zero. There is nothing to prune where one is, and `prune` refuses with VanishedError."""
+        model, args = self.build()
+        with torch.no_grad():
+            outputs = pytree.tree_leaves(model(*args))
+        return all(bool(out.any()) for out in outputs if isinstance(out, Tensor))
+
     def __repr__(self) -> str:
         return f"\n{self.source}"
 
@@ -56,7 +65,8 @@ def networks(
 ) -> Network:
     """Random networks of these families, channels zeroed at random: image -> stem -> operators -> heads.
 
-    At most `max_nodes` operators are drawn between stem and heads; one may be several calls (a residual block).
+    At most `max_nodes` operators are drawn between stem and heads; one may be several calls (a residual block). Every
+    output is alive: it is not zero.
     """
     size = draw(st.sampled_from((4, 8)))
     d = Draft(draw, size)
@@ -75,7 +85,9 @@ def networks(
         other = d.pick(*d.others(lambda v: True))
         outputs.append(d.pick(other, _head(d, other)))
     returned = d.pick("{}", "[{}]", "{{'out': ({},)}}").format(", ".join(outputs))
-    return Network(_source(d, size, returned, dtype), tuple(chosen))
+    network = Network(_source(d, size, returned, dtype), tuple(chosen))
+    assume(network.is_alive())
+    return network
 
 
 def _stem(d: Draft) -> str:
