@@ -74,7 +74,7 @@ def _input_zero(program: Program, node: Node) -> Tensor:
 
 def _constant_zero(program: Program, node: Node) -> Tensor:
     value = program.tensor(node)
-    if not value.is_floating_point():
+    if not value.is_floating_point() and value.dtype is not torch.bool:
         return torch.zeros((1,) * value.dim(), dtype=torch.bool)
     return (value == 0).cpu()
 

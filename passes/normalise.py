@@ -2,9 +2,10 @@
 
 chunk, split, tensor_split, unbind, select, narrow and neighbouring slices become `split_with_sizes` (and `squeeze`);
 stack becomes `unsqueeze` and `cat`; glu becomes a split, a sigmoid and a product; slice_scatter becomes slices and a
-`cat`; indexing with one constant index becomes `index_select`; addmm becomes a product and a sum; constants that are
-made like a tensor (new_full) are made without it. Operators of core ATen become those that it is made of
-(`passes.recompose`).
+`cat`; indexing with one constant index becomes `index_select`; constants that are
+made like a tensor (new_full) are made without it; padding that repeats what is there becomes what it is for its rank,
+or slices and a `cat`. Operators of core ATen become those that it is made of (`passes.recompose`), and what no rule
+knows is taken apart (`passes.decompose`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from passes import recompose
+from passes.decompose import take_apart
 from passes.program import is_projection
 from passes.reading import hint
+from passes.rules import UNKNOWN, rule_for
 
 aten = torch.ops.aten
 
@@ -36,6 +39,9 @@ def normalise(module: GraphModule) -> GraphModule:
 def normalise_graph(graph: Graph) -> None:
     """The same on a graph whose module is not to be run."""
     for node in list(graph.nodes):
+        with graph.inserting_before(node):
+            take_apart(graph, node, _is_known)
+    for node in list(graph.nodes):
         form = FORMS.get(node.target) if node.op == "call_function" else None
         if form is None:
             continue
@@ -48,6 +54,10 @@ def normalise_graph(graph: Graph) -> None:
     _fuse_shuffles(graph)
     _merge_projections(graph)
     graph.eliminate_dead_code()
+
+
+def _is_known(node: Node) -> bool:
+    return node.target in FORMS or rule_for(node) is not UNKNOWN
 
 
 def call(graph: Graph, target: Any, *args: Any) -> Node:
@@ -178,10 +188,24 @@ def _index(graph: Graph, node: Node) -> None:
         _replace(node, call(graph, aten.index_select.default, node.args[0], given[0], index))
 
 
-def _addmm(graph: Graph, node: Node) -> None:
-    if len(node.args) == 3 and not node.kwargs:
-        bias, left, right = node.args
-        _replace(node, call(graph, aten.add.Tensor, call(graph, aten.mm.default, left, right), bias))
+def _pad(graph: Graph, node: Node) -> None:
+    """Padding with what is there: at the border (each rank has an operator) or from the other side."""
+    source, pads = node.args[0], list(node.args[1])  # type: ignore[arg-type]
+    mode = str(node.args[2]) if len(node.args) > 2 else "constant"
+    assert isinstance(source, Node)
+    if len(pads) in BORDERS.get(mode, {}):
+        _replace(node, call(graph, BORDERS[mode][len(pads)], source, pads))
+    if mode != "circular":
+        return
+    padded = source
+    for axis, (before, after) in enumerate(zip(pads[::2], pads[1::2], strict=True)):
+        length = source.meta["val"].shape[-1 - axis]
+        if isinstance(length, torch.SymInt):
+            return
+        spans = [(length - before, length), (0, length), (0, after)]
+        parts = [call(graph, aten.slice.Tensor, padded, -1 - axis, *span) for span in spans if span[0] < span[1]]
+        padded = call(graph, aten.cat.default, parts, -1 - axis)
+    _replace(node, padded)
 
 
 def _made_new(graph: Graph, node: Node) -> None:
@@ -319,6 +343,20 @@ CONSTANTS: dict[Any, Any] = {
     aten.new_full.default: aten.full.default,
 }
 
+BORDERS: dict[str, dict[int, Any]] = {
+    "reflect": {
+        2: aten.reflection_pad1d.default,
+        4: aten.reflection_pad2d.default,
+        6: aten.reflection_pad3d.default,
+    },
+    "replicate": {
+        2: aten.replication_pad1d.default,
+        4: aten.replication_pad2d.default,
+        6: aten.replication_pad3d.default,
+    },
+}
+"""By mode and by the number of pads."""
+
 FORMS: dict[Any, Callable[[Graph, Node], None]] = {
     **recompose.FORMS,
     aten.chunk.default: _split,
@@ -333,7 +371,7 @@ FORMS: dict[Any, Callable[[Graph, Node], None]] = {
     aten.select_scatter.default: _select_scatter,
     aten.narrow.default: _narrow,
     aten.index.Tensor: _index,
-    aten.addmm.default: _addmm,
+    aten.pad.default: _pad,
     **dict.fromkeys(CONSTANTS, _made_new),
     **dict.fromkeys(
         (

@@ -454,6 +454,12 @@ MOVEMENT = (
     Case("pad_spatial_modes", "movement", lambda: between(
         lambda m, x: F.pad(F.pad(F.pad(x, (1, 0, 2, 0)), (1, 1, 1, 1), mode="replicate"), (1, 1, 0, 0), "reflect")),
         ("pad",)),
+    Case("pad_circular_volume", "movement", lambda: net(
+        lambda m, x: m.b(F.pad(m.a(x), (1, 0, 2, 1, 0, 2), "circular")),
+        randoms((2, 3, 4, 4, 4)), a=nn.Conv3d(3, 6, 1), b=nn.Conv3d(6, 2, 1)), ("pad",)),
+    Case("pad_volume", "movement", lambda: net(
+        lambda m, x: m.b(F.pad(F.pad(m.a(x), (1, 1) * 3, "reflect"), (1, 0) * 3, "replicate")),
+        randoms((2, 3, 4, 4, 4)), a=nn.Conv3d(3, 6, 1), b=nn.Conv3d(6, 2, 1)), ("pad",)),
     Case("pad_direct", "movement", lambda: tail(_padded_directly, 8), ("reflection_pad2d", "constant_pad_nd")),
     Case("pad_of_tokens", "movement", lambda: tokens(  # one side alone, along the channels
         lambda m, x: torch.ops.aten.replication_pad1d(torch.ops.aten.reflection_pad1d(m.a(x), [0, 3]), [2, 0]), o=13,
@@ -638,7 +644,9 @@ def _synonyms(m: Any, x: Tensor) -> Tensor:
 
 def _compared(m: Any, x: Tensor) -> Tensor:
     a, b = m.a(x), m.b(x)
-    kinds = (a > b, a >= 0, a < 0.1, a <= b, a == 0, a != b, (a > 0) & (b > 0), (a > 0) | (b > 0), ~(a > 0))
+    signs = a > 0, b > 0
+    both = torch.logical_and(*signs)
+    kinds = (a > b, a >= 0, a < 0.1, a <= b, a == 0, a != b, signs[0] & signs[1], both, signs[0] | signs[1], ~signs[0])
     return torch.cat([kind.to(a.dtype) for kind in kinds], 1)
 
 
@@ -651,7 +659,7 @@ POINTWISE = (
     Case("with_scalars", "pointwise", lambda: summed(_WITH_SCALARS), ("clamp", "rsub", "pow")),
     Case("binary", "pointwise", lambda: between(_binary, o=96, a=cbn(8, 8), b=cbn(8, 8)), ("maximum", "atan2", "div")),
     Case("synonyms", "pointwise", lambda: between(_synonyms, o=64, a=cbn(8, 8), b=cbn(8, 8)), ("multiply", "divide")),
-    Case("comparisons", "pointwise", lambda: between(_compared, o=72, a=cbn(8, 8), b=cbn(8, 8)), ("gt", "eq", "ne")),
+    Case("comparisons", "pointwise", lambda: between(_compared, o=80, a=cbn(8, 8), b=cbn(8, 8)), ("gt", "eq", "ne")),
     Case("where_scalar", "pointwise", lambda: between(lambda m, x: torch.where(x > 0.2, x, 0.0)), ("where",)),
     Case("where_branches", "pointwise", lambda: between(
         lambda m, x: torch.where(m.a(x) > 0, m.b(x), m.c(x)), a=cbn(8, 8), b=cbn(8, 8), c=cbn(8, 8)), ("where",)),
@@ -1017,6 +1025,7 @@ _REDUCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: x.max(1, True)[0],
     lambda x: x.min(1, True)[0],
     lambda x: x.median(1, True)[0],
+    lambda x: x.nanmedian(1, True)[0],
     lambda x: torch.linalg.vector_norm(x, dim=1, keepdim=True),
 )
 _SPATIAL_REDUCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
@@ -1106,10 +1115,10 @@ NORMALISATION = (
          a=nn.Linear(8, 6)), ("log_softmax",)),
     Case("normalize", "norm", lambda: between(lambda m, x: F.normalize(m.a(x), dim=1), a=conv(8, 8))),
     Case("reductions_of_channels", "norm", lambda: net(
-        lambda m, x: m.head(_reductions(m, x)), image(), stems=nn.ModuleList(cba(3, 4) for _ in _REDUCTIONS),
+        lambda m, x: m.head(_reductions(m, x)), image(), stems=nn.ModuleList(cbn(3, 4) for _ in _REDUCTIONS),
         head=head(len(_REDUCTIONS))), ("mean", "amax", "var", "logsumexp", "prod")),
     Case("reductions_of_space", "norm", lambda: net(
-        _spatial_reductions, image(), stems=nn.ModuleList(cba(3, 4) for _ in _SPATIAL_REDUCTIONS),
+        _spatial_reductions, image(), stems=nn.ModuleList(cbn(3, 4) for _ in _SPATIAL_REDUCTIONS),
         out=nn.Linear(4 * len(_SPATIAL_REDUCTIONS), 3)), ("mean", "amax", "sum")),
     Case("argmax_of_channels", "norm", lambda: net(
         lambda m, x: (m.head(m.stem(x)).argmax(1), m.head(m.stem(x)).argmin(1)), image(), stem=cba(3, 8),

@@ -32,8 +32,7 @@ RULES: Mapping[str, Rule] = {
 OVERLOADS: Mapping[str, Rule] = {
     "max.other": pointwise.POINTWISE,
     "min.other": pointwise.POINTWISE,
-    "max.default": mixing.Mixing(mixing.named(99), keeps_zero=False),
-    "min.default": mixing.Mixing(mixing.named(99), keeps_zero=False),
+    **dict.fromkeys(("max.default", "min.default", "median.default", "nanmedian.default"), mixing.TOTAL),
 }
 """Where overloads of one name do different things."""
 

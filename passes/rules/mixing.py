@@ -7,6 +7,7 @@ too, so there nothing is removed; along the others everything goes through.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,8 +15,11 @@ from torch.fx import Node
 
 from passes.layout import Layout, collapse, product
 from passes.program import Site
-from passes.rules.base import Rule, SiteFacts, Want, Wish, box_of
+from passes.rules.base import Rule, SiteFacts, Want, Wish, box_of, replaced
 from passes.selection import Selection
+
+if TYPE_CHECKING:
+    from passes.emit import Emitter
 
 Axes = Callable[[Site], tuple[int, ...]]
 
@@ -104,6 +108,13 @@ class Mixing(Rule):
         return list(outs)
 
 
+class Conjunction(Mixing):
+    """A product along the mixed axes: one zero makes it zero."""
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        return [self.outer(site, zeros[0], every=False)]
+
+
 class Normalisation(Mixing):
     """(x - mean) / deviation over the mixed axes, then a scale and a shift along them (layer norm, group norm)."""
 
@@ -141,6 +152,41 @@ class Normalisation(Mixing):
         return [Selection.whole(site.shape(p)) for p in site.parameters]
 
 
+class GroupNorm(Normalisation):
+    """A normalisation within groups of channels. A group of which nothing is needed goes."""
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        return [collapse(self.whole_groups(site, lives[0]), zeros[0].shape).expand(zeros[0].shape)]
+
+    def whole_groups(self, site: Site, live: Tensor) -> Tensor:
+        """The channels of groups that have a live one: bool, shape (1, C, 1, ...)."""
+        channels, groups = site.out_shape[1], site.argument(1, "num_groups")
+        line = [channels if a == 1 else 1 for a in range(live.dim())]
+        live = collapse(live.expand([channels if a == 1 else n for a, n in enumerate(live.shape)]), line)
+        return live.view(groups, -1).any(1).repeat_interleave(channels // groups).view(line)
+
+    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+        if len(site.inputs) > 1:
+            return None
+        native = self.native(site, outs)[0]
+        return [Want(native, torch.ones_like(native.labels, dtype=torch.bool))]
+
+    def native(self, site: Site, outs: Sequence[Layout]) -> list[Layout]:
+        rank, channels = len(site.out_shape), site.out_shape[1]
+        if outs[0].compact[1] == 1:
+            return [Layout.whole(rank)]
+        kept = self.whole_groups(site, collapse(outs[0].mask(), [channels if a == 1 else 1 for a in range(rank)]))
+        return [Layout.along(rank, 1, channels, kept.flatten().nonzero().flatten())]
+
+    def select(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Selection]:
+        kept = ins[0].kept(1) if ins[0].compact[1] != 1 else None
+        return [Selection(site.shape(p), (kept,)).simplified() for p in site.parameters]
+
+    def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
+        groups = site.argument(1, "num_groups") * ins[0].size(1, site.out_shape[1]) // site.out_shape[1]
+        return [to.call(site.node.target, replaced(to.args, 1, groups), to.kwargs)]
+
+
 def either(lives: Sequence[Tensor]) -> Tensor:
     """What is live of some result."""
     live = lives[0]
@@ -171,12 +217,14 @@ def channel(site: Site) -> tuple[int, ...]:
 
 POOLING = Mixing(spatial, keeps_zero=True)
 REDUCTION = Mixing(named(), keeps_zero=True)
+CONJUNCTION = Conjunction(named(), keeps_zero=True)
 STATISTIC = Mixing(named(), keeps_zero=False)
+TOTAL = Mixing(named(99), keeps_zero=True)  # an operator without an argument that names axes
 LINEWISE = Mixing(named(), keeps_zero=False)
 CUMULATIVE = Mixing(named(), keeps_zero=True)
 PADDING = Mixing(padded, keeps_zero=True)
 LAYER_NORM = Normalisation(normalised, (2, 3), normalised)
-GROUP_NORM = Normalisation(from_channel, (2, 3), channel)
+GROUP_NORM = GroupNorm(from_channel, (2, 3), channel)
 
 POOLS = (
     "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
@@ -188,13 +236,15 @@ POOLS = (
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(POOLS, POOLING),
-    **dict.fromkeys(("mean", "sum", "amax", "amin"), REDUCTION),
+    **dict.fromkeys(("mean", "sum", "any"), REDUCTION),
+    **dict.fromkeys(("prod", "all"), CONJUNCTION),
+    **dict.fromkeys(("amax", "amin", "max", "min", "median", "nanmedian"), REDUCTION),
     **dict.fromkeys(("linalg_vector_norm", "norm"), Mixing(named(2), keeps_zero=True)),
-    **dict.fromkeys(("var", "std", "logsumexp", "argmax", "argmin", "max", "min", "prod", "any", "all"), STATISTIC),
+    **dict.fromkeys(("var", "std", "logsumexp", "argmax", "argmin"), STATISTIC),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax", "sort"), LINEWISE),
     "cumsum": CUMULATIVE,
     "topk": Mixing(named(2), keeps_zero=False),
-    **dict.fromkeys(("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"), PADDING),
+    **dict.fromkeys((f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)), PADDING),
     "layer_norm": LAYER_NORM,
     "rms_norm": Normalisation(normalised, (2, 2), normalised),
     "group_norm": GROUP_NORM,

@@ -14,6 +14,7 @@ from torch.fx.node import map_arg
 from passes.layout import Layout, collapse
 from passes.program import Site, is_tensor
 from passes.rules.base import ANYTHING, UNREAD, Rule, SiteFacts, Want, Wish, compact
+from passes.rules.signs import never_zero
 from passes.selection import Selection
 
 if TYPE_CHECKING:
@@ -112,7 +113,12 @@ class Pointwise(Rule):
 
 
 class Product(Pointwise):
-    """x * y: zero where either is, and neither is needed where the other is zero."""
+    """x * y, x & y: zero where either is, and neither is needed where the other is zero."""
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        if any(isinstance(factor, (int, float)) and factor == 0 for factor in site.node.args):
+            return [torch.ones((1,) * len(site.out_shape), dtype=torch.bool)]
+        return super().zero(site, zeros)
 
     def combine(self, site: Site, zeros: Sequence[Tensor]) -> Tensor:
         result = zeros[0]
@@ -132,19 +138,14 @@ class Product(Pointwise):
 
 
 class Quotient(Pointwise):
-    """x / y: zero where x is, if y is a number or a constant without zeros (0 / 0 is not a number)."""
+    """x / y, x // y, x % y: zero where x is, if y is never zero (0 / 0 is not a number)."""
 
     def combine(self, site: Site, zeros: Sequence[Tensor]) -> Tensor:
         return zeros[0]
 
     def keeps_zero(self, site: Site) -> bool:
-        divisor = site.node.args[1]
-        if not isinstance(divisor, Node):
-            return bool(divisor)
-        if site.node.args[0] is divisor or not isinstance(site.node.args[0], Node):
-            return False
-        value = site.program.tensor(divisor) if divisor.op == "get_attr" else None
-        return value is not None and bool((value != 0).all())
+        dividend, divisor = site.node.args[:2]
+        return isinstance(dividend, Node) and dividend is not divisor and never_zero(site.program, divisor)
 
 
 class Sum(Pointwise):
@@ -178,6 +179,37 @@ class Sum(Pointwise):
         )
 
 
+class Choice(Pointwise):
+    """One tensor where a condition holds, another elsewhere (`where`, `masked_fill`); `order` says at which argument
+    condition, first and second are. Where the condition is known not to hold, the first is not read."""
+
+    def __init__(self, order: tuple[int, int, int]) -> None:
+        self.order = order
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        condition, first, second = (self._is_zero(site, zeros, index) for index in self.order)
+        rank = len(site.out_shape)
+        return [((first | condition) & second).expand(torch.broadcast_shapes(*map(compact, zeros), (1,) * rank))]
+
+    @staticmethod
+    def _is_zero(site: Site, zeros: Sequence[Tensor], index: int) -> Tensor:
+        argument = site.node.args[index]
+        if argument in site.inputs:
+            return zeros[site.inputs.index(argument)]
+        return torch.tensor(not isinstance(argument, Node) and not argument)
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        condition, first = (site.node.args[index] for index in self.order[:2])
+        never = self._is_zero(site, zeros, self.order[0])
+        live = dict.fromkeys(site.inputs, lives[0])
+        if first is not condition and first is not site.node.args[self.order[2]] and first in live:
+            live[first] = lives[0] & ~never  # type: ignore[index]
+        return [
+            collapse(live[node], compact(zero)).expand(zero.shape)
+            for node, zero in zip(site.inputs, zeros, strict=True)
+        ]
+
+
 class Identity(Pointwise):
     """The same elements, perhaps in another dtype, memory or graph: copies, casts, dropout. Of a second tensor
     (`type_as`) only the dtype is read."""
@@ -206,8 +238,21 @@ class Fill(Pointwise):
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         value = site.node.args[1] if len(site.node.args) > 1 else None
-        is_zero = "zeros" in str(site.node.target) or (isinstance(value, (int, float)) and value == 0)
-        return [torch.full_like(zeros[0], is_zero)]
+        if isinstance(value, Node):
+            value = site.program.constant(value)
+        is_zero = "zeros" in str(site.node.target) or (value is not None and not bool(value))
+        return [torch.full((1,) * len(site.out_shape), is_zero)]
+
+
+class Made(Rule):
+    """A constant that is made from nothing, in one value."""
+
+    family = "constant"
+    reason = None
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        is_zero = site.node.target is aten.zeros.default or not site.node.args[1]
+        return [torch.full((1,) * len(site.out_shape), is_zero)]
 
 
 class ChannelAffine(Rule):
@@ -297,18 +342,20 @@ BATCH_NORM, PRELU = ChannelAffine(), PReLU()
 UNTAGGED = (
     "hardswish",
     "log_sigmoid",
-    "masked_fill",
     "copy",
     "threshold",
     "hardsigmoid",
     "lerp",
     "subtract",
+    "rrelu",
 )
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(UNTAGGED, POINTWISE),
-    **dict.fromkeys(("mul", "multiply"), PRODUCT),
-    **dict.fromkeys(("div", "divide", "true_divide"), QUOTIENT),
+    "where": Choice((0, 1, 2)),
+    "masked_fill": Choice((1, 2, 0)),
+    **dict.fromkeys(("mul", "multiply", "logical_and", "bitwise_and"), PRODUCT),
+    **dict.fromkeys(("div", "divide", "true_divide", "floor_divide", "remainder", "fmod"), QUOTIENT),
     "add": SUM,
     **dict.fromkeys(
         (
@@ -326,6 +373,7 @@ RULES: dict[str, Rule] = {
         IDENTITY,
     ),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "fill", "empty_like"), FILL),
+    **dict.fromkeys(("zeros", "full"), Made()),
     **dict.fromkeys(("batch_norm", "instance_norm"), BATCH_NORM),
     "prelu": PRELU,
 }

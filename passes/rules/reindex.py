@@ -173,6 +173,21 @@ class Expand(Movement):
         return [to.call(aten.expand.default, (to.first_input(), sizes))]
 
 
+class Windows(Movement):
+    """Overlapping windows along an axis, each laid out along a new last one (`Tensor.unfold`)."""
+
+    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+        traced, shape = self.traced(site, outs[0], facts), tuple(facts.zeros[0].shape)
+        (axis,) = _unfolded(site)
+        if traced is None or shape[axis] != 1 or traced.shape[-1] != 1:
+            return None
+        return [Want(Layout(shape, traced[..., 0]), outs[0].of(facts.lives[0])[..., 0])]
+
+
+def _unfolded(site: Site) -> tuple[int, ...]:
+    return (int(site.argument(1, "dimension")) % len(site.shape(site.inputs[0])),)
+
+
 def _argument_axes(index: int, default: Any = 0) -> Touched:
     def axes(site: Site) -> tuple[int, ...]:
         rank, given = (
@@ -205,6 +220,7 @@ RULES: dict[str, Rule] = {
     "flip": Reindex(_argument_axes(1)),
     "roll": Reindex(_argument_axes(2, ())),
     "index_select": Select(_argument_axes(1)),
+    "unfold": Windows(_unfolded),
     "repeat": Repeat(_repeated_axes),
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), Reindex(_channel)),
     **dict.fromkeys(("pad", "constant_pad_nd"), Pad()),

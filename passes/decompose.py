@@ -1,0 +1,67 @@
+"""Operators that nothing here knows, taken apart as torch itself takes them apart, where all the parts are known.
+
+`x.tile(1, 2)` is a `repeat`, `expand_as` an `expand`, `__and__` a `bitwise_and`: torch has a composite implementation
+of each of its conveniences. What would unroll into many calls (recurrent layers), or differs in training, stays whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._decomp import decomposition_table
+from torch.fx import Graph, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
+
+aten = torch.ops.aten
+
+MAX_CALLS = 12
+
+NOT_COMPOSITE = (aten.addmm, aten.addcmul, aten.addcdiv, aten.baddbmm, aten.rsub)
+"""Operators that torch implements at once and that are sums and products all the same."""
+
+
+def take_apart(graph: Graph, node: Node, is_known: Callable[[Node], bool]) -> None:
+    """Replace a call that is not known by the calls that it is made of, if each of these is."""
+    implementation = _implementation(node, is_known)
+    if implementation is None:
+        return
+    inputs = node.all_input_nodes
+
+    def composite(*values: Any) -> Any:
+        given = dict(zip(inputs, values, strict=True))
+        args, kwargs = map_arg((node.args, node.kwargs), lambda n: given[n])
+        return implementation(*args, **kwargs)
+
+    try:
+        parts = make_fx(composite)(*(n.meta["val"] for n in inputs)).graph
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError):  # what torch cannot take apart
+        return
+    calls = [each for each in parts.nodes if each.op not in ("placeholder", "output")]
+    result = parts.output_node().args[0]
+    if len(calls) > MAX_CALLS or not isinstance(result, Node) or not all(_is_plain(each, is_known) for each in calls):
+        return
+    outer = dict(zip((each for each in parts.nodes if each.op == "placeholder"), inputs, strict=True))
+    for each in calls:
+        outer[each] = graph.node_copy(each, lambda inner: outer[inner])
+        outer[each].meta = {**node.meta, "val": each.meta["val"]}
+    node.replace_all_uses_with(outer[result])
+    graph.erase_node(node)
+
+
+def _implementation(node: Node, is_known: Callable[[Node], bool]) -> Callable[..., Any] | None:
+    """What computes the same as a call from other operators; None where the call stays as it is."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+        return None
+    if target.overloadpacket in NOT_COMPOSITE:
+        return decomposition_table.get(target)
+    if is_known(node) or any(argument.name in ("train", "training") for argument in target._schema.arguments):
+        return None
+    return target.decompose if target._can_decompose() else None
+
+
+def _is_plain(node: Node, is_known: Callable[[Node], bool]) -> bool:
+    return node.op == "call_function" and (is_known(node) or node.target is aten.sym_size.int)

@@ -1,0 +1,66 @@
+"""Which tensors are never zero, so that 0 / y is 0 and not undefined: a sum, bounded below, of what is not negative."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from passes.program import Program
+
+MOVED = frozenset(
+    "alias clone contiguous expand permute repeat reshape sqrt squeeze to transpose unflatten unsqueeze view".split()
+)
+"""Operators whose result is positive where what they read is, and not negative where it is not."""
+
+REDUCED = frozenset("amax amin avg_pool2d max_pool2d mean sum".split())
+"""Operators whose result is not negative where nothing that they read is."""
+
+NEVER_NEGATIVE = frozenset(
+    "abs cosh exp hardsigmoid linalg_vector_norm norm relu relu6 sigmoid softmax softplus square std var".split()
+)
+
+
+def never_zero(program: Program, value: Any) -> bool:
+    """Whether a tensor or number has no zero for any input."""
+    if not isinstance(value, Node):
+        return bool(value)
+    if value.op == "get_attr":
+        return bool((program.tensor(value) != 0).all())
+    return _is_positive(value)
+
+
+def _is_positive(value: Any) -> bool:
+    if not isinstance(value, Node):
+        return isinstance(value, (int, float)) and value > 0
+    name, args = _name(value), value.args
+    if name == "clamp_min" or (name == "clamp" and len(args) > 1):
+        return not isinstance(args[1], Node) and _is_positive(args[1])
+    if name == "add" and len(args) == 2 and not value.kwargs:
+        left, right = args
+        return (_is_positive(left) and _is_not_negative(right)) or (_is_positive(right) and _is_not_negative(left))
+    return name in MOVED and _is_positive(args[0])
+
+
+def _is_not_negative(value: Any) -> bool:
+    if not isinstance(value, Node):
+        return isinstance(value, (int, float)) and value >= 0
+    name, args = _name(value), value.args
+    if name in NEVER_NEGATIVE or _is_positive(value):
+        return True
+    if name == "pow":
+        return isinstance(args[1], int) and args[1] % 2 == 0
+    if name == "mul" and args[0] is args[1]:
+        return True
+    if name in ("add", "mul", "div") and not value.kwargs:
+        return all(map(_is_not_negative, args))
+    return name in MOVED | REDUCED and _is_not_negative(args[0])
+
+
+def _name(node: Node) -> str:
+    """The operator's name without its overload; empty for anything that is not an operator of torch."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+        return ""
+    return target._schema.name.removeprefix("aten::")
