@@ -908,6 +908,15 @@ def _cross_covariance(m: Any, x: Tensor) -> Tensor:
     return m.project((weights @ v).permute(0, 3, 1, 2).reshape(n, length, c))
 
 
+def _logarithm(m: Any, x: Tensor) -> Tensor:
+    """Two readers need different channels of what a logarithm is taken of."""
+    n, length, _ = x.shape
+    u, k, k2, v = (each.reshape(n, length, 2, 4).permute(0, 2, 1, 3) for each in (m.q(x), m.k(x), m.k2(x), m.v(x)))
+    u = torch.sigmoid(u) + 0.1
+    weights = (u.log() @ k.transpose(2, 3) + u @ k2.transpose(2, 3)).softmax(-1)
+    return (weights @ v).permute(0, 2, 1, 3).reshape(n, length, 8)
+
+
 def _linear_attention(m: Any, x: Tensor) -> Tensor:
     q, k, v = F.relu(m.q(x)), F.relu(m.k(x)), m.v(x)
     return (q @ (k.transpose(1, 2) @ v)) / (q @ k.sum(1).unsqueeze(-1) + 1.0)
@@ -981,6 +990,9 @@ ATTENTION = (
         attend=nn.MultiheadAttention(8, 2, batch_first=True)), ("layer_norm",), at_limit=False),
     Case("attention_cross_covariance", "attention", lambda: tokens(
         _cross_covariance, **_attention_parts(temperature=nn.Parameter(torch.ones(2, 1, 1)))), ("matmul",),
+        at_limit=False),
+    Case("attention_of_logarithms", "attention", lambda: tokens(
+        _logarithm, q=nn.Linear(8, 8), k=nn.Linear(8, 8), k2=nn.Linear(8, 8), v=nn.Linear(8, 8)), ("log",),
         at_limit=False),
     Case("attention_linear", "attention", lambda: tokens(
         _linear_attention, q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 8)), ("matmul",)),

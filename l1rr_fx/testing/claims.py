@@ -1,7 +1,7 @@
 """What a rule claims of one call, held against the values that the call computes.
 
 A rule claims that elements of its results are zero for every input, and that elements of its inputs are not needed. The
-compiler may drop the first, and may leave anything at all in place of the second.
+compiler may drop the first, and may leave zeros, or anything else that is finite, in place of the second.
 """
 
 from __future__ import annotations
@@ -76,15 +76,20 @@ def false_unneeded(site: Site, facts: Facts, values: Values, seed: int = 0) -> s
     needed: dict[Node, Tensor] = {}
     for node, mask in zip(site.inputs, claimed, strict=True):
         needed[node] = needed[node] | mask if node in needed else mask
-    changed = {
-        node: changed_where(values[node], ~mask & ~facts.zero[node], seed)
-        for node, mask in needed.items()
-        if values[node].is_floating_point()
-    }
-    before, after = called(site, values), called(site, {**values, **changed})
-    for index, (out, live, old, new) in enumerate(zip(site.outputs, seen.lives, before, after, strict=True)):
-        if out is not None and (place := _first_difference(old, new, live)) is not None:
+    free = {node: ~mask & ~facts.zero[node] for node, mask in needed.items() if values[node].is_floating_point()}
+    changed = {node: changed_where(values[node], mask, seed) for node, mask in free.items()}
+    zeroed = {node: values[node].masked_fill(mask, 0) for node, mask in free.items()}
+    before, after, bare = (called(site, {**values, **instead}) for instead in ({}, changed, zeroed))
+    for index, (out, live, old, new, least) in enumerate(
+        zip(site.outputs, seen.lives, before, after, bare, strict=True)
+    ):
+        if out is None:
+            continue
+        if (place := _first_difference(old, new, live)) is not None:
             return f"element {place} of result {index} changes with elements of the inputs that it calls unneeded"
+        if len(infinite := (old.isfinite() & ~least.isfinite()).nonzero()):
+            place = tuple(infinite[0].tolist())
+            return f"element {place} of result {index} is {least[place]} with zeros for what it calls unneeded"
     return None
 
 

@@ -96,15 +96,18 @@ class Draft:
         """A new line `v3 = expression`; returns the variable's name."""
         name = f"v{len(self.lines)}"
         with torch.no_grad():
-            self.values[name] = eval(expression, _names(), {"self": self.model, **self.values})
+            self.values[name] = eval(expression, self._scope())
         self.lines.append(f"{name} = {expression}")
         return name
 
     def write(self, statement: str) -> None:
         """A statement that changes a value in place."""
         with torch.no_grad():
-            exec(statement, _names(), {"self": self.model, **self.values})
+            exec(statement, self._scope())
         self.lines.append(statement)
+
+    def _scope(self) -> dict[str, Any]:
+        return {**_names(), "self": self.model, **self.values}
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.values[name].shape)

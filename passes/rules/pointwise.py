@@ -70,23 +70,35 @@ class Pointwise(Rule):
         return result
 
     def keeps_zero(self, site: Site) -> bool:
-        """Whether f(0, ..., 0) is 0, found by calling f."""
+        """Whether f(0, ..., 0) is 0."""
+        result = self.at_zero(site)
+        return result is not None and bool((result == 0).all())
 
+    def at_zero(self, site: Site) -> Tensor | None:
+        """f(0, ..., 0), found by calling f; None where it cannot be called."""
+        if "at_zero" not in site.memo:
+            site.memo["at_zero"] = self._at_zero(site)
+        result = site.memo["at_zero"]
+        return result if isinstance(result, Tensor) else None
+
+    def _at_zero(self, site: Site) -> Any:
         def stand_in(node: Node) -> Any:
             if is_tensor(node):
                 return torch.zeros((), dtype=node.meta["val"].dtype)
             return site.program.concrete(node)
 
-        arguments = map_arg(site.node.args, stand_in), map_arg(site.node.kwargs, stand_in)
         if not all(isinstance(n.meta.get("val"), (Tensor, int, torch.SymInt)) for n in site.node.all_input_nodes):
-            return False
+            return None
+        arguments = map_arg(site.node.args, stand_in), map_arg(site.node.kwargs, stand_in)
         try:
-            result = site.node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
+            return site.node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
-            return False
-        return isinstance(result, Tensor) and bool((result == 0).all())
+            return None
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        result = self.at_zero(site)
+        if result is not None and not bool(result.isfinite().all()):  # no zeros may stand in for what nobody needs
+            return [torch.full_like(zero, bool(lives[0].any())) for zero in zeros]
         return [collapse(lives[0], compact(zero)).expand(zero.shape) for zero in zeros]
 
     def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
@@ -138,7 +150,7 @@ class Product(Pointwise):
 
 
 class Quotient(Pointwise):
-    """x / y, x // y, x % y: zero where x is, if y is never zero (0 / 0 is not a number)."""
+    """x / y, x // y, x % y: zero where x is, if y is never zero (0 / 0 is no number). No zeros may stand in for y."""
 
     def combine(self, site: Site, zeros: Sequence[Tensor]) -> Tensor:
         return zeros[0]
@@ -146,6 +158,15 @@ class Quotient(Pointwise):
     def keeps_zero(self, site: Site) -> bool:
         dividend, divisor = site.node.args[:2]
         return isinstance(dividend, Node) and dividend is not divisor and never_zero(site.program, divisor)
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        everything = bool(lives[0].any())
+        return [
+            collapse(lives[0], compact(zero)).expand(zero.shape)
+            if node is not site.node.args[1]
+            else torch.full_like(zero, everything)
+            for node, zero in zip(site.inputs, zeros, strict=True)
+        ]
 
 
 class Sum(Pointwise):

@@ -36,7 +36,12 @@ def _token_mixing(d: Draft, x: str) -> str:
 
 @operator("attention", rank=3, weight=2)
 def _heads(d: Draft, x: str) -> str:
-    return _of_heads(d, x, "({q} @ {k}.transpose(-2, -1) * 0.5).softmax(-1) @ {v}")
+    weights = d.pick(
+        "{q} @ {k}.transpose(-2, -1) * 0.5",
+        "F.normalize({q}, dim=-1) @ F.normalize({k}, dim=-1).transpose(-2, -1)",
+        "(lambda u: u.log() @ {k}.transpose(-2, -1) + u @ {v}.transpose(-2, -1))({q}.sigmoid() + 0.1)",
+    )
+    return _of_heads(d, x, f"({weights}).softmax(-1) @ {{v}}")
 
 
 @operator("attention", rank=3, weight=4)

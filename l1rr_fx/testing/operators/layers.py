@@ -37,6 +37,9 @@ def _point_wise(d: Draft, x: str) -> str:
         "torch.where({} > 0.1, {}, 0.0)",
         "F.dropout({}, 0.5, False)",
         "F.hardtanh({})",
+        "torch.log({}.abs() + 0.1)",
+        "torch.rsqrt({}.square() + 1)",
+        "{} % 0.7",
     )
     return form.replace("{}", x)
 
@@ -61,6 +64,9 @@ def _combine(d: Draft, x: str) -> str:
         "F.relu({} + {y})",
         "torch.where({y} > 0.1, {}, {y})",
         "{} / ({y} * {y} + 1)",
+        "{}.masked_fill({y} > 0.1, 0.0)",
+        "torch.addcmul({}, {y}, {y})",
+        "{} * (({} > 0) & ({y} > 0))",
         "torch.stack([{}, {y}], 1).sum(1)",
     )
     return form.replace("{y}", d.partner(x)).replace("{}", x)

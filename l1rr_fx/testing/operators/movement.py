@@ -66,6 +66,10 @@ def _padded(d: Draft, x: str) -> str:
         "torch.cat([{}, {}.flip(1)], 1)",
         "{}.repeat(1, 2, 1, 1)",
         "{}.repeat_interleave(2, 1)",
+        "{}.tile(2, 1, 1)",
+        "F.pad({}, (1, 0, 0, 1), mode='reflect')",
+        "F.pad({}, (1, 2, 0, 1), mode='circular')",
+        "F.pad({}, (1, 2, 0, 1), mode='replicate')",
     )
     return form.replace("{}", x)
 

@@ -96,7 +96,7 @@ def _unknown(d: Draft, x: str) -> str:
         "{}.sort(1)[0]",
         "torch.fft.rfft2({}).abs()",
         "torch.tril({})",
-        "{}.median(1, True)[0] + {}",
+        "{}.kthvalue(1, 1, True)[0] + {}",
         "torch.fft.fft({}, dim=1).real",
         "F.local_response_norm({}, 2)",
         "{}.topk(1, 1)[0] * {}",
