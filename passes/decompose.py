@@ -45,6 +45,9 @@ def take_apart(graph: Graph, node: Node, is_known: Callable[[Node], bool]) -> No
         return
     outer = dict(zip((each for each in parts.nodes if each.op == "placeholder"), inputs, strict=True))
     for each in calls:
+        if _is_idle(each):
+            outer[each] = outer[each.args[0]]  # type: ignore[index]
+            continue
         outer[each] = graph.node_copy(each, lambda inner: outer[inner])
         outer[each].meta = {**node.meta, "val": each.meta["val"]}
     node.replace_all_uses_with(outer[result])
@@ -65,3 +68,10 @@ def _implementation(node: Node, is_known: Callable[[Node], bool]) -> Callable[..
 
 def _is_plain(node: Node, is_known: Callable[[Node], bool]) -> bool:
     return node.op == "call_function" and (is_known(node) or node.target is aten.sym_size.int)
+
+
+def _is_idle(node: Node) -> bool:
+    """Whether the call is x * 1 (torch writes `alpha` and `beta` out)."""
+    if node.target is not aten.mul.Tensor or not isinstance(node.args[0], Node) or isinstance(node.args[1], Node):
+        return False
+    return node.args[1] == 1 and node.args[0].meta["val"].dtype == node.meta["val"].dtype

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 import pytest
@@ -152,6 +155,9 @@ def test_the_layers_that_make_the_outputs(name: str, layers: set[str]) -> None:
 # --- in a process of its own
 
 
+SOURCE = "tests.test_conformance:slow_cases"
+
+
 def slow_cases() -> list[Case]:
     """Cases for the worker: one that never ends, one that ends the process, one that works."""
     return [
@@ -166,27 +172,39 @@ def no_cases() -> int:
 
 
 def _never() -> Any:
+    if started := os.environ.get("L1RR_STARTED"):
+        Path(started).touch()
     time.sleep(1000)
 
 
 def _die() -> Any:
-    import os
-
     os._exit(3)
 
 
 def test_what_hangs_or_dies_is_ended_and_the_rest_goes_on() -> None:
-    names, source = ["slow", "death", "fine", "plain_chain"], "tests.test_conformance:slow_cases"
-    found = list(judgements("l1rr", ("patterns", source), names, time_limit=15))
+    names = ["slow", "death", "fine", "plain_chain"]
+    found = list(judgements("l1rr", ("patterns", SOURCE), names, time_limit=15))
     assert [each.verdict for each in found] == [Verdict.hangs, Verdict.raises, Verdict.exact, Verdict.exact]
     assert "15 s" in found[0].detail
     assert "exit code 3" in found[1].detail
 
 
+def test_a_suite_that_is_killed_takes_its_process_along(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    code = f"from l1rr_fx.conformance.runner import judgements\nlist(judgements('l1rr', ({SOURCE!r},), ['slow']))"
+    with Popen([sys.executable, "-c", code], stdout=PIPE, env={**os.environ, "L1RR_STARTED": str(started)}) as suite:
+        deadline = time.monotonic() + 120
+        while not started.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        suite.kill()
+        assert started.exists()
+        suite.communicate(timeout=30)  # the output ends when no process holds it any more; the case sleeps on
+
+
 def test_bad_sources() -> None:
     with pytest.raises(InputError, match="a list of"):
         cases_of("tests.test_conformance:no_cases")
-    assert {case.name for case in cases_of("tests.test_conformance:slow_cases")} == {"slow", "death", "fine"}
+    assert {case.name for case in cases_of(SOURCE)} == {"slow", "death", "fine"}
 
 
 # --- the command and the page

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
@@ -101,6 +102,7 @@ class _Worker:
 
 def _serve(connection: multiprocessing.connection.Connection, tool: str, sources: Sequence[Source]) -> None:
     """Judge what comes in; what the tool prints and warns of is not shown."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
@@ -110,3 +112,11 @@ def _serve(connection: multiprocessing.connection.Connection, tool: str, sources
             while True:
                 name = connection.recv()
                 connection.send(judge(TOOLS[tool], cases[name]))
+
+
+def _end_with_parent() -> None:
+    """A case that hangs does not notice that whoever asked was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)

@@ -268,7 +268,7 @@ class Fill(Pointwise):
 class Made(Rule):
     """A constant that is made from nothing, in one value."""
 
-    family = "constant"
+    family = "pointwise"
     reason = None
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch.fx import Node
 from passes.program import Program
 
 MOVED = frozenset(
-    "alias clone contiguous expand permute repeat reshape sqrt squeeze to transpose unflatten unsqueeze view".split()
+    "alias clone contiguous expand permute repeat reshape sqrt squeeze transpose unflatten unsqueeze view".split()
 )
 """Operators whose result is positive where what they read is, and not negative where it is not."""
 
@@ -35,8 +35,9 @@ def _is_positive(value: Any) -> bool:
     if not isinstance(value, Node):
         return isinstance(value, (int, float)) and value > 0
     name, args = _name(value), value.args
-    if name == "clamp_min" or (name == "clamp" and len(args) > 1):
-        return not isinstance(args[1], Node) and _is_positive(args[1])
+    if name in ("clamp_min", "clamp") and len(args) > 1:
+        bounds = [bound for bound in args[1:3] if bound is not None]
+        return args[1] is not None and all(not isinstance(bound, Node) and _is_positive(bound) for bound in bounds)
     if name == "add" and len(args) == 2 and not value.kwargs:
         left, right = args
         return (_is_positive(left) and _is_not_negative(right)) or (_is_positive(right) and _is_not_negative(left))
@@ -50,7 +51,7 @@ def _is_not_negative(value: Any) -> bool:
     if name in NEVER_NEGATIVE or _is_positive(value):
         return True
     if name == "pow":
-        return isinstance(args[1], int) and args[1] % 2 == 0
+        return isinstance(args[1], (int, float)) and args[1] % 2 == 0
     if name == "mul" and args[0] is args[1]:
         return True
     if name in ("add", "mul", "div") and not value.kwargs:
