@@ -46,7 +46,7 @@ def take_apart(graph: Graph, node: Node, is_known: Callable[[Node], bool]) -> No
     outer = dict(zip((each for each in parts.nodes if each.op == "placeholder"), inputs, strict=True))
     for each in calls:
         if _is_idle(each):
-            outer[each] = outer[each.args[0]]  # type: ignore[index]
+            outer[each] = outer[each.args[0]]
             continue
         outer[each] = graph.node_copy(each, lambda inner: outer[inner])
         outer[each].meta = {**node.meta, "val": each.meta["val"]}
@@ -72,6 +72,7 @@ def _is_plain(node: Node, is_known: Callable[[Node], bool]) -> bool:
 
 def _is_idle(node: Node) -> bool:
     """Whether the call is x * 1 (torch writes `alpha` and `beta` out)."""
-    if node.target is not aten.mul.Tensor or not isinstance(node.args[0], Node) or isinstance(node.args[1], Node):
+    if node.target is not aten.mul.Tensor or node.args[1] not in (1, 1.0):
         return False
-    return node.args[1] == 1 and node.args[0].meta["val"].dtype == node.meta["val"].dtype
+    factor = node.args[0]
+    return isinstance(factor, Node) and bool(factor.meta["val"].dtype == node.meta["val"].dtype)
