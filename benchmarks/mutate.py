@@ -60,7 +60,8 @@ class Trial(Protocol):
 
 @dataclass(frozen=True)
 class Pruning:
-    """A network to prune: captured, with an input, what the zeroed model makes of it, and its MACs if torch can say."""
+    """A network to prune: captured, with an input, and what the zeroed model makes of it; its MACs as torch counts them,
+    and the least that activations and gradients leave of its convolutions and linear layers."""
 
     name: str
     captured: Any
@@ -69,6 +70,7 @@ class Pruning:
     setting: int
     at_limit: bool
     macs: int | None = None
+    least: int | None = None
 
     def result(self) -> str:
         from l1rr_fx.conformance.judge import counted_macs
@@ -77,6 +79,7 @@ class Pruning:
         from passes.compile import remove_zero_channels
         from passes.options import Options
         from passes.target import ByteCount
+        from tests.oracle import contraction_macs
         from tests.test_op_cases import SETTINGS
 
         setting = SETTINGS[self.setting]
@@ -89,6 +92,8 @@ class Pruning:
         if self.macs is not None:
             assert self.macs == accounts.before.macs
             assert counted_macs(removed.module, self.args) == accounts.after.macs
+        if self.least is not None:
+            assert contraction_macs(removed.module, self.args) <= LIMIT * self.least
         digest = hashlib.sha256(removed.module.code.encode())
         for name, value in removed.module.state_dict().items():
             digest.update(f"{name} {tuple(value.shape)} {float(value.double().sum())}".encode())
@@ -117,7 +122,8 @@ def trials(number_of_settings: int) -> Iterator[Trial]:
     from l1rr_fx.testing import FAMILIES, fresh, has_constant_output, zeroed
     from passes.capture import capture
     from tests.op_cases import CASES
-    from tests.test_op_cases import SETTINGS, UNCOUNTED, _open_batch
+    from tests.oracle import Case
+    from tests.test_op_cases import SETTINGS, UNCOUNTED, _open_batch, has_limit
     from tests.test_rules_sound import CALLS_OF_EACH, calls
     from tests.test_testing import drawn
 
@@ -130,8 +136,10 @@ def trials(number_of_settings: int) -> Iterator[Trial]:
                 continue
             shapes = _open_batch(args) if setting.open_batch and case.dynamic else None
             macs = counted_macs(model, args) if index == 0 and case.name not in UNCOUNTED else None
+            least = _least(Case(model, args, {})) if has_limit(case, index) else None
             captured, given = capture(model, args, dynamic_shapes=shapes), fresh(args, 1)
-            yield Pruning(f"{case.name}-{setting}", captured, given, _run(model, given), index, case.at_limit, macs)
+            name, expected = f"{case.name}-{setting}", _run(model, given)
+            yield Pruning(name, captured, given, expected, index, case.at_limit, macs, least)
     for family in FAMILIES:
         for number, network in enumerate(drawn(family, NETWORKS // len(FAMILIES))):
             model, args = network.build()
@@ -140,6 +148,13 @@ def trials(number_of_settings: int) -> Iterator[Trial]:
                 yield Pruning(f"{family} {number}", captured, given, _run(model, given), 0, False)
     for number, (target, call) in enumerate(calls(CALLS_OF_EACH)):
         yield Sound(f"{target} {number}", target, call.args, call.kwargs)
+
+
+def _least(case: Any) -> int:
+    from tests.oracle import numerical_limit
+    from tests.test_op_cases import SAMPLES
+
+    return numerical_limit(case, SAMPLES, strict=True).macs
 
 
 def _run(model: Any, args: Any) -> Any:
