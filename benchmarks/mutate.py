@@ -60,8 +60,8 @@ class Trial(Protocol):
 
 @dataclass(frozen=True)
 class Pruning:
-    """A network to prune: captured, with an input, and what the zeroed model makes of it; its MACs as torch counts them,
-    and the least that activations and gradients leave of its convolutions and linear layers."""
+    """A network to prune: captured, with an input, and what the zeroed model makes of it; its MACs as torch counts
+    them, and the least that activations and gradients leave of its convolutions and linear layers."""
 
     name: str
     captured: Any
