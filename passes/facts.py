@@ -47,6 +47,7 @@ def channel_facts(program: Program) -> Facts:
 
 def _zero(program: Program) -> dict[Node, Tensor]:
     zero: dict[Node, Tensor] = {}
+    ceilings: dict[Node, Tensor] = {}
     for node in program.module.graph.nodes:
         if node.op == "placeholder" and is_tensor(node):
             zero[node] = _input_zero(program, node)
@@ -54,7 +55,13 @@ def _zero(program: Program) -> dict[Node, Tensor]:
             if any(node in site.inputs for site in map(program.at_call, node.users) if site is not None):
                 zero[node] = _constant_zero(program, node)
         elif (site := program.at_call(node)) is not None:
-            found = site.rule.zero(site, [zero[n] for n in site.inputs])
+            incoming = [zero[n] for n in site.inputs]
+            found = site.rule.zero(site, incoming)
+            if (ceiling := site.rule.ceiling(site, incoming)) is not None:
+                ceilings[node] = ceiling
+            ceiling = ceilings.get(site.inputs[0]) if site.inputs else None
+            if ceiling is not None and (silenced := site.rule.silenced(site, ceiling)) is not None:
+                found = [found[0] | silenced, *found[1:]]
             for out, mask in zip(site.outputs, found, strict=True):
                 if out is not None:
                     zero[out] = mask

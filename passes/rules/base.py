@@ -78,6 +78,15 @@ class Rule:
         """For each result, which elements are zero for every input."""
         return [unlabelled(site, out) for out in site.outputs]
 
+    def ceiling(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
+        """Where the result is constant by its weights, a number that it does not exceed, in training and in evaluation;
+        infinite elsewhere. None if it is nowhere."""
+        return None
+
+    def silenced(self, site: Site, ceiling: Tensor) -> Tensor | None:
+        """What of the result is zero where the first input is constant and no larger than `ceiling`; None: nothing."""
+        return None
+
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         """For each input, which elements some live element of a result depends on."""
         anything = any(bool(live.any()) for live in lives)

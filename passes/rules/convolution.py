@@ -132,6 +132,15 @@ class Weighted(Rule):
             along(zero, axis, rank).expand([widths.outputs if a == axis else n for a, n in enumerate(alive_rows.shape)])
         ]
 
+    def ceiling(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
+        bias = bias_of(site.node)
+        if not isinstance(bias, Node) or bias.op != "get_attr":
+            return None
+        widths, axis = self.widths(site, zeros), self.axis(site)
+        fed = widths.feed(~self.channels(zeros[0], axis, widths.inputs, every=True))
+        shift = site.program.tensor(bias).cpu()
+        return along(shift.masked_fill(fed, math.inf), axis, len(site.out_shape))
+
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         widths, axis = self.widths(site), self.axis(site)
         needed = widths.reads(self.channels(lives[0], axis, widths.outputs))

@@ -124,6 +124,21 @@ class Pointwise(Rule):
         return Want(layout, collapse(used, [1] * offset + list(layout.labels.shape)).reshape(layout.labels.shape))
 
 
+class Rectifier(Pointwise):
+    """Zero up to some number: a constant channel that is no larger is gone, such as a batch norm without scale and with
+    a negative shift before a ReLU."""
+
+    def __init__(self, up_to: float | None = None) -> None:
+        self.up_to = up_to  # None: the call says it (`hardtanh`, `clamp`)
+
+    def silenced(self, site: Site, ceiling: Tensor) -> Tensor:
+        up_to = self.up_to
+        if up_to is None:
+            least = site.argument(1, "min", site.node.kwargs.get("min_val", -1))
+            up_to = 0.0 if isinstance(least, (int, float)) and least == 0 else -math.inf
+        return ceiling <= up_to
+
+
 class Product(Pointwise):
     """x * y, x & y: zero where either is, and neither is needed where the other is zero."""
 
@@ -312,6 +327,22 @@ class ChannelAffine(Rule):
         centred = yes if mean is None else (mean == 0).cpu()
         return scaled_away & unshifted, unshifted & (centred | scaled_away)
 
+    def ceiling(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
+        shift = self.slot(site, 2)
+        if not self.is_plain(site) or shift is None:
+            return None
+        weight, mean, variance = (self.slot(site, i) for i in (1, 3, 4))
+        evaluated = shift
+        if mean is not None and variance is not None:
+            moved = mean / (variance + site.argument(7, "eps")).sqrt()
+            evaluated = shift - (moved if weight is None else weight * moved)
+        line = tuple(len(shift) if a == 1 else 1 for a in range(zeros[0].dim()))
+        incoming = collapse(zeros[0], [n if a == 1 else 1 for a, n in enumerate(zeros[0].shape)], every=True)
+        result = torch.maximum(shift, evaluated).cpu().view(line).masked_fill(~incoming, math.inf)
+        if weight is not None:
+            result = torch.where((weight == 0).cpu().view(line), shift.cpu().view(line), result)
+        return result
+
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         if not self.is_plain(site):
             return super().needed(site, lives, zeros)
@@ -361,11 +392,9 @@ BATCH_NORM, PRELU = ChannelAffine(), PReLU()
 
 # Operators without torch's own `pointwise` tag that are.
 UNTAGGED = (
-    "hardswish",
     "log_sigmoid",
     "copy",
     "threshold",
-    "hardsigmoid",
     "lerp",
     "subtract",
     "rrelu",
@@ -373,6 +402,9 @@ UNTAGGED = (
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(UNTAGGED, POINTWISE),
+    **dict.fromkeys(("relu", "relu6"), Rectifier(0.0)),
+    **dict.fromkeys(("hardswish", "hardsigmoid"), Rectifier(-3.0)),
+    **dict.fromkeys(("hardtanh", "clamp", "clamp_min"), Rectifier()),
     "where": Choice((0, 1, 2)),
     "masked_fill": Choice((1, 2, 0)),
     **dict.fromkeys(("mul", "multiply", "logical_and", "bitwise_and"), PRODUCT),
