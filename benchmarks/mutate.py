@@ -79,7 +79,7 @@ class Pruning:
         from passes.compile import remove_zero_channels
         from passes.options import Options
         from passes.target import ByteCount
-        from tests.oracle import contraction_macs
+        from tests.limit import contraction_macs
         from tests.test_op_cases import SETTINGS
 
         setting = SETTINGS[self.setting]
@@ -151,7 +151,7 @@ def trials(number_of_settings: int) -> Iterator[Trial]:
 
 
 def _least(case: Any) -> int:
-    from tests.oracle import numerical_limit
+    from tests.limit import numerical_limit
     from tests.test_op_cases import SAMPLES
 
     return numerical_limit(case, SAMPLES, strict=True).macs

@@ -60,7 +60,8 @@ def measured(name: str, ratio: float, mode: str, numerical: bool) -> Row:
     import torch
 
     import l1rr_fx
-    from tests.oracle import fresh_input, is_alive, numerical_limit, relative_error, zeroed_case
+    from tests.limit import numerical_limit
+    from tests.oracle import fresh_input, is_alive, relative_error, zeroed_case
     from tests.zoo import by_name
 
     torch.set_num_threads(1)

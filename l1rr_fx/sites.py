@@ -32,8 +32,8 @@ from passes.plan import Plan, plan_layouts
 from passes.program import Program, Site
 from passes.reading import attribute
 from passes.rules import rule_for
+from passes.rules.affine import ChannelAffine
 from passes.rules.convolution import Weighted, weight_of
-from passes.rules.pointwise import ChannelAffine
 
 ONLY_CHANNEL = "its only channel"
 RETURNED = "network output"

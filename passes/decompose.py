@@ -6,7 +6,9 @@ of each of its conveniences. What would unroll into many calls (recurrent layers
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,7 +38,8 @@ def take_apart(graph: Graph, node: Node, is_known: Callable[[Node], bool]) -> No
         return implementation(*args, **kwargs)
 
     try:
-        parts = make_fx(composite)(*(n.meta["val"] for n in inputs)).graph
+        with _quiet():
+            parts = make_fx(composite)(*(n.meta["val"] for n in inputs)).graph
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError):  # what torch cannot take apart
         return
     calls = [each for each in parts.nodes if each.op not in ("placeholder", "output")]
@@ -52,6 +55,17 @@ def take_apart(graph: Graph, node: Node, is_known: Callable[[Node], bool]) -> No
         outer[each].meta = {**node.meta, "val": each.meta["val"]}
     node.replace_all_uses_with(outer[result])
     graph.erase_node(node)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch logs an error, with its traceback, where an operator has no shape function; here that is an answer."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _implementation(node: Node, is_known: Callable[[Node], bool]) -> Callable[..., Any] | None:

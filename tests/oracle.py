@@ -9,27 +9,22 @@ A fresh network hides errors: its signal fades to the biases and its ReLUs sit d
     calibrate       running statistics from a few batches; layers without a norm are scaled to unit variance
     is_alive        the output still depends on the input
 
-`relative_error` then compares, and `numerical_limit` counts the least MACs from activations and gradients alone.
+`relative_error` then compares; `tests.limit` counts the least MACs.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,18 +35,8 @@ CALIBRATION_BATCHES = 3
 CALIBRATION_SIZE = 4
 LEAST_ALIVE = 2
 EXTRA_DEPTHWISE = 0.1
-ROUNDING = 1e-12
 CONTRACTIONS = (_ConvNd, nn.Linear)
 NORMS = (nn.LayerNorm, nn.GroupNorm)
-_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-CONTRACTION_ARGUMENTS: dict[Any, tuple[str, ...]] = {
-    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _CONVOLUTION),
-    **dict.fromkeys(TRANSPOSED, _TRANSPOSED),
-    F.linear: ("input", "weight", "bias"),
-}
-COUNTED = (torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm)
 
 
 @dataclass(frozen=True)
@@ -326,182 +311,6 @@ def counted_macs(model: Callable[..., Any], case: Case) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*case.args, **case.kwargs)
     return int(counter.get_total_flops()) // 2
-
-
-def contraction_macs(model: nn.Module, args: tuple[Any, ...]) -> int:
-    """The MACs of the convolutions and linear layers that `model` executes on `args`, counted by torch."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.deepcopy(model)(*args)
-    counts = counter.get_flop_counts().get("Global", {})
-    return sum(int(flops) for operator, flops in counts.items() if operator in COUNTED) // 2
-
-
-@dataclass(frozen=True)
-class NumericalLimit:
-    """MACs of the convolutions and linear layers on one input: of live channels only, and of all."""
-
-    macs: int
-    dense: int
-
-
-@dataclass
-class Contraction:
-    """One call of a convolution or linear function: which channels live, and the MACs of a pair of channels."""
-
-    inputs: Tensor
-    outputs: Tensor
-    inputs_zero: Tensor
-    outputs_zero: Tensor
-    groups: int
-    each: int
-
-    @property
-    def macs(self) -> int:
-        into, out = (live.view(self.groups, -1).sum(1) for live in (self.inputs, self.outputs))
-        return self.each * int((into * out).sum())
-
-    @property
-    def dense(self) -> int:
-        return self.each * self.inputs.numel() * self.outputs.numel() // self.groups
-
-
-def numerical_limit(case: Case, samples: int = 3, *, strict: bool = False) -> NumericalLimit:
-    """The least MACs of the convolutions and linear layers, from activations and gradients of random inputs alone.
-
-    A channel lives where, for some sample, it is not zero and the gradient of a random projection of the outputs with
-    respect to it is not zero. Products of activations (attention), `nn.MultiheadAttention` and recurrent layers are in
-    neither count.
-
-    `strict`, for small networks, leaves less to luck: each sample has new weights, zero where the old ones are, so that
-    no ReLU is always dead; and a channel without a gradient is needed all the same if noise on it changes an output (a
-    comparison reads it).
-    """
-    calls: list[Contraction] = []
-    for sample in range(samples):
-        drawn, args = redrawn(case, sample) if strict else case, fresh_input(case.args, 200 + sample)
-        observed = _observed(drawn, args, strict)
-        if strict:
-            _find_needed(drawn, args, observed)
-        for known, seen in zip(calls, observed, strict=False):
-            known.inputs |= seen.inputs
-            known.outputs |= seen.outputs
-        calls = calls or observed
-    return NumericalLimit(sum(call.macs for call in calls), sum(call.dense for call in calls))
-
-
-def _find_needed(case: Case, args: Any, calls: list[Contraction]) -> None:
-    """Add the channels that are not zero, have no gradient, and change an output all the same."""
-    plain = _nudged(case, args, None)
-    for index, call in enumerate(calls):
-        for side in ("inputs", "outputs"):
-            needed = getattr(call, side)
-            silent = (~getattr(call, f"{side}_zero") & ~needed).nonzero().flatten().tolist()
-            suspects = [silent] if silent else []  # first all at once: as a rule they are not needed
-            while suspects:
-                some = suspects.pop()
-                if _same(plain, _nudged(case, args, (index, side, some))):
-                    continue
-                if len(some) == 1:
-                    needed[some] = True
-                else:
-                    suspects += [some[: len(some) // 2], some[len(some) // 2 :]]
-
-
-def _same(first: Any, second: Any) -> bool:
-    return relative_error(first, second) < ROUNDING
-
-
-Nudge = tuple[int, str, list[int]]
-
-
-def _nudged(case: Case, args: Any, nudge: Nudge | None) -> Any:
-    """What the network computes with noise on some channels of one call's input or output."""
-    with torch.no_grad(), _Watch(nudge):
-        return copy.deepcopy(case.model)(*args, **case.kwargs)
-
-
-def redrawn(case: Case, seed: int) -> Case:
-    """A copy with other random weights of about the same size, zero where the old ones are."""
-    generator = torch.Generator().manual_seed(300 + seed)
-    model = copy.deepcopy(case.model)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-            parameter.data.copy_(torch.where(parameter == 0, 0.0, noise * parameter.abs().max()))
-    return Case(model, case.args, case.kwargs)
-
-
-class _Watch(TorchFunctionMode):
-    """Gives every contraction an input of its own and keeps its output, so that both have gradients afterwards; or
-    nudges one of them."""
-
-    def __init__(self, nudge: Nudge | None = None) -> None:
-        super().__init__()
-        self.nudge = nudge
-        self.seen: list[tuple[Any, dict[str, Any], Tensor]] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in CONTRACTION_ARGUMENTS:
-            return func(*args, **(kwargs or {}))
-        given = dict(zip(CONTRACTION_ARGUMENTS[func], args, strict=False)) | (kwargs or {})
-        given["input"] = self._own(given["input"].clone(), "inputs", given)
-        output: Tensor = self._own(func(**given), "outputs", given)
-        self.seen.append((func, given, output))
-        return output.clone()
-
-    def _own(self, value: Tensor, side: str, given: dict[str, Any]) -> Tensor:
-        if torch.is_grad_enabled():
-            value = value if value.requires_grad else value.requires_grad_()
-            value.retain_grad()
-        if self.nudge is not None and self.nudge[:2] == (len(self.seen), side):
-            channels = value.movedim(_axis(given), 0)
-            channels[self.nudge[2]] += 3 * torch.randn(channels[self.nudge[2]].shape, dtype=value.dtype)
-        return value
-
-
-def _observed(case: Case, args: Any, lenient: bool) -> list[Contraction]:
-    """The contractions of one forward pass, in order; `lenient`: without gradients where an operator has none."""
-    with (
-        torch.enable_grad(),
-        allow_mutation_on_saved_tensors(),
-        patch.object(Tensor, "detach", _attached),
-        _Watch() as watch,
-    ):
-        outputs = case.model(*args, **case.kwargs)
-        generator = torch.Generator().manual_seed(0)
-        leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
-        weights = [torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype) for leaf in leaves]
-        with suppress(RuntimeError) if lenient else nullcontext():
-            torch.autograd.backward(leaves, weights)
-    case.model.zero_grad()
-    return [_contraction(*call) for call in watch.seen]
-
-
-def _contraction(func: Any, given: dict[str, Any], out: Tensor) -> Contraction:
-    into, axis = given["input"], _axis(given)
-    where = into if func in TRANSPOSED else out
-    each = where.numel() // where.shape[axis] * math.prod(given["weight"].shape[2:])
-    zeros = [(value == 0).movedim(axis, 0).flatten(1).all(1) for value in (into, out)]
-    return Contraction(_live(into, axis), _live(out, axis), *zeros, given.get("groups", 1), each)
-
-
-def _axis(given: dict[str, Any]) -> int:
-    """The axis of the channels of a contraction's input and output."""
-    rank, of_weight = given["input"].ndim, given["weight"].ndim
-    if of_weight == 2:
-        return -1
-    return 1 if rank == of_weight else 0  # one image without a batch axis
-
-
-def _attached(value: Tensor) -> Tensor:
-    """Stands in for Tensor.detach: what only a detached branch reads is needed all the same."""
-    return value
-
-
-def _live(value: Tensor, axis: int) -> Tensor:
-    grad = torch.zeros_like(value) if value.grad is None else value.grad
-    both = [(part.movedim(axis, 0) != 0).flatten(1).any(1) for part in (value.data, grad)]
-    return both[0] & both[1]
 
 
 @contextmanager

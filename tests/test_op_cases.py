@@ -21,9 +21,9 @@ from passes.normalise import normalise
 from passes.rules import RULES
 from passes.target import ByteCount, Target
 from tests import oracle
+from tests.limit import contraction_macs, numerical_limit
 from tests.machines import FILLS, WIDENS
 from tests.op_cases import CASES, Args, Case
-from tests.oracle import contraction_macs, numerical_limit
 
 TOLERANCE = 1e-10  # float64: what is left is the reassociation of sums
 LIMIT = 1.01

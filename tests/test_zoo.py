@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 import l1rr_fx
 from passes.rules.base import GROUPS
+from tests.limit import numerical_limit
 from tests.oracle import (
     Case,
     calibrate,
     counted_macs,
     fresh_input,
     is_alive,
-    numerical_limit,
     prepare,
     relative_error,
     zero_channels,

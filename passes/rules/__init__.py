@@ -13,13 +13,14 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Node
 
 from passes.errors import InputError
-from passes.rules import convolution, joins, mixing, pointwise, products, reindex, reshape
+from passes.rules import affine, convolution, joins, mixing, pointwise, products, reindex, reshape
 from passes.rules.base import Rule
 
 UNKNOWN = Rule()
 
 RULES: Mapping[str, Rule] = {
     **pointwise.RULES,
+    **affine.RULES,
     **convolution.RULES,
     **products.RULES,
     **mixing.RULES,
