@@ -17,6 +17,8 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
+from passes.program import is_tensor
+
 aten = torch.ops.aten
 
 MAX_CALLS = 12
@@ -71,7 +73,7 @@ def _quiet() -> Iterator[None]:
 def _implementation(node: Node, is_known: Callable[[Node], bool]) -> Callable[..., Any] | None:
     """What computes the same as a call from other operators; None where the call stays as it is."""
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten" or not is_tensor(node):
         return None
     if target.overloadpacket in NOT_COMPOSITE:
         return decomposition_table.get(target)
