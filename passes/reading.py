@@ -7,10 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from passes.errors import CaptureError
+
 
 def hint(size: Any) -> int:
-    """A size as a number: itself, or a symbol's value at the example input."""
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+    """A size as a number: itself, or a symbol's value at the example input.
+
+    Raises CaptureError for a size that only the values of a tensor tell.
+    """
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    if size.node.hint is None:
+        raise CaptureError(
+            "the size of a tensor depends on the values of another (nonzero, where of a condition alone, a mask as an "
+            "index). Move that code out of forward, or prune the part before it."
+        )
+    return int(size.node.hint)
 
 
 def attribute(module: nn.Module, name: str) -> Any:

@@ -1112,6 +1112,9 @@ NORMALISATION = (
     Case("rms_norm", "norm", lambda: tokens(lambda m, x: m.n(x), n=nn.RMSNorm(8)), ("rms_norm",)),
     Case("group_norm", "norm", lambda: between(lambda m, x: F.relu(m.n(m.a(x))), a=conv(8, 8), n=nn.GroupNorm(2, 8)),
          ("group_norm",)),
+    Case("group_norm_computed", "norm", lambda: between(
+        lambda m, x: F.relu(F.group_norm(m.a(x), 2, m.scale.exp(), m.scale * 2)), a=conv(8, 8),
+        scale=nn.Parameter(torch.randn(8))), ("group_norm",)),
     Case("group_norm_one", "norm", lambda: between(lambda m, x: m.n(x), n=nn.GroupNorm(1, 8)), ("group_norm",)),
     Case("instance_norm", "norm", lambda: between(
         lambda m, x: m.n(m.a(x)), a=conv(8, 8), n=nn.InstanceNorm2d(8, affine=True)), ("instance_norm",)),

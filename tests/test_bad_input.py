@@ -251,6 +251,22 @@ def test_one_clear_error(bad: Bad) -> None:
     assert _state(model) == before, "the model was changed"
 
 
+class Places(nn.Module):
+    """As many outputs as there are positive inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.conv(x), torch.where(x[0, 0] > 0)[0]
+
+
+def test_a_size_that_the_values_tell() -> None:
+    with pytest.raises(l1rr_fx.CaptureError, match=r"(?s)depends on the values.*prune the part before"):
+        l1rr_fx.prune(Places().eval(), (image(),))
+
+
 def test_names_are_unique() -> None:
     assert len({bad.name for bad in BAD}) == len(BAD)
 

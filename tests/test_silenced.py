@@ -13,6 +13,14 @@ from l1rr_fx.testing import assert_prunes_exactly, settle
 
 IMAGE = (torch.randn(2, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),)
 
+
+class Clamp(nn.Module):
+    """-1 wherever x is below 0, and everywhere else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(0, -1) * x.abs()  # else the outputs would be constant
+
+
 SILENT: dict[str, tuple[Callable[[], nn.Module], float]] = {
     "relu": (nn.ReLU, -0.01),
     "relu6": (nn.ReLU6, -0.01),
@@ -25,6 +33,7 @@ LOUD: dict[str, tuple[Callable[[], nn.Module], float]] = {
     "silu": (nn.SiLU, -5.0),
     "hardtanh below zero": (nn.Hardtanh, -0.01),
     "hardswish": (nn.Hardswish, -2.9),
+    "clamp with crossing bounds": (Clamp, -0.01),
 }
 
 

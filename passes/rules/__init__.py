@@ -33,6 +33,7 @@ RULES: Mapping[str, Rule] = {
 OVERLOADS: Mapping[str, Rule] = {
     "max.other": pointwise.POINTWISE,
     "min.other": pointwise.POINTWISE,
+    "where.default": UNKNOWN,  # of a condition alone: the places where it holds
     **dict.fromkeys(("max.default", "min.default", "median.default", "nanmedian.default"), mixing.TOTAL),
 }
 """Where overloads of one name do different things."""

@@ -156,7 +156,8 @@ class GroupNorm(Normalisation):
     """A normalisation within groups of channels. A group of which nothing is needed goes."""
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
-        return [collapse(self.whole_groups(site, lives[0]), zeros[0].shape).expand(zeros[0].shape)]
+        groups = collapse(self.whole_groups(site, lives[0]), zeros[0].shape).expand(zeros[0].shape)
+        return [groups, *(torch.full_like(zero, bool(lives[0].any())) for zero in zeros[1:])]
 
     def whole_groups(self, site: Site, live: Tensor) -> Tensor:
         """The channels of groups that have a live one: bool, shape (1, C, 1, ...)."""

@@ -134,7 +134,10 @@ class Rectifier(Pointwise):
         up_to = self.up_to
         if up_to is None:
             least = site.argument(1, "min", site.node.kwargs.get("min_val", -1))
-            up_to = 0.0 if isinstance(least, (int, float)) and least == 0 else -math.inf
+            from_zero = (
+                isinstance(least, (int, float)) and least == 0 and self.keeps_zero(site)
+            )  # the other bound may win
+            up_to = 0.0 if from_zero else -math.inf
         return ceiling <= up_to
 
 
