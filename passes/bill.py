@@ -11,7 +11,7 @@ from passes.accounts import Accounts, Cost, Family, Kept, Layer
 from passes.emit import Rewritten
 from passes.layout import Layout
 from passes.plan import Plan, SitePlan
-from passes.rules.base import ROWS, Contraction, SiteFacts
+from passes.rules.base import COLUMNS, ROWS, Contraction, SiteFacts
 
 
 def bill(plan: Plan, rewritten: Rewritten, seconds: Mapping[str, float]) -> Accounts:
@@ -117,6 +117,8 @@ def _reason(plan: Plan, item: SitePlan) -> str:
     for node in (*item.site.outputs, *item.site.inputs):
         if node is not None and node in plan.growth:
             return plan.growth[node]
+    if item.ins[0] is not None and item.site.rule.trim(item.site, item.ins[0], item.facts) is not None:
+        return COLUMNS
     return item.site.rule.growth(item.site) or ROWS
 
 

@@ -226,10 +226,7 @@ class _Rewriter:
     def _call(self, item: SitePlan) -> None:
         site = item.site
         self._count_folded(item)
-        inputs = [
-            None if want is None else self.take(node, want, site.node.name)
-            for node, want in zip(site.inputs, item.ins, strict=True)
-        ]
+        inputs = [None if want is None else self._read(item, index, want) for index, want in enumerate(item.ins)]
         to = Emitter(self, item, inputs, self._sliced(item))
         nodes = (
             site.rule.emit(site, to, [w if w is not None else Layout.whole(0) for w in item.ins], item.outs)
@@ -249,6 +246,18 @@ class _Rewriter:
             self._name(node, out)
             self.ranks[node.name] = gives.rank
             self.new[out] = self._recombined(node, out, gives, wanted, out.name)
+
+    def _read(self, item: SitePlan, index: int, want: Layout) -> Node:
+        """An input in the layout that the call wants, with the rule's filler for what it does not need."""
+        site = item.site
+        found = self.take(site.inputs[index], want, site.node.name)
+        if not (filler := site.rule.filler(site, index)):
+            return found
+        asked = item.facts.asked[index]
+        free = ~want.refined(tuple(asked.shape)).of(asked)
+        if not bool(free.any()):
+            return found
+        return self.graph.call_function(aten.masked_fill.Scalar, (found, self._constant(free), filler))
 
     @staticmethod
     def _name(node: Node, old: Node) -> None:

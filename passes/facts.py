@@ -20,10 +20,12 @@ from passes.rules.base import SiteFacts
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """For every tensor of a program: what is zero for every input, and what some output depends on."""
+    """For every tensor of a program: what is zero for every input, and what some output depends on; for every call,
+    what of each of its inputs its own live results depend on."""
 
     zero: Mapping[Node, Tensor]
     needed: Mapping[Node, Tensor]
+    asked: Mapping[Node, tuple[Tensor, ...]]
 
     def live(self, node: Node) -> Tensor:
         """The elements that deserve to exist."""
@@ -35,6 +37,7 @@ class Facts:
             tuple(self.live(out) if out is not None else _unread(site, i) for i, out in enumerate(site.outputs)),
             tuple(self.zero[node] for node in site.inputs),
             tuple(self.live(node) for node in site.inputs),
+            self.asked[site.node],
             options or Options(),
         )
 
@@ -42,7 +45,7 @@ class Facts:
 def channel_facts(program: Program) -> Facts:
     """The facts of a program, from the zeros in its weights."""
     zero = _zero(program)
-    return Facts(zero, _needed(program, zero))
+    return Facts(zero, *_needed(program, zero))
 
 
 def _zero(program: Program) -> dict[Node, Tensor]:
@@ -86,7 +89,8 @@ def _constant_zero(program: Program, node: Node) -> Tensor:
     return (value == 0).cpu()
 
 
-def _needed(program: Program, zero: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
+def _needed(program: Program, zero: Mapping[Node, Tensor]) -> tuple[dict[Node, Tensor], dict[Node, tuple[Tensor, ...]]]:
+    asked: dict[Node, tuple[Tensor, ...]] = {}
     needed = {node: torch.zeros_like(mask) for node, mask in zero.items()}
     for node in program.output_tensors:
         if node in needed:
@@ -97,10 +101,10 @@ def _needed(program: Program, zero: Mapping[Node, Tensor]) -> dict[Node, Tensor]
         lives = [
             needed[out] & ~zero[out] if out is not None else _unread(site, i) for i, out in enumerate(site.outputs)
         ]
-        found = site.rule.needed(site, lives, [zero[n] for n in site.inputs])
+        found = asked[site.node] = tuple(site.rule.needed(site, lives, [zero[n] for n in site.inputs]))
         for node, mask in zip(site.inputs, found, strict=True):
             needed[node] = needed[node] | mask
-    return needed
+    return needed, asked
 
 
 def _unread(site: Site, index: int) -> Tensor:

@@ -33,11 +33,11 @@ def channel_groups(program: Program) -> nx.Graph:
 
 
 def couples(site: Site) -> bool:
-    """Whether the operator leaves every channel in its place."""
+    """Whether the operator leaves every channel of its inputs in its place."""
     rule = site.rule
     if isinstance(rule, Weighted):
         return not rule.linear and rule.is_depthwise(rule.widths(site))
-    return rule.family in COUPLING
+    return bool(site.inputs) and rule.family in COUPLING
 
 
 def _same_channels(program: Program, a: Node, b: Node) -> bool:

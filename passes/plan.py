@@ -236,7 +236,7 @@ class _Planner:
     def _is_free(self, wish: Want, live: Tensor, family: str) -> bool:
         """Whether a layout may be had without asking what its dead channels cost."""
         alive = wish.layout.of(live)
-        boxes = len(wish.layout.axes) > 1
+        boxes = sum(size > 1 for size in wish.layout.labels.shape) > 1
         if self.options.smallest and int((~alive).sum()) * LIVE_PER_FILLER > int(live.sum()) * boxes:
             return False
         if self.options.mode != "recombine" and family == "pointwise":
@@ -315,10 +315,18 @@ class _Planner:
                 ins.append(wish.layout)
             elif isinstance(wish, Anything):
                 have = box_of(self.live(node), Options()) if node.op == "placeholder" else self.layout[node]
-                ins.append(site.rule.accept(site, index, have))
+                ins.append(self._trimmed(site, facts, node, site.rule.accept(site, index, have)))
             else:
                 ins.append(None)
         return SitePlan(site, facts, tuple(ins), tuple(outs), tuple(site.rule.native(site, outs)), native=True)
+
+    def _trimmed(self, site: Site, facts: SiteFacts, node: Node, have: Layout) -> Layout:
+        """What a call takes of a tensor: no zeros of its weight, where a copy without them is cheaper."""
+        part = site.rule.trim(site, have, facts) if self.options.mode == "recombine" else None
+        if part is None:
+            return have
+        spared = self.prices.columns(site, have.labels.numel() - part.labels.numel())
+        return part if self.prices.copy(node, have, part.mask()) < spared else have
 
 
 def _labelled(wish: Wish, live: Tensor) -> Want | None:

@@ -71,7 +71,7 @@ class Prices:
 
     def dead(self, node: Node, count: int, readers: Iterable[Site]) -> float:
         """The cost of `count` dead labels in a tensor whose `readers` take it as it comes. It may be negative."""
-        cost = sum(self._columns(site, count) for site in readers)
+        cost = sum(self.columns(site, count) for site in readers)
         return cost + self._made(node, count)
 
     def _made(self, node: Node, count: int, *, behind: bool = False) -> float:
@@ -118,7 +118,8 @@ class Prices:
         base = self._bytes(node, 2 * int(self.facts.live(node).sum()))
         return self.target.traffic(base + self._bytes(node, 2 * count)) - self.target.traffic(base)
 
-    def _columns(self, site: Site, count: int) -> float:
+    def columns(self, site: Site, count: int) -> float:
+        """The cost of `count` dead columns in a contraction."""
         limit = self._limit(site)
         return 0.0 if limit is None else self._grown(limit, count, 0)
 

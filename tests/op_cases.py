@@ -451,6 +451,9 @@ MOVEMENT = (
         lambda m, x: m.a(torch.cat((x, torch.zeros_like(x[:, :4])), 1)), a=cba(12, 8)), ("zeros_like", "cat")),
     Case("made_new", "pointwise", lambda: between(
         lambda m, x: x + x.new_full((1, 8, 1, 1), 0.5) * x.new_ones(1) + x.new_zeros((8, 1, 1))), ("add", "mul")),
+    Case("made_branch", "pointwise", lambda: between(  # what is made from nothing has no channels to couple
+        lambda m, x: m.norm(torch.full((x.shape[0], 8, 8, 8), 0.5, dtype=x.dtype)) + x,
+        norm=nn.BatchNorm2d(8)), ("add",)),
     Case("pad_spatial_modes", "movement", lambda: between(
         lambda m, x: F.pad(F.pad(F.pad(x, (1, 0, 2, 0)), (1, 1, 1, 1), mode="replicate"), (1, 1, 0, 0), "reflect")),
         ("pad",)),

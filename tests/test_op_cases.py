@@ -119,7 +119,6 @@ MORE_IN_NUMBERS = {
     "constants_in_forward": "arange starts with zero",
     "dropout_eval": "alpha dropout could be switched on by train()",
     "gather_channels": "gather by an index that is constant is not followed",
-    "lerp_addcmul": "a divisor is needed where the dividend is zero too",
     "pad_of_tokens": "a reflection along channels mixes them",
     "matmul_parameter": "a product with a parameter is not among the limit's",
     "mm_addmm": "a product with a parameter is not among the limit's",

@@ -19,7 +19,6 @@ from l1rr_fx.testing import Call, assert_prunes_exactly, assert_rule_is_sound, k
 from l1rr_fx.testing.claims import node_values
 from passes.capture import capture
 from passes.errors import InputError
-from passes.layout import collapse
 from passes.normalise import normalise_graph
 from passes.program import Program, is_tensor
 from passes.reading import attribute
@@ -103,8 +102,8 @@ class TooZero(pointwise.Pointwise):
 class TooEmpty(pointwise.Pointwise):
     """Wrong: the logarithm of zero, which stands in for what nobody needs, is not finite."""
 
-    def needed(self, site: Any, lives: Any, zeros: Any) -> list[Tensor]:
-        return [collapse(lives[0], zero.shape).expand(zero.shape) for zero in zeros]
+    def filler(self, site: Any, index: int) -> float:
+        return 0.0
 
 
 class TooSmall(mixing.Normalisation):
@@ -118,7 +117,7 @@ class TooSmall(mixing.Normalisation):
     ("target", "call", "rule", "complaint"),
     [
         (aten.sigmoid.default, (image(*X),), TooZero(), "calls element .* of result 0 zero, which is 0.5"),
-        (aten.log.default, (image(*X).abs() + 1,), TooEmpty(), "is -inf with zeros for what it calls unneeded"),
+        (aten.log.default, (image(*X).abs() + 1,), TooEmpty(), "is -inf with its filler for what it calls unneeded"),
         (aten.softmax.int, (image(*X), 1), mixing.Mixing(mixing.spatial, keeps_zero=False), "that it calls unneeded"),
         (
             aten.layer_norm.default,

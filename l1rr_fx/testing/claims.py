@@ -1,7 +1,7 @@
 """What a rule claims of one call, held against the values that the call computes.
 
 A rule claims that elements of its results are zero for every input, and that elements of its inputs are not needed. The
-compiler may drop the first, and may leave zeros, or anything else that is finite, in place of the second.
+compiler may drop the first, and may leave the rule's filler, or what the network computed, in place of the second.
 """
 
 from __future__ import annotations
@@ -78,8 +78,12 @@ def false_unneeded(site: Site, facts: Facts, values: Values, seed: int = 0) -> s
         needed[node] = needed[node] | mask if node in needed else mask
     free = {node: ~mask & ~facts.zero[node] for node, mask in needed.items() if values[node].is_floating_point()}
     changed = {node: changed_where(values[node], mask, seed) for node, mask in free.items()}
-    zeroed = {node: values[node].masked_fill(mask, 0) for node, mask in free.items()}
-    before, after, bare = (called(site, {**values, **instead}) for instead in ({}, changed, zeroed))
+    filled = {
+        node: values[node].masked_fill(free[node], site.rule.filler(site, index))
+        for index, node in enumerate(site.inputs)
+        if node in free
+    }
+    before, after, bare = (called(site, {**values, **instead}) for instead in ({}, changed, filled))
     for index, (out, live, old, new, least) in enumerate(
         zip(site.outputs, seen.lives, before, after, bare, strict=True)
     ):
@@ -89,7 +93,7 @@ def false_unneeded(site: Site, facts: Facts, values: Values, seed: int = 0) -> s
             return f"element {place} of result {index} changes with elements of the inputs that it calls unneeded"
         if len(infinite := (old.isfinite() & ~least.isfinite()).nonzero()):
             place = tuple(infinite[0].tolist())
-            return f"element {place} of result {index} is {least[place]} with zeros for what it calls unneeded"
+            return f"element {place} of result {index} is {least[place]} with its filler for what it calls unneeded"
     return None
 
 

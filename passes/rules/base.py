@@ -47,6 +47,7 @@ class Unread:
 
 GROUPS = "groups of a convolution made equally wide"
 ROWS = "rows of a view or a product made equally wide"
+COLUMNS = "columns of zeros: on this target cheaper than a copy without them"
 ALONE = "depthwise: a dead input under a live bias"
 
 ANYTHING, UNREAD = Anything(), Unread()
@@ -92,6 +93,10 @@ class Rule:
         anything = any(bool(live.any()) for live in lives)
         return [torch.full_like(zero, anything) for zero in zeros]
 
+    def filler(self, site: Site, index: int) -> float:
+        """The number that may stand in for elements of an input that are not needed: the results must stay finite."""
+        return 0.0
+
     def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         """For each result, the layout that the call will give, as near as possible to the one wanted."""
         return list(wanted)
@@ -112,6 +117,10 @@ class Rule:
         """For an input that may come in any layout: the layout in which the call takes it."""
         return have
 
+    def trim(self, site: Site, have: Layout, facts: SiteFacts) -> Layout | None:
+        """The part that the call reads of an input that it takes as it comes; None if it must or does read all."""
+        return None
+
     def select(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Selection]:
         """For each parameter of the site, the part that the call of the small network reads."""
         return [Selection.whole(site.shape(p)) for p in site.parameters]
@@ -131,14 +140,20 @@ class Rule:
 
 @dataclass(frozen=True, eq=False)
 class SiteFacts:
-    """The facts at one site: what is live of its results, what is zero and what is live of its inputs, and the order in
-    which the labels of the results should come (`passes.arrange`; None or missing: the natural one)."""
+    """The facts at one site: what is live of its results; what is zero and what is live of its inputs, and what the
+    call itself asks of them; and the order in which the labels of the results should come (`passes.arrange`; None or
+    missing: the natural one)."""
 
     lives: tuple[Tensor, ...]
     zeros: tuple[Tensor, ...]
     inputs_live: tuple[Tensor, ...]
+    asked: tuple[Tensor, ...]
     options: Options = Options()
     ranks: tuple[Tensor | None, ...] = ()
+
+    def reads(self, index: int) -> Tensor:
+        """What the call itself reads of an input; more of it may be live, for others."""
+        return self.asked[index] & ~self.zeros[index]
 
 
 def unlabelled(site: Site, out: Node | None) -> Tensor:

@@ -213,7 +213,7 @@ class Weighted(Rule):
             return None
         if not self.is_plain(site):
             return self.wants_computed(site, outs[0], facts)
-        if not bool(facts.inputs_live[0].any()) and site.program.size_sources(site.node) is not None:
+        if not bool(facts.reads(0).any()) and site.program.size_sources(site.node) is not None:
             return [UNREAD]
         widths, axis = self.widths(site), self.axis(site)
         shape = site.shape(site.inputs[0])
@@ -222,13 +222,13 @@ class Weighted(Rule):
         if widths.groups == 1:
             if not self.linear or set(outs[0].axes) <= {axis}:
                 return [ANYTHING]
-            live = self.channels(facts.inputs_live[0], axis, widths.inputs)
+            live = self.channels(facts.reads(0), axis, widths.inputs)
             kept: list[Tensor | None] = [
                 grown(live, facts.options.multiple) if a == axis else outs[0].kept(a) for a in range(len(shape))
             ]
             layout = product(tuple(widths.inputs if a == axis else n for a, n in enumerate(outs[0].compact)), kept)
             return [Want(layout, layout.of(self.spread(live, axis, layout)))]
-        live = self.channels(facts.inputs_live[0], axis, widths.inputs)
+        live = self.channels(facts.reads(0), axis, widths.inputs)
         if self.is_depthwise(widths):
             columns = rows
         else:
@@ -242,11 +242,11 @@ class Weighted(Rule):
         """The inputs of a call whose weight or bias is computed: live columns of x, and rows times columns of it."""
         widths, axis = self.widths(site), self.axis(site)
         rows = kept_or_all(out, axis, widths.outputs)
-        columns = grown(self.channels(facts.inputs_live[0], axis, widths.inputs), 1)
+        columns = grown(self.channels(facts.reads(0), axis, widths.inputs), 1)
         shape = tuple(widths.inputs if a == axis else n for a, n in enumerate(out.compact))
         others = [out.kept(a) if n != 1 else None for a, n in enumerate(out.compact)]
         layout = product(shape, [columns if a == axis else kept for a, kept in enumerate(others)])
-        live_columns = self.channels(facts.inputs_live[0], axis, widths.inputs)
+        live_columns = self.channels(facts.reads(0), axis, widths.inputs)
         wishes: list[Wish] = [Want(layout, layout.of(self.spread(live_columns, axis, layout)))]
         live_rows = self.channels(facts.lives[0], axis, widths.outputs)
         for node in site.inputs[1:]:
@@ -274,6 +274,18 @@ class Weighted(Rule):
             return have
         kept = have.coordinate(axis).unique() if have.compact[axis] != 1 else torch.arange(widths.inputs)
         return Layout.along(have.rank, axis, widths.inputs, kept)
+
+    def trim(self, site: Site, have: Layout, facts: SiteFacts) -> Layout | None:
+        """Without the columns that are zero: the channels are there for other readers."""
+        axis = self.axis(site)
+        if have.axes != (axis,):
+            return None
+        kept = have.coordinate(axis).view(-1)
+        read = self.channels(facts.reads(0), axis, have.compact[axis])[kept]
+        columns = grown(read, facts.options.multiple)
+        if len(columns) == len(kept):
+            return None
+        return Layout.along(have.rank, axis, have.compact[axis], kept[columns])
 
     def select(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Selection]:
         widths, axis = self.widths(site), self.axis(site)
@@ -345,7 +357,7 @@ class Weighted(Rule):
     def limit(self, site: Site, facts: SiteFacts) -> Contraction | None:
         widths, axis = self.widths(site), self.axis(site)
         rows = self.channels(facts.lives[0], axis, widths.outputs)
-        columns = self.channels(facts.inputs_live[0], axis, widths.inputs)
+        columns = self.channels(facts.reads(0), axis, widths.inputs)
         pairs = (rows.view(widths.groups, -1).sum(1) * columns.view(widths.groups, -1).sum(1)).sum()
         others = collapse(facts.lives[0], [1 if a == axis else n for a, n in enumerate(facts.lives[0].shape)])
         positions = math.prod(site.out_shape) // widths.outputs // others.numel() * int(others.sum())

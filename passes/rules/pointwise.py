@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,29 +76,55 @@ class Pointwise(Rule):
     def at_zero(self, site: Site) -> Tensor | None:
         """f(0, ..., 0), found by calling f; None where it cannot be called."""
         if "at_zero" not in site.memo:
-            site.memo["at_zero"] = self._at_zero(site)
-        result = site.memo["at_zero"]
-        return result if isinstance(result, Tensor) else None
+            site.memo["at_zero"] = self.value_at(site, {})
+        result: Tensor | None = site.memo["at_zero"]
+        return result
 
-    def _at_zero(self, site: Site) -> Any:
+    @staticmethod
+    def value_at(site: Site, values: Mapping[Node, Tensor]) -> Tensor | None:
+        """f of numbers, or of small tensors of them; None where it cannot be called. Other tensors are 0."""
+
         def stand_in(node: Node) -> Any:
             if is_tensor(node):
-                return torch.zeros((), dtype=node.meta["val"].dtype)
+                return values.get(node, torch.zeros(())).to(node.meta["val"].dtype)
             return site.program.concrete(node)
 
         if not all(isinstance(n.meta.get("val"), (Tensor, int, torch.SymInt)) for n in site.node.all_input_nodes):
             return None
-        arguments = map_arg(site.node.args, stand_in), map_arg(site.node.kwargs, stand_in)
+        args, kwargs = map_arg(site.node.args, stand_in), map_arg(site.node.kwargs, stand_in)
         try:
-            return site.node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
+            result = site.node.target(*args, **kwargs)  # type: ignore[operator]
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
             return None
+        return result if isinstance(result, Tensor) else None
+
+    def fillers(self, site: Site) -> tuple[float | None, ...]:
+        """For each input the first of 0, 1 and 1/2 at which f is finite, whatever of -1, 1/2 and 1 the others are."""
+        if "fillers" not in site.memo:
+            site.memo["fillers"] = tuple(self._filler(site, node) for node in site.inputs)
+        found: tuple[float | None, ...] = site.memo["fillers"]
+        return found
+
+    def _filler(self, site: Site, node: Node) -> float | None:
+        others = [other for other in site.inputs if other is not node]
+        grid = torch.meshgrid(*[torch.tensor([-1.0, 0.5, 1.0])] * len(others), indexing="ij") if others else ()
+        around = dict(zip(others, grid, strict=True))
+        for number in (0.0, 1.0, 0.5):
+            result = self.value_at(site, {**around, node: torch.tensor(number)})
+            if result is None or bool(result.isfinite().all()):
+                return number
+        return None
+
+    def filler(self, site: Site, index: int) -> float:
+        return self.fillers(site)[index] or 0.0
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
-        result = self.at_zero(site)
-        if result is not None and not bool(result.isfinite().all()):  # no zeros may stand in for what nobody needs
-            return [torch.full_like(zero, bool(lives[0].any())) for zero in zeros]
-        return [collapse(lives[0], compact(zero)).expand(zero.shape) for zero in zeros]
+        return [
+            torch.full_like(zero, bool(lives[0].any()))  # nothing may stand in for what nobody needs
+            if filler is None
+            else collapse(lives[0], compact(zero)).expand(zero.shape)
+            for zero, filler in zip(zeros, self.fillers(site), strict=True)
+        ]
 
     def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         layout = wanted[0]
@@ -167,7 +193,7 @@ class Product(Pointwise):
 
 
 class Quotient(Pointwise):
-    """x / y, x // y, x % y: zero where x is, if y is never zero (0 / 0 is no number). No zeros may stand in for y."""
+    """x / y, x // y, x % y: zero where x is, if y is never zero (0 / 0 is no number)."""
 
     def combine(self, site: Site, zeros: Sequence[Tensor]) -> Tensor:
         return zeros[0]
@@ -175,15 +201,6 @@ class Quotient(Pointwise):
     def keeps_zero(self, site: Site) -> bool:
         dividend, divisor = site.node.args[:2]
         return isinstance(dividend, Node) and dividend is not divisor and never_zero(site.program, divisor)
-
-    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
-        everything = bool(lives[0].any())
-        return [
-            collapse(lives[0], compact(zero)).expand(zero.shape)
-            if node is not site.node.args[1]
-            else torch.full_like(zero, everything)
-            for node, zero in zip(site.inputs, zeros, strict=True)
-        ]
 
 
 class Sum(Pointwise):
@@ -194,7 +211,7 @@ class Sum(Pointwise):
         if wishes is None or len(wishes) != 2:
             return wishes
         for index in (0, 1):
-            if bool(facts.inputs_live[index].any()) or not bool(facts.inputs_live[1 - index].any()):
+            if bool(facts.reads(index).any()) or not bool(facts.reads(1 - index).any()):
                 continue
             if site.shape(site.inputs[1 - index]) == site.out_shape and self.is_plain(site):
                 wishes[index] = UNREAD
@@ -269,7 +286,7 @@ class Fill(Pointwise):
     """A constant in the shape of a tensor: it reads the shape, not the elements."""
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.zeros_like(zeros[0]), *super().needed(site, lives, zeros[1:])]
+        return [torch.zeros_like(zeros[0]), *super().needed(site, lives, zeros)[1:]]
 
     def keeps_zero(self, site: Site) -> bool:
         return False
