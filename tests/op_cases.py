@@ -997,6 +997,9 @@ ATTENTION = (
     Case("attention_of_logarithms", "attention", lambda: tokens(
         _logarithm, q=nn.Linear(8, 8), k=nn.Linear(8, 8), k2=nn.Linear(8, 8), v=nn.Linear(8, 8)), ("log",),
         at_limit=False),
+    Case("attention_of_filled_logarithms", "attention", lambda: tokens(  # the logarithm's row has a hole that q lacks
+        _logarithm, q=nn.Linear(8, 8), k=_without_rows(nn.Linear(8, 8), [2, 3, 7]),
+        k2=_without_rows(nn.Linear(8, 8), [2, 7]), v=nn.Linear(8, 8)), ("log",), at_limit=False),
     Case("attention_linear", "attention", lambda: tokens(
         _linear_attention, q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 8)), ("matmul",)),
     Case("attention_non_local", "attention", lambda: between(
