@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 
+from passes.constants import constant_values
+from passes.layout import collapse
 from passes.options import Options
 from passes.program import Program, Site, is_tensor
+from passes.reading import attribute
 from passes.rules.base import SiteFacts
 
 
@@ -51,6 +54,7 @@ def channel_facts(program: Program) -> Facts:
 def _zero(program: Program) -> dict[Node, Tensor]:
     zero: dict[Node, Tensor] = {}
     ceilings: dict[Node, Tensor] = {}
+    constants = _made_of_parameters(program)
     for node in program.module.graph.nodes:
         if node.op == "placeholder" and is_tensor(node):
             zero[node] = _input_zero(program, node)
@@ -67,8 +71,24 @@ def _zero(program: Program) -> dict[Node, Tensor]:
                 found = [found[0] | silenced, *found[1:]]
             for out, mask in zip(site.outputs, found, strict=True):
                 if out is not None:
-                    zero[out] = mask
+                    zero[out] = mask | collapse(constants[out], mask.shape, every=True) if out in constants else mask
     return zero
+
+
+def _made_of_parameters(program: Program) -> dict[Node, Tensor]:
+    """What is zero of the values that are computed from parameters, where anything is: ReLU of a negative weight."""
+    values = constant_values(program.module)
+    found: dict[Node, Tensor] = {}
+    trained: set[Node] = set()
+    for node, value in values.items():
+        if node.op == "get_attr":
+            if isinstance(attribute(program.module, str(node.target)), nn.Parameter):
+                trained.add(node)
+        elif any(argument in trained for argument in node.all_input_nodes):
+            trained.add(node)
+            if isinstance(value, Tensor) and value.is_floating_point() and bool((zero := value == 0).any()):
+                found[node] = zero.cpu()
+    return found
 
 
 def _input_zero(program: Program, node: Node) -> Tensor:

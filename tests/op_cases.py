@@ -366,6 +366,12 @@ def _unfold_fold(m: Any, x: Tensor) -> Tensor:
     return F.fold(F.relu(m.mix(columns.transpose(1, 2))).transpose(1, 2), (8, 8), 2, stride=2)
 
 
+def _fused_by_weights(m: Any, x: Tensor) -> Tensor:
+    weights = F.relu(m.weights)
+    weights = weights / (weights.sum() + 1e-4)
+    return weights[0] * m.a(x) + weights[1] * m.b(x) + weights[2] * m.c(x)
+
+
 def _partial(m: Any, x: Tensor) -> Tensor:
     return torch.cat((m.part(x[:, :3]), x[:, 3:]), 1)
 
@@ -694,6 +700,9 @@ POINTWISE = (
     Case("buffer_shapes", "pointwise", lambda: between(
         lambda m, x: (x - m.mean.view(1, -1, 1, 1)) / m.std[None, :, None, None], mean=torch.randn(8),
         std=torch.rand(8) + 1), ("sub", "div")),
+    Case("fusion_weights", "pointwise", lambda: between(  # of a BiFPN: ReLU makes the second zero
+        _fused_by_weights, a=cba(8, 8), b=cba(8, 8), c=cba(8, 8),
+        weights=nn.Parameter(torch.tensor([0.7, -0.1, 0.4]), requires_grad=False)), ("relu", "div")),
     Case("layer_scale", "pointwise", lambda: between(
         lambda m, x: x + m.gamma.view(8, 1, 1) * m.a(x), a=cba(8, 8), gamma=nn.Parameter(torch.randn(8))), ("mul",)),
     Case("inplace_chain", "pointwise", lambda: between(

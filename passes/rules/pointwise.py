@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.fx.node import map_arg
 
 from passes.layout import Layout, collapse
-from passes.program import Site, is_tensor
+from passes.program import Site
 from passes.rules.base import ANYTHING, UNREAD, Rule, SiteFacts, Want, Wish, compact
+from passes.rules.probe import fillers, value_at
 from passes.rules.signs import never_zero
 
 if TYPE_CHECKING:
@@ -76,54 +76,19 @@ class Pointwise(Rule):
     def at_zero(self, site: Site) -> Tensor | None:
         """f(0, ..., 0), found by calling f; None where it cannot be called."""
         if "at_zero" not in site.memo:
-            site.memo["at_zero"] = self.value_at(site, {})
+            site.memo["at_zero"] = value_at(site, {})
         result: Tensor | None = site.memo["at_zero"]
         return result
 
-    @staticmethod
-    def value_at(site: Site, values: Mapping[Node, Tensor]) -> Tensor | None:
-        """f of numbers, or of small tensors of them; None where it cannot be called. Other tensors are 0."""
-
-        def stand_in(node: Node) -> Any:
-            if is_tensor(node):
-                return values.get(node, torch.zeros(())).to(node.meta["val"].dtype)
-            return site.program.concrete(node)
-
-        if not all(isinstance(n.meta.get("val"), (Tensor, int, torch.SymInt)) for n in site.node.all_input_nodes):
-            return None
-        args, kwargs = map_arg(site.node.args, stand_in), map_arg(site.node.kwargs, stand_in)
-        try:
-            result = site.node.target(*args, **kwargs)  # type: ignore[operator]
-        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
-            return None
-        return result if isinstance(result, Tensor) else None
-
-    def fillers(self, site: Site) -> tuple[float | None, ...]:
-        """For each input the first of 0, 1 and 1/2 at which f is finite, whatever of -1, 1/2 and 1 the others are."""
-        if "fillers" not in site.memo:
-            site.memo["fillers"] = tuple(self._filler(site, node) for node in site.inputs)
-        found: tuple[float | None, ...] = site.memo["fillers"]
-        return found
-
-    def _filler(self, site: Site, node: Node) -> float | None:
-        others = [other for other in site.inputs if other is not node]
-        grid = torch.meshgrid(*[torch.tensor([-1.0, 0.5, 1.0])] * len(others), indexing="ij") if others else ()
-        around = dict(zip(others, grid, strict=True))
-        for number in (0.0, 1.0, 0.5):
-            result = self.value_at(site, {**around, node: torch.tensor(number)})
-            if result is None or bool(result.isfinite().all()):
-                return number
-        return None
-
     def filler(self, site: Site, index: int) -> float:
-        return self.fillers(site)[index] or 0.0
+        return fillers(site)[index] or 0.0
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         return [
             torch.full_like(zero, bool(lives[0].any()))  # nothing may stand in for what nobody needs
             if filler is None
             else collapse(lives[0], compact(zero)).expand(zero.shape)
-            for zero, filler in zip(zeros, self.fillers(site), strict=True)
+            for zero, filler in zip(zeros, fillers(site), strict=True)
         ]
 
     def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:

@@ -1,0 +1,54 @@
+"""What an element-wise function is at a few numbers, found by calling it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from passes.program import Site, is_tensor
+
+OTHERS = (-1.0, 0.5, 1.0)
+"""What the other inputs may be while one is asked for its filler: signs, and a number between 0 and 1."""
+
+
+def value_at(site: Site, values: Mapping[Node, Tensor]) -> Tensor | None:
+    """f of numbers, or of small tensors of them; inputs without a value are 0. None where it cannot be called."""
+
+    def stand_in(node: Node) -> Any:
+        if is_tensor(node):
+            return values.get(node, torch.zeros(())).to(node.meta["val"].dtype)
+        return site.program.concrete(node)
+
+    if not all(isinstance(n.meta.get("val"), (Tensor, int, torch.SymInt)) for n in site.node.all_input_nodes):
+        return None
+    args, kwargs = map_arg(site.node.args, stand_in), map_arg(site.node.kwargs, stand_in)
+    try:
+        result = site.node.target(*args, **kwargs)  # type: ignore[operator]
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+        return None
+    return result if isinstance(result, Tensor) else None
+
+
+def fillers(site: Site) -> tuple[float | None, ...]:
+    """For each input the first of 0, 1 and 1/2 at which f is finite, whatever of `OTHERS` the others are; 0 where f
+    cannot be called."""
+    if "fillers" not in site.memo:
+        site.memo["fillers"] = tuple(_filler(site, node) for node in site.inputs)
+    found: tuple[float | None, ...] = site.memo["fillers"]
+    return found
+
+
+def _filler(site: Site, node: Node) -> float | None:
+    others = [other for other in site.inputs if other is not node]
+    grid = torch.meshgrid(*[torch.tensor(OTHERS)] * len(others), indexing="ij") if others else ()
+    around = dict(zip(others, grid, strict=True))
+    for number in (0.0, 1.0, 0.5):
+        result = value_at(site, {**around, node: torch.tensor(number)})
+        if result is None or bool(result.isfinite().all()):
+            return number
+    return None
