@@ -123,13 +123,11 @@ def _reason(plan: Plan, item: SitePlan) -> str:
 
 
 def _copied(plan: Plan, item: SitePlan) -> list[Kept]:
-    """Operators that are not followed: they get zeros filled in, which costs copies and no multiplications."""
+    """Operators that are not followed: they read zeros, kept or filled in, and what they give counts as live."""
     if item.native:
         return []
-    dead = 0
-    for node in item.site.inputs:
-        have = plan.layout[node]
-        dead += math.prod(have.compact) - have.labels.numel()
+    lives = [plan.facts.live(node) for node in item.site.inputs]
+    dead = sum(live.numel() - int(live.sum()) for live in lives)
     if not dead:
         return []
     return [

@@ -226,6 +226,15 @@ def _convolution(graph: Graph, node: Node) -> None:
         _replace(node, call(graph, aten.squeeze.dim, result, 0))
 
 
+def _linear(graph: Graph, node: Node) -> None:
+    """A linear layer with one output whose weight is a vector: a product."""
+    source, weight = node.args[:2]
+    if isinstance(weight, Node) and weight.meta["val"].dim() == 1:
+        result = call(graph, aten.matmul.default, source, weight)
+        bias = node.args[2] if len(node.args) > 2 else None
+        _replace(node, result if bias is None else call(graph, aten.add.Tensor, result, bias))
+
+
 def _bounds(node: Node, shape: Any, first: int = 1) -> tuple[int, int, int] | None:
     """(axis, start, stop) of a slice with step 1 along an axis of known length, else None."""
     given: list[Any] = [*node.args[first:], None, None, None, None]
@@ -372,6 +381,7 @@ FORMS: dict[Any, Callable[[Graph, Node], None]] = {
     aten.narrow.default: _narrow,
     aten.index.Tensor: _index,
     aten.pad.default: _pad,
+    aten.linear.default: _linear,
     **dict.fromkeys(CONSTANTS, _made_new),
     **dict.fromkeys(
         (

@@ -361,6 +361,25 @@ def _patch_merge(m: Any, x: Tensor) -> Tensor:
     return m.reduce(x).permute(0, 3, 1, 2)
 
 
+def _sampled_directly(m: Any, x: Tensor) -> Tensor:
+    flat = torch.stack((x[:, 0], x[:, 1]), -1).tanh()
+    deep = torch.cat((flat, flat[..., :1]), -1).unsqueeze(1)
+    maps = torch.ops.aten.grid_sampler_3d(m.a(x).unsqueeze(2), deep, 0, 1, False).squeeze(2)
+    return torch.cat((maps, torch.ops.aten.grid_sampler_2d(x, flat, 0, 0, True)), 1)
+
+
+def _reassembled(m: Any, x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    weights = m.kernels(x).softmax(1).view(n, 1, 9, h, w)
+    return (F.unfold(x, 3, padding=1).view(n, c, 9, h, w) * weights).sum(2)
+
+
+def _involution(m: Any, x: Tensor) -> Tensor:
+    n, _, h, w = x.shape
+    weights = m.kernels(x).view(n, 2, 1, 9, h, w)
+    return (F.unfold(m.a(x), 3, padding=1).view(n, 2, 4, 9, h, w) * weights).sum(3).view(n, 8, h, w)
+
+
 def _unfold_fold(m: Any, x: Tensor) -> Tensor:
     columns = F.unfold(x, 2, stride=2)
     return F.fold(F.relu(m.mix(columns.transpose(1, 2))).transpose(1, 2), (8, 8), 2, stride=2)
@@ -509,8 +528,32 @@ MOVEMENT = (
         ("transpose", "flatten", "unflatten")),
     Case("windows_of_swin", "movement", lambda: between(_windows, mix=nn.Linear(8, 8)), ("roll", "permute")),
     Case("patch_merging", "movement", lambda: between(_patch_merge, reduce=nn.Linear(32, 8)), ("slice", "cat")),
-    Case("unfold_fold", "movement", lambda: between(_unfold_fold, mix=nn.Linear(32, 32)), ("im2col", "col2im"),
-         at_limit=False),
+    Case("grid_sample", "sampling", lambda: between(
+        lambda m, x: F.grid_sample(m.a(x), F.affine_grid(m.theta.expand(x.shape[0], 2, 3), list(x.shape), False),
+                                   align_corners=False), a=cba(8, 8), theta=torch.tensor([[[0.8, 0.1, 0], [-0.1, 0.9,
+                                   0]]])), ("grid_sampler",)),
+    Case("grid_sample_directly", "sampling", lambda: between(_sampled_directly, a=cba(8, 8), o=16),
+         ("grid_sampler_2d", "grid_sampler_3d")),
+    Case("deformed", "sampling", lambda: between(lambda m, x: F.grid_sample(  # places that the network computes
+        m.a(x), m.offsets(x).tanh().permute(0, 2, 3, 1), mode="bilinear", padding_mode="border", align_corners=True),
+        a=cba(8, 8), offsets=nn.Conv2d(8, 2, 3, padding=1)), ("grid_sampler",)),
+    Case("queries_gathered", "sampling", lambda: tokens(  # RT-DETR's selection of queries
+        lambda m, x: torch.gather(m.a(x), 1, m.score(x).topk(3, 1).indices.repeat(1, 1, 8)),
+        a=nn.Linear(8, 8), score=nn.Linear(8, 1)), ("gather", "topk")),
+    Case("queries_indexed", "sampling", lambda: tokens(
+        lambda m, x: m.a(x)[torch.arange(x.shape[0]).unsqueeze(-1), m.score(x).squeeze(-1).topk(3, 1).indices],
+        a=nn.Linear(8, 8), score=nn.Linear(8, 1)), ("index", "topk")),
+    Case("tokens_selected", "sampling", lambda: tokens(
+        lambda m, x: m.a(x).index_select(1, m.score(x).mean(0).squeeze(-1).topk(3).indices),
+        a=nn.Linear(8, 8), score=nn.Linear(8, 1)), ("index_select", "topk")),
+    Case("linear_of_vector", "contraction", lambda: tokens(  # mmdet's integral of a distribution
+        lambda m, x: m.a(x) * F.linear(m.b(x).softmax(-1), m.steps).unsqueeze(-1),
+        a=nn.Linear(8, 8), b=nn.Linear(8, 6), steps=torch.linspace(0, 1, 6)), ("linear",)),
+    Case("unfold_fold", "movement", lambda: between(_unfold_fold, mix=nn.Linear(32, 32)), ("im2col", "col2im")),
+    Case("carafe", "windows", lambda: between(  # each position's neighbours, weighted by what is computed
+        _reassembled, kernels=nn.Conv2d(8, 9, 1)), ("im2col", "softmax")),
+    Case("involution", "windows", lambda: between(
+        _involution, a=cba(8, 8), kernels=nn.Conv2d(8, 18, 1)), ("im2col",)),
     Case("unfold_tensor", "movement", lambda: between(
         lambda m, x: x.unfold(2, 3, 2).unfold(3, 3, 2).amax((-2, -1))), ("unfold", "amax")),
     # YOLOv5's head: (N, anchors * (5 + classes), H, W) -> (N, anchors, H, W, 5 + classes)
@@ -1158,11 +1201,6 @@ NORMALISATION = (
         lambda m, x: torch.fft.rfft2(m.a(x)).abs(), a=cba(8, 8)), ("fft_rfft2",), at_limit=False),
     Case("fft_over_channels", "unknown", lambda: between(
         lambda m, x: torch.fft.fft(m.a(x), dim=1).real, a=cba(8, 8)), ("fft_fft",), at_limit=False),
-    Case("grid_sample", "unknown", lambda: between(
-        lambda m, x: F.grid_sample(m.a(x), F.affine_grid(m.theta.expand(x.shape[0], 2, 3), list(x.shape), False),
-                                   align_corners=False), a=cba(8, 8), theta=torch.tensor([[[0.8, 0.1, 0], [-0.1, 0.9,
-                                   0]]])),
-        at_limit=False),
     Case("cdist", "unknown", lambda: tokens(
         lambda m, x: torch.cdist(m.a(x), m.b(x)), o=6, a=nn.Linear(8, 8), b=nn.Linear(8, 8)), at_limit=False),
     Case("scatter_add", "unknown", lambda: between(

@@ -120,6 +120,7 @@ MORE_IN_NUMBERS = {
     "dropout_eval": "alpha dropout could be switched on by train()",
     "gather_channels": "gather by an index that is constant is not followed",
     "pad_of_tokens": "a reflection along channels mixes them",
+    "linear_of_vector": "torch does not count a product with a vector",
     "matmul_parameter": "a product with a parameter is not among the limit's",
     "mm_addmm": "a product with a parameter is not among the limit's",
 }

@@ -13,7 +13,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Node
 
 from passes.errors import InputError
-from passes.rules import affine, convolution, joins, mixing, pointwise, products, reindex, reshape
+from passes.rules import affine, convolution, joins, mixing, pointwise, products, reindex, reshape, sampling, windows
 from passes.rules.base import Rule
 
 UNKNOWN = Rule()
@@ -27,6 +27,8 @@ RULES: Mapping[str, Rule] = {
     **reindex.RULES,
     **reshape.RULES,
     **joins.RULES,
+    **sampling.RULES,
+    **windows.RULES,
 }
 """By operator name, without its overload ("conv2d", "cat")."""
 

@@ -278,7 +278,7 @@ class Weighted(Rule):
     def trim(self, site: Site, have: Layout, facts: SiteFacts) -> Layout | None:
         """Without the columns that are zero: the channels are there for other readers."""
         axis = self.axis(site)
-        if have.axes != (axis,):
+        if have.axes != (axis,) or self.groups(site) != 1:
             return None
         kept = have.coordinate(axis).view(-1)
         read = self.channels(facts.reads(0), axis, have.compact[axis])[kept]

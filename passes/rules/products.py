@@ -96,12 +96,8 @@ class Einsum(Rule):
         if places is None:
             return None
         lives = self.own_lives(site, facts)
-        sizes = letter_sizes(operands, lives)
-        contracted = [c for c in sizes if c not in out]
-        if len(contracted) > 1:
-            return None
         used: dict[str, Place] = {}
-        for letter in contracted:
+        if (letter := self.contracted(operands, out, lives)) is not None:
             line = self.contract(letter, operands, out, lives, places)
             if line is None:
                 return None
@@ -118,6 +114,15 @@ class Einsum(Rule):
                     mask = mask & spread(flags, own)
             wishes.append(Want(layout, mask.expand(layout.labels.shape)))
         return wishes
+
+    def contracted(self, operands: Sequence[str], out: str, lives: Sequence[Tensor]) -> str | None:
+        """The letter, not of the result, along which dead indices are left out: of several the one that is deadest."""
+        shares: dict[str, float] = {}
+        for own, mask in zip(operands, lives, strict=True):
+            for letter, size in zip(own, mask.shape, strict=True):
+                if size != 1 and letter not in out:
+                    shares[letter] = min(float(mask.float().mean()), shares.get(letter, 1.0))
+        return min(shares, key=shares.__getitem__, default=None)
 
     def own_lives(self, site: Site, facts: SiteFacts) -> list[Tensor]:
         """What of each operand this call reads and is not zero."""
@@ -214,10 +219,8 @@ class Attention(Einsum):
             for m, z in ((asked, query), (told, key), (read, value))
         ]
 
-    def contract(
-        self, letter: str, operands: Sequence[str], out: str, lives: Sequence[Tensor], places: Mapping[str, Place]
-    ) -> tuple[Place, Place] | None:
-        return super().contract(letter, operands, out, lives, places) if letter == "e" else None
+    def contracted(self, operands: Sequence[str], out: str, lives: Sequence[Tensor]) -> str | None:
+        return "e" if any(live.shape[-1] != 1 for live in lives[:2]) else None  # a softmax goes over all keys
 
     def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
         kwargs = dict(to.kwargs)
@@ -278,16 +281,6 @@ def coordinates(layout: Layout, letters: str, shared: str) -> dict[str, Place] |
             return None
         found[letters[axis]] = Place(names, index)
     return found
-
-
-def letter_sizes(operands: Sequence[str], masks: Sequence[Tensor]) -> dict[str, int]:
-    """The letters along which some operand is labelled, with their sizes."""
-    sizes: dict[str, int] = {}
-    for own, mask in zip(operands, masks, strict=True):
-        for letter, n in zip(own, mask.shape, strict=True):
-            if n != 1:
-                sizes[letter] = n
-    return sizes
 
 
 def spread(place: Place, letters: str) -> Tensor:

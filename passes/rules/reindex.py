@@ -18,6 +18,7 @@ from passes.layout import Layout, Shape
 from passes.program import Site
 from passes.rules.base import UNREAD, Rule, SiteFacts, Want, Wish
 from passes.rules.movement import Movement, Touched
+from passes.rules.sampling import PICKED
 
 if TYPE_CHECKING:
     from passes.emit import Emitter
@@ -69,7 +70,8 @@ class Reindex(Movement):
 
 
 class Select(Reindex):
-    """index_select by a constant: its index is an input of the call, but not of the movement."""
+    """index_select by a constant: its index is an input of the call, but not of the movement. By a computed index it is
+    a sampling."""
 
     def parameters(self, node: Node) -> tuple[Node | None, ...]:
         return ()
@@ -94,17 +96,19 @@ class Select(Reindex):
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         sources = self.sources(site, zeros)
-        return Rule.zero(self, site, zeros) if sources is None else [zeros[0].reshape(-1)[sources[0]]]
+        return PICKED.zero(site, zeros) if sources is None else [zeros[0].reshape(-1)[sources[0]]]
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         sources = self.sources(site, zeros)
         if sources is None:
-            return Rule.needed(self, site, lives, zeros)
+            return PICKED.needed(site, lives, zeros)
         flat = torch.zeros(zeros[0].numel(), dtype=torch.bool)
         flat[sources[0][lives[0]]] = True
         return [flat.view(zeros[0].shape), torch.ones_like(zeros[1])]
 
     def with_constant_index(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+        if self.sources(site, facts.zeros) is None:
+            return PICKED.wants(site, outs, facts)
         traced = self.traced(site, outs[0], facts)
         if traced is None:
             return None
@@ -173,21 +177,6 @@ class Expand(Movement):
         return [to.call(aten.expand.default, (to.first_input(), sizes))]
 
 
-class Windows(Movement):
-    """Overlapping windows along an axis, each laid out along a new last one (`Tensor.unfold`)."""
-
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
-        traced, shape = self.traced(site, outs[0], facts), tuple(facts.zeros[0].shape)
-        (axis,) = _unfolded(site)
-        if traced is None or shape[axis] != 1 or traced.shape[-1] != 1:
-            return None
-        return [Want(Layout(shape, traced[..., 0]), outs[0].of(facts.lives[0])[..., 0])]
-
-
-def _unfolded(site: Site) -> tuple[int, ...]:
-    return (int(site.argument(1, "dimension")) % len(site.shape(site.inputs[0])),)
-
-
 def _argument_axes(index: int, default: Any = 0) -> Touched:
     def axes(site: Site) -> tuple[int, ...]:
         rank, given = (
@@ -220,7 +209,6 @@ RULES: dict[str, Rule] = {
     "flip": Reindex(_argument_axes(1)),
     "roll": Reindex(_argument_axes(2, ())),
     "index_select": Select(_argument_axes(1)),
-    "unfold": Windows(_unfolded),
     "repeat": Repeat(_repeated_axes),
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), Reindex(_channel)),
     **dict.fromkeys(("pad", "constant_pad_nd"), Pad()),

@@ -1,0 +1,95 @@
+"""Values read at computed places: everything along some axes, one by one along the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.fx import Node
+
+from passes.layout import Layout, collapse, product
+from passes.program import Site
+from passes.rules.base import Rule, SiteFacts, Want, Wish
+from passes.rules.mixing import Axes, Mixing, named, spatial
+
+
+class Sampling(Mixing):
+    """x read at places that the other inputs give. `shared`: the axes of the result that the places have too, so that
+    they are other places for each index."""
+
+    family = "sampling"
+
+    def __init__(self, axes: Axes, shared: Axes) -> None:
+        super().__init__(axes, keeps_zero=True)
+        self.shared = shared
+
+    def is_followed(self, site: Site) -> bool:
+        """Whether the result has x's axes, and along those that are not sampled all that x has."""
+        given, found, sampled = site.shape(site.inputs[0]), site.out_shape, self.axes(site)
+        return (
+            len(site.inputs) > 1
+            and site.inputs.count(site.inputs[0]) == 1
+            and len(given) == len(found)
+            and all(given[a] == found[a] for a in range(len(given)) if a not in sampled)
+        )
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        return [self.outer(site, zeros[0], every=True)] if self.is_followed(site) else Rule.zero(self, site, zeros)
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        if not self.is_followed(site):
+            return Rule.needed(self, site, lives, zeros)
+        x, *places = super().needed(site, lives, zeros)
+        if shared := self.shared(site):
+            live = collapse(lives[0], [n if a in shared else 1 for a, n in enumerate(lives[0].shape)])
+            places = [collapse(live, place.shape).expand(place.shape) for place in places]
+        return [x, *places]
+
+    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+        return [wanted[0] if wanted[0].is_product() else wanted[0].as_product()]
+
+    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+        if not self.is_followed(site):
+            return None
+        out, shared = outs[0], self.shared(site)
+        used = out.of(facts.lives[0])
+        wishes: list[Wish] = [Want(out, used)]
+        for node in site.inputs[1:]:
+            if not shared:
+                wishes.append(Want(Layout.whole(len(site.shape(node)))))
+                continue
+            small = tuple(n if a in shared else 1 for a, n in enumerate(out.compact))
+            layout = product(small, [out.kept(a) for a in range(out.rank)])
+            wishes.append(Want(layout, collapse(used, layout.labels.shape)))
+        return wishes
+
+
+def indexed(site: Site) -> tuple[int, ...]:
+    """The axes of `index` that have an index; all if their indices do not lie where the axes are."""
+    rank, indices = len(site.shape(site.inputs[0])), site.node.args[1]
+    assert isinstance(indices, (list, tuple))
+    by_axis = {axis: index for axis, index in enumerate(indices) if isinstance(index, Node)}
+    given, sizes = tuple(by_axis), max(len(site.shape(index)) for index in by_axis.values())
+    together = given == tuple(range(given[0], given[-1] + 1))
+    return given if together and sizes == len(given) else tuple(range(rank))
+
+
+def _nowhere(site: Site) -> tuple[int, ...]:
+    return ()
+
+
+def _batch(site: Site) -> tuple[int, ...]:
+    return (0,)
+
+
+def _everywhere(site: Site) -> tuple[int, ...]:
+    return tuple(range(len(site.out_shape)))
+
+
+PICKED = Sampling(named(), _nowhere)
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), Sampling(spatial, _batch)),
+    "gather": Sampling(named(), _everywhere),
+    "index": Sampling(indexed, _nowhere),
+}
