@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from passes.aside import run_aside
 from passes.errors import CaptureError, InputError
 from passes.functional import functionalise_graph
+from passes.reading import hint
 from passes.regions import inline_regions
 from passes.unlift import keep_whole, unlifted
 
@@ -72,6 +73,7 @@ def capture(
     root, graph = unlifted(program)
     inline_regions(root, graph)
     _strip(graph)
+    _refuse_what_cannot_be_followed(graph)
     functionalise_graph(graph)
     module = GraphModule(root, graph)
     keep_whole(root, module)
@@ -167,3 +169,14 @@ def _strip(graph: Graph) -> None:
     for node in reversed(graph.nodes):
         if node.op == "call_function" and node.target in ASSERTIONS and not node.users:
             graph.erase_node(node)
+
+
+def _refuse_what_cannot_be_followed(graph: Graph) -> None:
+    """Raise CaptureError if the size of a tensor is one that only the values of another tell, and for calls between
+    which torch keeps a state (`torch.vmap`)."""
+    for node in graph.nodes:
+        if str(getattr(node.target, "__module__", "")).startswith("torch._functorch"):
+            raise CaptureError("forward calls torch.vmap or torch.func, whose graphs cannot be rewritten")
+        for value in pytree.tree_leaves(node.meta.get("val")):
+            for size in value.shape if isinstance(value, Tensor) else ():
+                hint(size)

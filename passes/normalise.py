@@ -226,6 +226,14 @@ def _convolution(graph: Graph, node: Node) -> None:
         _replace(node, call(graph, aten.squeeze.dim, result, 0))
 
 
+def _cat(graph: Graph, node: Node) -> None:
+    """Empty tensors without axes, which torch lets be joined with any."""
+    parts = list(node.args[0])  # type: ignore[arg-type]
+    joined = [part for part in parts if tuple(part.meta["val"].shape) != (0,)]
+    if joined and len(joined) < len(parts):
+        _replace(node, call(graph, aten.cat.default, joined, *node.args[1:]))
+
+
 def _linear(graph: Graph, node: Node) -> None:
     """A linear layer with one output whose weight is a vector: a product."""
     source, weight = node.args[:2]
@@ -258,7 +266,7 @@ def _join_slices(graph: Graph, source: Node) -> None:
     for user in source.users:
         if user.target is aten.slice.Tensor and user.args[0] is source:
             bounds = _bounds(user, source.meta["val"].shape)
-            if bounds is not None:
+            if bounds is not None and bounds[1] < bounds[2]:
                 found[bounds[0]].append((bounds[1], bounds[2], user))
     for axis, cuts in found.items():
         length = hint(source.meta["val"].shape[axis])
@@ -382,6 +390,7 @@ FORMS: dict[Any, Callable[[Graph, Node], None]] = {
     aten.index.Tensor: _index,
     aten.pad.default: _pad,
     aten.linear.default: _linear,
+    aten.cat.default: _cat,
     **dict.fromkeys(CONSTANTS, _made_new),
     **dict.fromkeys(
         (

@@ -546,6 +546,11 @@ MOVEMENT = (
     Case("tokens_selected", "sampling", lambda: tokens(
         lambda m, x: m.a(x).index_select(1, m.score(x).mean(0).squeeze(-1).topk(3).indices),
         a=nn.Linear(8, 8), score=nn.Linear(8, 1)), ("index_select", "topk")),
+    Case("einsum_to_scalar", "product", lambda: between(
+        lambda m, x: m.a(x) * torch.einsum("bchw,bchw->", m.b(x), m.b(x)), a=cba(8, 8), b=cba(8, 8)), ("einsum",)),
+    Case("matmul_of_vectors", "product", lambda: tokens(
+        lambda m, x: m.a(x) * (m.b(x) @ m.v).unsqueeze(-1) * (m.v @ m.b(x).mean((0, 1))),
+        a=nn.Linear(8, 8), b=nn.Linear(8, 8), v=nn.Parameter(torch.ones(8))), ("matmul",)),
     Case("linear_of_vector", "contraction", lambda: tokens(  # mmdet's integral of a distribution
         lambda m, x: m.a(x) * F.linear(m.b(x).softmax(-1), m.steps).unsqueeze(-1),
         a=nn.Linear(8, 8), b=nn.Linear(8, 6), steps=torch.linspace(0, 1, 6)), ("linear",)),
@@ -743,6 +748,12 @@ POINTWISE = (
     Case("buffer_shapes", "pointwise", lambda: between(
         lambda m, x: (x - m.mean.view(1, -1, 1, 1)) / m.std[None, :, None, None], mean=torch.randn(8),
         std=torch.rand(8) + 1), ("sub", "div")),
+    Case("batch_norm_shifted", "channel affine", lambda: between(  # by what the network computes
+        lambda m, x: F.batch_norm(x, m.mean, m.mean.exp(), m.scale, m.mean + m.b(x).mean((0, 2, 3))),
+        b=cba(8, 8), mean=0.1 * torch.arange(8.0), scale=nn.Parameter(torch.ones(8))), ("batch_norm",), at_limit=False),
+    Case("cat_of_nothing", "movement", lambda: between(
+        lambda m, x: torch.cat((torch.empty(0, dtype=x.dtype), x[:, :0], m.a(x), x[:, 0:4], x[:, 4:8], x[:, 8:12]), 1),
+        a=cba(8, 8), o=16), ("cat",)),
     Case("fusion_weights", "pointwise", lambda: between(  # of a BiFPN: ReLU makes the second zero
         _fused_by_weights, a=cba(8, 8), b=cba(8, 8), c=cba(8, 8),
         weights=nn.Parameter(torch.tensor([0.7, -0.1, 0.4]), requires_grad=False)), ("relu", "div")),

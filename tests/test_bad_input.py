@@ -252,14 +252,14 @@ def test_one_clear_error(bad: Bad) -> None:
 
 
 class Places(nn.Module):
-    """As many outputs as there are positive inputs."""
+    """As many outputs as there are positive inputs, and no part of it is a module."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 2, 1)
+        self.weight = nn.Parameter(torch.randn(2, 3, 1, 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.conv(x), torch.where(x[0, 0] > 0)[0]
+        return nn.functional.conv2d(x, self.weight), torch.where(x[0, 0] > 0)[0]
 
 
 def test_a_size_that_the_values_tell() -> None:

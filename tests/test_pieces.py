@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -126,6 +127,35 @@ def test_control_flow_on_data_around_capturable_parts() -> None:
     assert pruned.report.pieces == ("body", "left", "right")
     assert type(pruned.module.body(inputs[0][0])) is OrderedDict  # type: ignore[operator, union-attr]
     assert "item()" not in "".join(pruned.report.notes[1:])
+
+
+class Thresholding(nn.Module):
+    """How many rows come out depends on the values: `how` is the operator."""
+
+    def __init__(self, how: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(block(3, 4, alive=3), nn.Conv2d(4, 4, 1))
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(self.body(x).flatten(2).transpose(1, 2)[0])
+
+
+THRESHOLDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mask": lambda p: p[p[:, 0] > 0],
+    "nonzero": lambda p: p[(p[:, 0] > 0).nonzero().squeeze(1)],
+    "where": lambda p: p[torch.where(p[:, 0] > 0)[0]],
+    "masked_select": lambda p: torch.masked_select(p[:, 0], p[:, 0] > 0),
+    "vmap": lambda p: torch.vmap(lambda row: row * 2)(p),
+}
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_what_cannot_be_followed_around_capturable_parts(name: str) -> None:
+    model = Thresholding(THRESHOLDS[name])
+    pruned = check(model, (image(1, 3, 16, 16),), (image(1, 3, 8, 24),))
+    assert pruned.report.pieces == ("body",)
+    assert pruned.report.after.macs < pruned.report.before.macs
 
 
 def test_the_report_sums_the_pieces_and_counts_the_parameters_of_the_whole() -> None:

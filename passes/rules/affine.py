@@ -53,8 +53,8 @@ class ChannelAffine(Rule):
         return scaled_away & unshifted, unshifted & (centred | scaled_away)
 
     def ceiling(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
-        shift = self.slot(site, 2)
-        if not self.is_plain(site) or shift is None:
+        shift = self.slot(site, 2) if self.is_plain(site) else None
+        if shift is None:
             return None
         weight, mean, variance = (self.slot(site, i) for i in (1, 3, 4))
         evaluated = shift

@@ -35,11 +35,10 @@ class Einsum(Rule):
         if len(site.inputs) != 2:
             return None
         ranks = [len(site.shape(n)) for n in site.inputs]
-        if min(ranks) < 2:
-            return None
-        batch = "abcdefgh"[: max(ranks) - 2]
-        left, right = (batch[len(batch) - (r - 2) :] for r in ranks)
-        return [left + "mk", right + "kn"], batch + "mn"
+        batch = "abcdefgh"[: max(*ranks, 2) - 2]
+        left, right = (batch[len(batch) - max(0, r - 2) :] for r in ranks)
+        rows, columns = ("m" if ranks[0] > 1 else ""), ("n" if ranks[1] > 1 else "")  # neither for a vector
+        return [left + rows + "k", right + "k" + columns], batch + rows + columns
 
     @staticmethod
     def parsed(site: Site) -> tuple[list[str], str] | None:
@@ -179,7 +178,8 @@ class Einsum(Rule):
         pairs = torch.einsum(f"{','.join(o for o, _ in terms)}->", *(m.double() for _, m in terms))
         rest = math.prod(full[c] for c, n in labelled.items() if n == 1)
         summed = math.prod(full[c] for c in full if c not in out)
-        return Contraction(summed, live_along(facts.lives[0], -1, full[out[-1]]), int(pairs) * rest)
+        outputs = live_along(facts.lives[0], -1, full[out[-1]]) if out else 1
+        return Contraction(summed, outputs, int(pairs) * rest)
 
 
 class Attention(Einsum):
@@ -253,7 +253,7 @@ def _joined(rows: Tensor, mask: Tensor) -> list[int]:
 
 def live_along(live: Tensor, axis: int, full: int) -> int:
     """How many indices of an axis are live anywhere; all of them if the axis has no labels."""
-    return full if live.shape[axis] == 1 else int(live.movedim(axis, 0).flatten(1).any(1).sum())
+    return full if live.shape[axis] == 1 else int(live.movedim(axis, 0).reshape(live.shape[axis], -1).any(1).sum())
 
 
 class Place:
