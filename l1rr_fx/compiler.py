@@ -17,6 +17,7 @@ from l1rr_fx.machines import machine
 from l1rr_fx.pieces import prune_pieces
 from l1rr_fx.pruned import Pruned
 from l1rr_fx.report import Report
+from l1rr_fx.sizes import check_sizes
 from passes.aside import collection_paused, copied, run_aside
 from passes.bill import bill
 from passes.capture import capture
@@ -60,11 +61,15 @@ def prune(
         return _in_pieces(model, args, kwargs or {}, error, clock, options, verify)
     with collection_paused():
         result = remove_zero_channels(captured, options, clock=clock)
+    notes: tuple[str, ...] = ()
+    if dynamic_shapes is not None:
+        notes = tuple(f"not checked: {each}" for each in check_sizes(result.module, captured))
     deviation = None
     if verify:
         with clock("verify"):
             deviation = check(model, result.module, args, kwargs or {}, result)
-    report = Report(bill(result.plan, result.rewritten, clock.seconds), options.mode, deviation, options.target.name)
+    accounts = bill(result.plan, result.rewritten, clock.seconds)
+    report = Report(accounts, options.mode, deviation, options.target.name, notes=notes)
     return Pruned(result.module, report, result.rewritten.kept)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -16,13 +15,10 @@ from torch.fx import Graph, GraphModule
 from torch.utils import _pytree as pytree
 
 from l1rr_fx.calls import PLAIN, Calls
+from l1rr_fx.sizes import assumptions
 from passes.errors import InputError
 
 INTERNALS = frozenset(vars(nn.Module())) | {"training"}
-OPERATORS_INSIDE = tuple(
-    os.path.join(torch.__path__[0], part)
-    for part in ("_ops.py", "_subclasses", "_prims", "_refs", "_meta_registrations.py", "_decomp")
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +76,7 @@ def contract_of(name: str, captured: GraphModule, calls: Calls) -> Contract:
         shapes.append(tuple(n.node.expr if isinstance(n, torch.SymInt) else n for n in value.shape))
         for size in value.shape:
             if isinstance(size, torch.SymInt):
-                conditions.update(dict.fromkeys(_assumptions(size.node.shape_env)))
+                conditions.update(dict.fromkeys(assumptions(size.node.shape_env)))
     constants = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
     return Contract(name, spec, constants, tuple(shapes), tuple(conditions))
 
@@ -92,19 +88,6 @@ def _inputs(captured: GraphModule, calls: Calls) -> Iterator[Any]:
     names = captured.graph._codegen.pytree_info.in_spec.child(1).context  # type: ignore[attr-defined]  # set by export
     values = {name: [next(places) for _ in pytree.tree_leaves(calls.kwargs[name])] for name in names}
     yield from chain.from_iterable(values[name] for name in sorted(values))
-
-
-def _assumptions(environment: Any) -> Iterator[Any]:
-    """What capture assumed of free sizes, as sympy conditions.
-
-    Operators ask of themselves whether a size is 1 to choose strides; where it is not, the general way that they take
-    serves a size of 1 as well. What the model's code asks counts in every case.
-    """
-    for guard in environment.guards:
-        condition = environment.replace(guard.expr)
-        inside = str(getattr(guard.sloc.framework_loc, "filename", "")).startswith(OPERATORS_INSIDE)
-        if not (inside and isinstance(condition, (sympy.Ne, sympy.StrictLessThan)) and 1 in condition.args):
-            yield condition
 
 
 class Piece(GraphModule):

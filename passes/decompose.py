@@ -7,17 +7,21 @@ of each of its conveniences. What would unroll into many calls (recurrent layers
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._decomp import decomposition_table
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.fx.node import map_arg
 
 from passes.program import is_tensor
+from passes.reading import hint
 
 aten = torch.ops.aten
 
@@ -39,10 +43,16 @@ def take_apart(graph: Graph, node: Node, is_known: Callable[[Node], bool]) -> No
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: given[n])
         return implementation(*args, **kwargs)
 
+    stand_ins = _stand_ins([n.meta["val"] for n in inputs])
+    if stand_ins is None:
+        return
+    values, environment = stand_ins
     try:
         with _quiet():
-            parts = make_fx(composite)(*(n.meta["val"] for n in inputs)).graph
+            parts = make_fx(composite)(*values).graph
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError):  # what torch cannot take apart
+        return
+    if environment.replacements:  # it is for the sizes of the example alone
         return
     calls = [each for each in parts.nodes if each.op not in ("placeholder", "output")]
     result = parts.output_node().args[0]
@@ -54,7 +64,8 @@ def take_apart(graph: Graph, node: Node, is_known: Callable[[Node], bool]) -> No
             outer[each] = outer[each.args[0]]
             continue
         outer[each] = graph.node_copy(each, lambda inner: outer[inner])
-        outer[each].meta = {**node.meta, "val": each.meta["val"]}
+        args, kwargs = map_arg((outer[each].args, outer[each].kwargs), lambda n: n.meta["val"])
+        outer[each].meta = {**node.meta, "val": outer[each].target(*args, **kwargs)}
     node.replace_all_uses_with(outer[result])
     graph.erase_node(node)
 
@@ -68,6 +79,25 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         log.disabled = before
+
+
+def _stand_ins(values: Sequence[Any]) -> tuple[list[Any], ShapeEnv] | None:
+    """Tensors like these, but with free sizes of their own: what an implementation assumes of them is theirs alone.
+    None where a value is a free size itself."""
+    environment = ShapeEnv()
+    mode = FakeTensorMode(shape_env=environment)
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, torch.SymInt):
+            return None
+        if not isinstance(value, Tensor):
+            found.append(value)
+            continue
+        sizes: Sequence[Any] = value.shape
+        kinds = [DimDynamic.DUCK if isinstance(n, torch.SymInt) else DimDynamic.STATIC for n in sizes]
+        like = torch.empty([hint(n) for n in sizes], dtype=value.dtype, device=value.device)
+        found.append(mode.from_tensor(like, symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds)))
+    return found, environment
 
 
 def _implementation(node: Node, is_known: Callable[[Node], bool]) -> Callable[..., Any] | None:

@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from passes.constants import constant_values
 from passes.layout import collapse
+from passes.modes import SWITCHED
 from passes.options import Options
 from passes.program import Program, Site, is_tensor
 from passes.reading import attribute
@@ -76,18 +77,18 @@ def _zero(program: Program) -> dict[Node, Tensor]:
 
 
 def _made_of_parameters(program: Program) -> dict[Node, Tensor]:
-    """What is zero of the values that are computed from parameters, where anything is: ReLU of a negative weight."""
-    values = constant_values(program.module)
+    """What is zero, in training and in evaluation, of the values that are computed from parameters, where anything is:
+    ReLU of a negative weight."""
     found: dict[Node, Tensor] = {}
-    trained: set[Node] = set()
-    for node, value in values.items():
+    trained: dict[Node, bool] = {}  # of the values that are the same in both modes, whether a parameter is in it
+    for node, value in constant_values(program.module).items():
         if node.op == "get_attr":
-            if isinstance(attribute(program.module, str(node.target)), nn.Parameter):
-                trained.add(node)
-        elif any(argument in trained for argument in node.all_input_nodes):
-            trained.add(node)
-            if isinstance(value, Tensor) and value.is_floating_point() and bool((zero := value == 0).any()):
-                found[node] = zero.cpu()
+            trained[node] = isinstance(attribute(program.module, str(node.target)), nn.Parameter)
+        elif node.target not in SWITCHED and all(argument in trained for argument in node.all_input_nodes):
+            trained[node] = any(trained[argument] for argument in node.all_input_nodes)
+            if trained[node] and isinstance(value, Tensor) and value.is_floating_point():
+                if bool((zero := value == 0).any()):
+                    found[node] = zero.cpu()
     return found
 
 

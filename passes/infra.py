@@ -12,19 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from passes.compile import remove_zero_channels
 from passes.errors import InputError, RewriteError
 from passes.functional import functionalise, writes
-from passes.modes import DROPOUTS, restore_modes
+from passes.modes import SWITCHED, restore_modes
 from passes.normalise import normalise
 from passes.options import Options
 from passes.target import ByteCount, Target
-
-SWITCHED = {torch.ops.aten.batch_norm.default, *DROPOUTS}
 
 
 class GraphPass(PassBase):

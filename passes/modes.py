@@ -66,6 +66,9 @@ DROPOUTS: Mapping[Any, type[nn.Module]] = {
     aten.feature_alpha_dropout.default: nn.FeatureAlphaDropout,
 }
 
+SWITCHED = {aten.batch_norm.default, *DROPOUTS}
+"""Operators whose result depends on the mode."""
+
 SLOTS = ("weight", "bias", "running_mean", "running_var")
 
 

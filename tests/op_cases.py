@@ -362,10 +362,12 @@ def _patch_merge(m: Any, x: Tensor) -> Tensor:
 
 
 def _sampled_directly(m: Any, x: Tensor) -> Tensor:
-    flat = torch.stack((x[:, 0], x[:, 1]), -1).tanh()
-    deep = torch.cat((flat, flat[..., :1]), -1).unsqueeze(1)
-    maps = torch.ops.aten.grid_sampler_3d(m.a(x).unsqueeze(2), deep, 0, 1, False).squeeze(2)
-    return torch.cat((maps, torch.ops.aten.grid_sampler_2d(x, flat, 0, 0, True)), 1)
+    return torch.ops.aten.grid_sampler_2d(m.a(x), torch.stack((x[:, 0], x[:, 1]), -1).tanh(), 0, 0, True)
+
+
+def _sampled_volume(m: Any, x: Tensor) -> Tensor:
+    places = torch.stack((x[:, 0], x[:, 1], x[:, 2]), -1).tanh().unsqueeze(1)
+    return torch.ops.aten.grid_sampler_3d(m.a(x).unsqueeze(2), places, 0, 1, False).squeeze(2)
 
 
 def _reassembled(m: Any, x: Tensor) -> Tensor:
@@ -532,8 +534,8 @@ MOVEMENT = (
         lambda m, x: F.grid_sample(m.a(x), F.affine_grid(m.theta.expand(x.shape[0], 2, 3), list(x.shape), False),
                                    align_corners=False), a=cba(8, 8), theta=torch.tensor([[[0.8, 0.1, 0], [-0.1, 0.9,
                                    0]]])), ("grid_sampler",)),
-    Case("grid_sample_directly", "sampling", lambda: between(_sampled_directly, a=cba(8, 8), o=16),
-         ("grid_sampler_2d", "grid_sampler_3d")),
+    Case("grid_sample_directly", "sampling", lambda: between(_sampled_directly, a=cba(8, 8)), ("grid_sampler_2d",)),
+    Case("grid_sample_of_volume", "sampling", lambda: between(_sampled_volume, a=cba(8, 8)), ("grid_sampler_3d",)),
     Case("deformed", "sampling", lambda: between(lambda m, x: F.grid_sample(  # places that the network computes
         m.a(x), m.offsets(x).tanh().permute(0, 2, 3, 1), mode="bilinear", padding_mode="border", align_corners=True),
         a=cba(8, 8), offsets=nn.Conv2d(8, 2, 3, padding=1)), ("grid_sampler",)),

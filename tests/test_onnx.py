@@ -22,6 +22,7 @@ GAPS = {
     "reductions_of_channels": "median has no ONNX operator",
     "fft": "complex numbers",
     "fft_over_channels": "complex numbers",
+    "grid_sample_of_volume": "only images are sampled",
     "cdist": "torch writes it with an operator that it does not decompose",
     "scatter_add": "ScatterElements adds from opset 16 on",
     "index_add": "ScatterND adds from opset 16 on",

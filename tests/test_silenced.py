@@ -101,3 +101,29 @@ def test_a_dead_channel_before_a_batch_norm(shift: float, mean: float, kept: int
     model.get_parameter("norm.bias").data[2] = shift
     model.get_buffer("norm.running_mean")[2] = mean
     assert width(model, "norm.weight") == kept
+
+
+class Gated(nn.Module):
+    """Channels times the ReLU of what parameters alone give: negative at 1 and 4, and at 5 after a batch norm that
+    takes its own statistics in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+        self.gates, self.normed = nn.Parameter(torch.ones(1, 8, 1, 1)), nn.Parameter(torch.ones(2, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates: Tensor = self.gates.relu() * self.norm(self.normed).relu()
+        out: Tensor = self.head(self.stem(x) * gates)
+        return out
+
+
+def test_a_gate_that_parameters_alone_close() -> None:
+    model = settle(Gated())
+    assert isinstance(model, Gated)
+    with torch.no_grad():
+        model.gates.fill_(0.5)[:, [1, 4]] = -0.5
+        model.normed.copy_(torch.linspace(1, 2, 16).view(2, 8, 1, 1))
+        model.norm.running_mean.zero_()[5] = 9.0  # type: ignore[union-attr, index]  # it has one
+        assert not model.norm(model.normed).relu()[:, 5].any(), "closed in evaluation"
+    assert width(model, "stem.weight") == 6, "the sixth gate opens in training"

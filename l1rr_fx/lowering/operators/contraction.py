@@ -127,7 +127,8 @@ def transposed(w: Writer, x: Symbol | Tensor) -> Operand:
 def _linear(w: Writer, out: Tensor, x: Symbol, weight: Any, bias: Any = None) -> str:
     if x.rank == 2 and isinstance(weight, Tensor) and weight.dim() == 2:
         return w.op("Gemm", x, weight, bias_of(bias), transB=1)
-    product = w.op("MatMul", x, transposed(w, weight))
+    vector = (weight.dim() if isinstance(weight, Tensor) else weight.rank) == 1
+    product = w.op("MatMul", x, weight if vector else transposed(w, weight))
     return product if bias is None else w.op("Add", product, bias)
 
 
