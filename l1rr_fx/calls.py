@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from passes.aside import attributes_kept, buffers_restored
 from passes.errors import CaptureError
 
 PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
@@ -45,7 +46,7 @@ def recorded_calls(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     recorder = _Recorder(model)
     args, kwargs = copy.deepcopy((args, dict(kwargs)))
     random = torch.random.get_rng_state()
-    with buffers_restored(model), torch.no_grad(), recorder.hooks(), recorder:
+    with attributes_kept(model), buffers_restored(model), torch.no_grad(), recorder.hooks(), recorder:
         model(*args, **kwargs)
     torch.random.set_rng_state(random)
     for module in recorder.open:
@@ -128,15 +129,3 @@ def refuse_calls(calls: Calls) -> None:
             not isinstance(leaf, Tensor) and leaf != other for leaf, other in zip(leaves, others, strict=True)
         ):
             raise CaptureError("it is called in different ways")
-
-
-@contextmanager
-def buffers_restored(module: nn.Module) -> Iterator[None]:
-    """Whatever runs inside leaves the module's buffers as they were."""
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)

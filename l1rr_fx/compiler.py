@@ -18,7 +18,7 @@ from l1rr_fx.pieces import prune_pieces
 from l1rr_fx.pruned import Pruned
 from l1rr_fx.report import Report
 from l1rr_fx.sizes import check_sizes
-from passes.aside import collection_paused, copied, run_aside
+from passes.aside import collection_paused, copied, run_aside, run_watched
 from passes.bill import bill
 from passes.capture import capture
 from passes.compile import Removed, remove_zero_channels
@@ -67,7 +67,12 @@ def prune(
     deviation = None
     if verify:
         with clock("verify"):
-            deviation = check(model, result.module, args, kwargs or {}, result)
+            zeroed, remembered = run_watched(model, args, kwargs or {})
+        if remembered:
+            failure = CaptureError(f"forward remembers in {', '.join(remembered)} what it saw, which a graph cannot")
+            return _in_pieces(model, args, kwargs or {}, failure, clock, options, verify)
+        with clock("verify"):
+            deviation = check(model, result.module, args, kwargs or {}, zeroed, result)
     accounts = bill(result.plan, result.rewritten, clock.seconds)
     report = Report(accounts, options.mode, deviation, options.target.name, notes=notes)
     return Pruned(result.module, report, result.rewritten.kept)
@@ -102,7 +107,7 @@ def check_pieces(
     Where the networks differ in the model's precision they are run again in float64: there rounding decides nothing.
     """
     try:
-        return check(model, module, args, kwargs), ()
+        return check(model, module, args, kwargs, run_aside(model, args, kwargs)), ()
     except (AttributeError, KeyError, TypeError) as error:
         raise VerifyError(f"the model's own code reaches into a pruned submodule: {error}") from error
     except VerifyError as coarse:
@@ -112,7 +117,7 @@ def check_pieces(
         zeroed, pruned = copied(model).double(), copied(module).double()
         doubled = pytree.tree_map(_double, (args, dict(kwargs)))
         remark = f"in the model's own precision {coarse}: rounding changes decisions of its code; compared in float64"
-        return check(zeroed, pruned, *doubled), (remark,)
+        return check(zeroed, pruned, doubled[0], doubled[1], run_aside(zeroed, *doubled)), (remark,)
 
 
 def _double(leaf: Any) -> Any:
@@ -124,14 +129,15 @@ def check(
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    zeroed: Any,
     removed: Removed | None = None,
 ) -> float:
-    """The deviation of the small network on the example; raises VerifyError if rounding does not explain it.
+    """The deviation of the small network from `zeroed`, what the model gives on the example.
 
-    With `removed`, a deviation that is too large is looked into once more, in float64: either it was rounding after
-    all, and is returned, or the error names the node where it comes in.
+    Raises VerifyError if rounding does not explain it. With `removed`, a deviation that is too large is looked into
+    once more, in float64: either it was rounding after all, and is returned, or the error names the node where it
+    comes in.
     """
-    zeroed = run_aside(model, args, kwargs)
     allowed = tolerance(zeroed)
     try:
         deviation = relative_deviation(zeroed, run_aside(module, args, kwargs))

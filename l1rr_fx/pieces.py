@@ -23,9 +23,10 @@ from torch.fx import GraphModule
 from torch.fx.experimental import _config as symbolic_config
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.calls import Calls, buffers_restored, never_called, recorded_calls, refuse_calls
+from l1rr_fx.calls import Calls, never_called, recorded_calls, refuse_calls
 from l1rr_fx.piece import Contract, Piece, contract_of, copy_plain_attributes, hide_new_buffers
 from passes.accounts import Accounts, Cost, Kept
+from passes.aside import buffers_restored
 from passes.bill import bill
 from passes.capture import capture
 from passes.compile import Phase, Removed, remove_zero_channels

@@ -6,33 +6,126 @@ import contextlib
 import copy
 import gc
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils import _pytree as pytree
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 @torch.no_grad()
 def run_aside(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The module's outputs without dropout, its buffers left as they were and its inputs not written into."""
-    dropouts = [each for each in module.modules() if isinstance(each, _DropoutNd) and each.training]
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    """The module's outputs without dropout; what forward stores is put back, and its inputs are not written into."""
+    with _aside(module):
+        return _called(module, args, kwargs)
+
+
+@torch.no_grad()
+def run_watched(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    """The same outputs, and the attributes by which forward remembers what it saw: those that it stores, if it gives
+    something else for another input than it does at first."""
+    with _aside(module) as stored:
+        outputs = _called(module, args, kwargs)
+        names = stored()
+        if not names:
+            return outputs, ()
+        others = pytree.tree_map(_another, (args, dict(kwargs)))
+        later = _called(module, *others)
+    return outputs, () if _same(later, run_aside(module, *others)) else names
+
+
+def _another(leaf: Any) -> Any:
+    return leaf.flip(-1) * 0.75 if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() else leaf
+
+
+def _called(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     args, kwargs = copy.deepcopy(args), copy.deepcopy(dict(kwargs))
     generator = torch.random.get_rng_state()
-    for dropout in dropouts:
-        dropout.training = False
     try:
         return module(*args, **kwargs)
     finally:
+        torch.random.set_rng_state(generator)
+
+
+def _same(first: Any, second: Any) -> bool:
+    one, other = pytree.tree_leaves(first), pytree.tree_leaves(second)
+    return len(one) == len(other) and all(
+        a.shape == b.shape and bool((a.isclose(b, equal_nan=True)).all())
+        for a, b in zip(one, other, strict=True)
+        if isinstance(a, Tensor) and isinstance(b, Tensor)
+    )
+
+
+@contextlib.contextmanager
+def _aside(module: nn.Module) -> Iterator[Callable[[], tuple[str, ...]]]:
+    """Dropout is idle meanwhile; buffers and attributes are put back. Gives what tells the attributes that changed."""
+    dropouts = [each for each in module.modules() if isinstance(each, _DropoutNd) and each.training]
+    for dropout in dropouts:
+        dropout.training = False
+    try:
+        with buffers_restored(module), attributes_kept(module) as stored:
+            yield stored
+    finally:
         for dropout in dropouts:
             dropout.training = True
-        torch.random.set_rng_state(generator)
-        for name, buffer in module.named_buffers():
-            buffer.copy_(buffers[name])
+
+
+@contextlib.contextmanager
+def buffers_restored(module: nn.Module) -> Iterator[None]:
+    """Whatever runs inside leaves the module's buffers as they were."""
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[Callable[[], tuple[str, ...]]]:
+    """Undo what forward stores on its modules: under capture these are fake tensors (detectors cache anchors). Gives
+    what tells their names."""
+    owners = dict(model.named_modules())
+    saved = [(name, vars(each), dict(vars(each))) for name, each in owners.items()]
+    # what they hold in lists and dictionaries too, the tables of parameters, buffers and children among them
+    held = [
+        (f"{name}.{key}" if name else key, each, copy.copy(each))
+        for name, _, own in saved
+        for key, each in own.items()
+        if isinstance(each, (list, dict, set))
+    ]
+
+    def stored() -> tuple[str, ...]:
+        found = [
+            f"{name}.{key}" if name else key
+            for name, attributes, before in saved
+            for key, value in attributes.items()
+            if key not in before or value is not before[key]
+        ]
+        found += [name for name, attributes, before in held if not _holds_the_same(attributes, before)]
+        return tuple(dict.fromkeys(name.replace("_buffers", "a buffer") for name in found))
+
+    try:
+        yield stored
+    finally:
+        content: list[tuple[str, Any, Any]] = [*saved, *held]
+        for _, attributes, before in content:
+            attributes.clear()
+            (attributes.extend if isinstance(attributes, list) else attributes.update)(before)
+
+
+def _holds_the_same(one: Any, other: Any) -> bool:
+    """Whether two lists, dictionaries or sets hold the same objects."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(value is other[key] for key, value in one.items())
+    if isinstance(one, set):
+        return bool(one == other)
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 def copied(module: Module) -> Module:

@@ -6,13 +6,12 @@ Capture is `torch.export`, not decomposed, so that `chunk`, `batch_norm` and the
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import os
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch.fx import Graph, GraphModule
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from passes.aside import run_aside
+from passes.aside import attributes_kept, run_aside
 from passes.errors import CaptureError, InputError
 from passes.functional import functionalise_graph
 from passes.reading import hint
@@ -79,20 +78,6 @@ def capture(
     keep_whole(root, module)
     module.training = model.training
     return module
-
-
-@contextlib.contextmanager
-def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Undo what forward stores on its modules: under capture these are fake tensors (detectors cache anchors)."""
-    saved = [(vars(m), dict(vars(m))) for m in model.modules()]
-    # what they hold in lists and dictionaries too, the tables of parameters, buffers and children among them
-    held = [(each, copy.copy(each)) for _, own in saved for each in own.values() if isinstance(each, (list, dict, set))]
-    try:
-        yield
-    finally:
-        for attributes, before in (*saved, *held):
-            attributes.clear()
-            (attributes.extend if isinstance(attributes, list) else attributes.update)(before)
 
 
 def check_arguments(model: object, args: object, kwargs: object) -> None:

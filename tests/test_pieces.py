@@ -158,6 +158,62 @@ def test_what_cannot_be_followed_around_capturable_parts(name: str) -> None:
     assert pruned.report.after.macs < pruned.report.before.macs
 
 
+class Remembering(nn.Module):
+    """Half of what it saw before; in an attribute or in a buffer that is assigned anew."""
+
+    def __init__(self, *, in_a_buffer: bool) -> None:
+        super().__init__()
+        self.body, self.head = block(3, 4, alive=3), nn.Conv2d(4, 2, 1)
+        self.seen: Tensor | None
+        if in_a_buffer:
+            self.register_buffer("seen", torch.zeros(1, 4, 8, 8))
+        else:
+            self.seen = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        mixed = y if self.seen is None else 0.5 * (y + self.seen)
+        self.seen = y.detach()
+        out: Tensor = self.head(mixed)
+        return out
+
+
+@pytest.mark.parametrize("in_a_buffer", [False, True])
+def test_a_forward_that_remembers_goes_on_remembering(in_a_buffer: bool) -> None:
+    model = Remembering(in_a_buffer=in_a_buffer).double().eval()
+    zeroed = copy.deepcopy(model)
+    pruned = l1rr_fx.prune(model, (image(1, 3, 16, 16),))
+    assert "body" in pruned.report.pieces
+    assert "remembers" in pruned.report.notes[0] or "writes into the buffer" in pruned.report.notes[0]
+    for _ in range(3):
+        x = image(1, 3, 16, 16)
+        with torch.no_grad():
+            assert relative_error(pruned.module(x), zeroed(x)) <= TOLERANCE
+
+
+class Caching(nn.Module):
+    """A mask for the size of the image, made in the first call and kept in a buffer that is None at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.size = block(3, 4, alive=3), None
+        self.register_buffer("mask", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        if self.size != y.shape[2:]:
+            self.size, self.mask = y.shape[2:], torch.ones(y.shape[2:], dtype=y.dtype).tril()
+        out: Tensor = y * self.mask
+        return out
+
+
+def test_a_cache_is_no_memory() -> None:
+    model = Caching()
+    pruned = check(model, (image(1, 3, 16, 16),), (image(1, 3, 16, 16),))
+    assert pruned.report.pieces == ()
+    assert pruned.report.notes == ()
+
+
 def test_the_report_sums_the_pieces_and_counts_the_parameters_of_the_whole() -> None:
     model = Choosing()
     report = check(model, (image(2, 3, 16, 16),)).report

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import l1rr_fx
 from l1rr_fx.compiler import check
+from passes.aside import run_aside
 from passes.capture import capture
 from passes.compile import Removed, remove_zero_channels
 from passes.emit import _Rewriter
@@ -220,7 +221,7 @@ def test_a_wrong_capture_is_not_taken_for_rounding() -> None:
     found = removed(Net())
     other = Net()
     with pytest.raises(VerifyError, match="captured deviates from the model already"):
-        check(other, found.module, (X,), {}, found)
+        check(other, found.module, (X,), {}, run_aside(other, (X,), {}), found)
 
 
 def test_a_graph_runs_without_its_code() -> None:
