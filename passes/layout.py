@@ -34,6 +34,11 @@ def collapse(mask: Tensor, compact: Sequence[int], *, every: bool = False) -> Te
     return mask
 
 
+def along(vector: Tensor, axis: int, rank: int) -> Tensor:
+    """A vector as a mask that varies along one axis."""
+    return vector.view([-1 if a == axis else 1 for a in range(rank)])
+
+
 @dataclass(frozen=True, eq=False)
 class Layout:
     """The labels of a value's elements, as a box of the value's rank (size 1 along axes that stay whole)."""

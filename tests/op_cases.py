@@ -1065,6 +1065,9 @@ ATTENTION = (
     Case("attention_of_filled_logarithms", "attention", lambda: tokens(  # the logarithm's row has a hole that q lacks
         _logarithm, q=nn.Linear(8, 8), k=_without_rows(nn.Linear(8, 8), [2, 3, 7]),
         k2=_without_rows(nn.Linear(8, 8), [2, 7]), v=nn.Linear(8, 8)), ("log",), at_limit=False),
+    Case("mean_so_far", "mixing", lambda: tokens(
+        lambda m, x: m.a(x).cumsum(1) / torch.arange(1, 7, dtype=x.dtype).unsqueeze(-1), a=nn.Linear(8, 8)),
+        ("cumsum", "div")),
     Case("attention_linear", "attention", lambda: tokens(
         _linear_attention, q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 8)), ("matmul",)),
     Case("attention_non_local", "attention", lambda: between(

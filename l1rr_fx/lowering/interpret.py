@@ -7,7 +7,8 @@ done when this is over.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,8 +165,8 @@ class _Run:
 
     def _call(self, node: Node, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if not _symbols((args, kwargs)) or target is operator.getitem:
-            found = target(*args, **kwargs)  # a number, a constant, or one of several results
-            return found
+            with _shapes_blamed(node):
+                return target(*args, **kwargs)  # a number, a constant, one of several results, or a check of sizes
         if not isinstance(target, OpOverload):
             raise LoweringError(_formless(node, target, self.writer))
         fake = self._faked(node, target, args, kwargs)
@@ -219,18 +220,8 @@ class _Run:
         return written if isinstance(written, Tensor) else Symbol(self.writer.name_of(written), like)
 
     def _faked(self, node: Node, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        try:
-            with self.fakes:
-                return target(*map_aggregate(args, _like), **map_aggregate(dict(kwargs), _like))
-        except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
-            raise LoweringError(
-                f"the result's size depends on values, which a network of fixed sizes cannot have\n  {_where(node)}"
-            ) from error
-        except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"the network does not run on inputs of these shapes: {first}\n  {_where(node)}"
-            ) from error
+        with _shapes_blamed(node), self.fakes:
+            return target(*map_aggregate(args, _like), **map_aggregate(dict(kwargs), _like))
 
     # The end
 
@@ -314,6 +305,20 @@ def _symbols(values: Any) -> bool:
 
 def _like(value: Any) -> Any:
     return value.like if isinstance(value, Symbol) else value
+
+
+@contextmanager
+def _shapes_blamed(node: Node) -> Iterator[None]:
+    """What a call raises inside, as an error about the shapes that came in."""
+    try:
+        yield
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
+        raise LoweringError(
+            f"the result's size depends on values, which a network of fixed sizes cannot have\n  {_where(node)}"
+        ) from error
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"the network does not run on inputs of these shapes: {first}\n  {_where(node)}") from error
 
 
 def _where(node: Node) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.layout import Layout, collapse, grown, product
+from passes.layout import Layout, along, collapse, grown, product
 from passes.program import Site
 from passes.rules.base import ALONE, ANYTHING, GROUPS, UNREAD, Contraction, Rule, SiteFacts, Want, Wish, replaced
 from passes.selection import Selection
@@ -382,11 +382,6 @@ def weight_of(node: Node) -> Node:
 
 def bias_of(node: Node) -> Any:
     return node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-
-
-def along(vector: Tensor, axis: int, rank: int) -> Tensor:
-    """A vector as a mask that varies along one axis."""
-    return vector.view([-1 if a == axis else 1 for a in range(rank)])
 
 
 def kept_or_all(layout: Layout, axis: int, size: int) -> Tensor:

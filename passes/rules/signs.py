@@ -28,7 +28,8 @@ def never_zero(program: Program, value: Any) -> bool:
         return bool(value)
     if value.op == "get_attr":
         return bool((program.tensor(value) != 0).all())
-    return _is_positive(value)
+    constant = program.constant(value)
+    return bool((constant != 0).all()) if constant is not None else _is_positive(value)
 
 
 def _is_positive(value: Any) -> bool:

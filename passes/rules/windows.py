@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from passes.layout import Layout, collapse
+from passes.layout import Layout, along, collapse
 from passes.program import Site
 from passes.rules.base import Rule, SiteFacts, Want, Wish
 from passes.rules.movement import Movement
@@ -58,20 +58,20 @@ class Columns(Rule):
             line = grouped.all(1) if every else grouped.any(1)
         return line
 
-    def along(self, site: Site, channels: Tensor, axis: int, rank: int, *, wide: bool) -> Tensor:
+    def by_tap(self, site: Site, channels: Tensor, axis: int, rank: int, *, wide: bool) -> Tensor:
         """The channels as a mask along an axis that, if it is `wide`, has all their taps."""
-        line = channels.repeat_interleave(self.taps(site)) if wide and len(channels) > 1 else channels
-        return line.view([-1 if a == axis else 1 for a in range(rank)])
+        wide = wide and len(channels) > 1
+        return along(channels.repeat_interleave(self.taps(site)) if wide else channels, axis, rank)
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         given, found = self.axes(site)
         channels = self.by_channel(site, zeros[0], given, wide=self.back, every=True)
-        return [self.along(site, channels, found, len(site.out_shape), wide=not self.back)]
+        return [self.by_tap(site, channels, found, len(site.out_shape), wide=not self.back)]
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         given, found = self.axes(site)
         channels = self.by_channel(site, lives[0], found, wide=not self.back, every=False)
-        mask = self.along(site, channels, given, zeros[0].dim(), wide=self.back)
+        mask = self.by_tap(site, channels, given, zeros[0].dim(), wide=self.back)
         return [collapse(mask, zeros[0].shape).expand(zeros[0].shape)]
 
     def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:

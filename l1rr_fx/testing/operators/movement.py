@@ -74,6 +74,18 @@ def _padded(d: Draft, x: str) -> str:
     return form.replace("{}", x)
 
 
+@operator("split", "gate", fits=channels_over(2), weight=2)
+def _windows_and_places(d: Draft, x: str) -> str:
+    _, c, h, w = d.shape(x)
+    form = d.pick(
+        f"F.fold(F.unfold({{}}, 3, padding=1), ({h}, {w}), 3, padding=1)",
+        f"F.unfold({{}}, 3, padding=1).view(-1, {c}, 9, {h}, {w}).amax(2)",
+        "F.grid_sample({}, {}[:, :2].permute(0, 2, 3, 1).tanh(), align_corners=False)",
+        "{}.gather(2, {}.argsort(2))",
+    )
+    return form.replace("{}", x)
+
+
 @operator("split", "grouped", fits=channels_over(2))
 def _shuffle(d: Draft, x: str) -> str:
     n, c, h, w = d.shape(x)
