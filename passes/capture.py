@@ -89,6 +89,8 @@ def check_arguments(model: object, args: object, kwargs: object) -> None:
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise InputError(f"kwargs is a {type(kwargs).__name__}; a mapping or None is wanted")
     if not any(True for _ in model.parameters()):
+        if any(".quantized" in type(module).__module__ for module in model.modules()):
+            raise InputError(f"{type(model).__name__} is quantized: prune the model first, and quantize what is left")
         raise InputError(f"{type(model).__name__} has no parameters: there is nothing to prune")
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError(f"model is a ScriptModule ({type(model).__name__}); the model that it was made from is wanted")

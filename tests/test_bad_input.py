@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,13 @@ class ReadsFromOutside(nn.Module):
         return y
 
 
+def quantized() -> nn.Module:
+    """A network whose weights are no parameters any more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.Sequential(torch.ao.nn.quantized.dynamic.Linear(8, 8))
+
+
 @dataclass(frozen=True)
 class Bad:
     """One wrong call of `prune`: the error's class and what its message must name."""
@@ -162,6 +170,7 @@ def _captured(name: str, make: Callable[[], nn.Module], *says: str) -> Bad:
 # fmt: off
 BAD = (
     _model("model_none", lambda: None, "model is a NoneType", "Module"),
+    _model("model_quantized", quantized, "is quantized", "prune the model first"),
     _model("model_class", lambda: nn.Conv2d, "model is a type", "Module"),
     _model("model_path", lambda: "net.pt2", "model is a str", "Module"),
     _model("model_function", lambda: (lambda x: x), "model is a function", "Module"),
