@@ -55,11 +55,12 @@ def capture(
     CaptureError where the model's own code cannot be followed; both name the line of the model at fault.
     """
     check_arguments(model, args, kwargs)
+    args, kwargs = _apart(model, args, kwargs or {})
     try:
         # torch prints the half-made graph of a failed attempt to stderr, thousands of lines
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), attributes_kept(model):
             warnings.simplefilter("ignore")
-            program = torch.export.export(model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False)
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except (KeyboardInterrupt, MemoryError):
         raise
     except RecursionError as error:
@@ -78,6 +79,21 @@ def capture(
     keep_whole(root, module)
     module.training = model.training
     return module
+
+
+def _apart(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs, each a tensor of its own: of one that is given twice, or that is the model's, torch would make one
+    input, and read the other for it."""
+    seen = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+
+    def own(tensor: Tensor) -> Tensor:
+        found = tensor.detach().clone().requires_grad_(tensor.requires_grad) if id(tensor) in seen else tensor
+        seen.add(id(tensor))
+        return found
+
+    return pytree.tree_map_only(Tensor, own, (args, dict(kwargs)))  # type: ignore[no-any-return]
 
 
 def check_arguments(model: object, args: object, kwargs: object) -> None:

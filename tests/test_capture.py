@@ -1,4 +1,4 @@
-"""Capture leaves the model as it found it."""
+"""Capture leaves the model as it found it, and tells its inputs apart."""
 
 from __future__ import annotations
 
@@ -35,3 +35,25 @@ def test_what_forward_keeps_on_the_model_is_undone() -> None:
     assert model.seen is seen
     assert len(seen) == 1
     torch.testing.assert_close(captured(x), model(x))
+
+
+class Difference(nn.Module):
+    """Of two images; with a third in a buffer."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.register_buffer("mean", torch.rand(1, 3, 4, 4))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        difference: Tensor = self.conv(x) - 2 * self.conv(y) * self.mean.sum()
+        return difference
+
+
+def test_inputs_that_are_one_tensor_in_the_example_stay_two() -> None:
+    model, x, y = Difference().eval(), torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4)
+    torch.testing.assert_close(capture(model, (x, x))(x, y), model(x, y))
+    torch.testing.assert_close(capture(model, (x,), {"y": x})(x, y=y), model(x, y))
+    torch.testing.assert_close(capture(model, (x, model.mean))(x, y), model(x, y))

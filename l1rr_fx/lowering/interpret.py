@@ -175,8 +175,11 @@ class _Run:
         form = FORMS.get(target)
         if form is None:
             return self._decomposed(node, target, args, kwargs)
+        first, *rest = _bound(target, args, kwargs)
+        if isinstance(first, Tensor):  # what is computed comes second: forms ask the first for its shape
+            first = Symbol(self.writer.name_of(first), self.fakes.from_tensor(first.detach()))
         try:
-            written = form(self.writer, fake, *_bound(target, args, kwargs))
+            written = form(self.writer, fake, first, *rest)
         except LoweringError as error:
             raise LoweringError(f"{error}\n  {_where(node)}") from error
         if isinstance(fake, Tensor):

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from passes.errors import InputError
 
-NEWER: Mapping[str, int] = {"HardSwish": 14, "GridSample": 16, "LayerNormalization": 17, "Mish": 18}
+NEWER: Mapping[str, int] = {
+    "HardSwish": 14, "GridSample": 16, "LayerNormalization": 17, "Mish": 18,
+    "BitwiseAnd": 18, "BitwiseOr": 18, "BitwiseXor": 18,
+}  # fmt: skip
 """Operators that one node can say since an opset, and several nodes before."""
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from l1rr_fx.lowering.target import Target
+from passes.errors import LoweringError
 
 Number = int | float | bool
 SMALL = 4096
@@ -142,10 +143,14 @@ class Writer:
 
     def type_of(self, dtype: torch.dtype) -> str:
         """The ONNX type that stores a torch dtype. All floating-point types are one, small integers are INT32."""
+        if dtype.is_complex:
+            raise LoweringError("complex numbers have no form: write them as pairs of real ones")
         return self.float_type if dtype.is_floating_point else INTEGERS.get(dtype, "INT32")
 
     def cast(self, operand: Any, dtype: torch.dtype) -> Operand:
         """An operand (or a number) in another dtype: constants at once, values with a Cast if ONNX types differ."""
+        if isinstance(operand, Symbol) and operand.name in self.constants:
+            operand = self.constants[operand.name][0]
         if isinstance(operand, Symbol):
             kind = self.type_of(dtype)
             return operand if self.type_of(operand.like.dtype) == kind else self.op("Cast", operand, to=kind)
@@ -162,7 +167,9 @@ class Writer:
         return self.op(kind, x, axes=[int(a) for a in axes], keepdims=int(keepdims))
 
     def reshape(self, x: Operand, shape: Sequence[int]) -> Operand:
-        """The elements of `x`, in order, in another shape."""
+        """The elements of `x`, in order, in another shape: a constant at once."""
+        if isinstance(x, Tensor):
+            return x.reshape(tuple(shape))
         if isinstance(x, Symbol) and x.shape == tuple(shape):
             return x
         return self.op("Reshape", x, self.integers(shape))

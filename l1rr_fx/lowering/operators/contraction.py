@@ -48,9 +48,7 @@ def _convolution(
     before, after = _padding(padding, kernel, gaps)
     source, flat = images(w, x, len(kernel))
     if flat:
-        if not isinstance(weight, Tensor):
-            raise LoweringError("a convolution along one axis whose weight is computed has no form here")
-        weight, kernel = weight.unsqueeze(2), [1, *kernel]
+        weight, kernel = w.reshape(weight, (*weight.shape[:2], 1, *kernel)), [1, *kernel]
         strides, gaps, before, after = [1, *strides], [1, *gaps], [0, *before], [0, *after]
     found = w.op(
         "Conv", source, weight, bias_of(bias),
@@ -84,7 +82,7 @@ def _transposed(
     strides, pads, extra, gaps = (spread(v, len(kernel)) for v in (stride, padding, output_padding, dilation))
     source, flat = images(w, x, len(kernel))
     if flat:
-        weight, kernel, strides = weight.unsqueeze(2), [1, *kernel], [1, *strides]
+        weight, kernel, strides = w.reshape(weight, (*weight.shape[:2], 1, *kernel)), [1, *kernel], [1, *strides]
         pads, extra, gaps = [0, *pads], [0, *extra], [1, *gaps]
     found = w.op(
         "ConvTranspose", source, weight, bias_of(bias),

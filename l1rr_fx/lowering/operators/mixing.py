@@ -107,8 +107,7 @@ def _by_channel(w: Writer, value: Any, rank: int) -> Any:
     """A vector along axis 1 of a tensor of this rank."""
     if value is None:
         return None
-    shape = (*value.shape, *(1,) * (rank - 2))
-    return value.reshape(shape) if isinstance(value, Tensor) else w.reshape(value, shape)
+    return w.reshape(value, (*value.shape, *(1,) * (rank - 2)))
 
 
 # Reductions

@@ -39,10 +39,12 @@ def with_attributes(kind: str, *names: str) -> Form:
     return form
 
 
-def binary(kind: str) -> Form:
+def binary(kind: str, of_booleans: str = "") -> Form:
     """The form of a function of two tensors, or a tensor and a number, in the dtype of the result."""
 
     def form(w: Writer, out: Tensor, a: Any, b: Any, *_: Any) -> str:
+        if out.dtype == torch.bool:
+            return _truth(w, of_booleans, a, b)
         return w.op(kind, w.cast(a, out.dtype), w.cast(b, out.dtype))
 
     return form
@@ -63,6 +65,8 @@ def _scaled(kind: str) -> Form:
     """Addition and subtraction, whose second operand has a factor."""
 
     def form(w: Writer, out: Tensor, a: Any, b: Any, alpha: float = 1) -> str:
+        if out.dtype == torch.bool:  # torch subtracts no booleans
+            return _truth(w, "Or", a, b)
         left, right = w.cast(a, out.dtype), w.cast(b, out.dtype)
         if alpha != 1:
             right = w.op("Mul", right, w.number(alpha, out.dtype))
@@ -76,19 +80,29 @@ def _rsub(w: Writer, out: Tensor, a: Any, b: Any, alpha: float = 1) -> Any:
 
 
 def _div(w: Writer, out: Tensor, a: Any, b: Any, rounding_mode: str | None = None) -> str:
-    dtype = out.dtype if rounding_mode is None else torch.float32
-    found = w.op("Div", w.cast(a, dtype), w.cast(b, dtype))
-    if rounding_mode is None:
-        return found
-    if rounding_mode == "trunc":
-        found = _trunc(w, out, found)
-    else:
-        found = w.op("Floor", found)
-    return found if out.dtype.is_floating_point else w.op("Cast", found, to=w.type_of(out.dtype))
+    left, right = w.cast(a, out.dtype), w.cast(b, out.dtype)
+    if rounding_mode == "floor":
+        return _floor_divide(w, out, a, b)
+    found = w.op("Div", left, right)
+    return found if rounding_mode is None or not out.dtype.is_floating_point else _trunc(w, out, found)
 
 
 def _floor_divide(w: Writer, out: Tensor, a: Any, b: Any) -> str:
-    return _div(w, out, a, b, "floor")
+    left, right = w.cast(a, out.dtype), w.cast(b, out.dtype)
+    found = w.op("Div", left, right)
+    if out.dtype.is_floating_point:
+        return w.op("Floor", found)
+    rest = w.op(
+        "Sub", left, w.op("Mul", found, right)
+    )  # ONNX drops the fraction: up, if rest and divisor differ in sign
+    rounded_up = w.op("Less", w.op("Mul", w.op("Sign", rest), _sign(w, out, b)), w.number(0, out.dtype))
+    return w.op("Sub", found, w.op("Cast", rounded_up, to=w.type_of(out.dtype)))
+
+
+def _sign(w: Writer, out: Tensor, x: Any) -> Operand:
+    if isinstance(x, Symbol):
+        return w.op("Sign", w.cast(x, out.dtype))
+    return w.cast(torch.as_tensor(x).sign(), out.dtype)
 
 
 def _trunc(w: Writer, out: Tensor, x: Operand) -> str:
@@ -97,7 +111,7 @@ def _trunc(w: Writer, out: Tensor, x: Operand) -> str:
 
 def _remainder(w: Writer, out: Tensor, a: Any, b: Any) -> str:
     left, right = w.cast(a, out.dtype), w.cast(b, out.dtype)
-    return w.op("Sub", left, w.op("Mul", w.cast(_div(w, out, a, b, "floor"), out.dtype), right))
+    return w.op("Sub", left, w.op("Mul", _floor_divide(w, out, a, b), right))
 
 
 def _pow(w: Writer, out: Tensor, x: Any, exponent: Any) -> Any:
@@ -120,11 +134,14 @@ def _rsqrt(w: Writer, out: Tensor, x: Operand) -> str:
 
 
 def _expm1(w: Writer, out: Tensor, x: Operand) -> str:
-    return w.op("Sub", w.op("Exp", x), w.number(1.0))
+    halved = w.op("Tanh", w.op("Mul", x, w.number(0.5)))  # keeps the digits of small numbers, as torch does
+    return w.op("Mul", halved, w.op("Add", w.op("Exp", x), w.number(1.0)))
 
 
 def _log1p(w: Writer, out: Tensor, x: Operand) -> str:
-    return w.op("Log", w.op("Add", x, w.number(1.0)))
+    plain = w.op("Log", w.op("Add", x, w.number(1.0)))
+    small = w.op("Atanh", w.op("Div", x, w.op("Add", x, w.number(2.0))))  # keeps the digits of small numbers
+    return w.op("Where", w.op("Less", w.op("Abs", x), w.number(0.5)), w.op("Mul", small, w.number(2.0)), plain)
 
 
 def _log10(w: Writer, out: Tensor, x: Operand) -> str:
@@ -195,8 +212,7 @@ def _elu(w: Writer, out: Tensor, x: Operand, alpha: float = 1, scale: float = 1,
 
 def _prelu(w: Writer, out: Tensor, x: Symbol, slope: Any) -> str:
     if slope.shape and x.rank > 1:  # one slope a channel; channels are axis 1
-        shape = (*slope.shape, *(1,) * (x.rank - 2))
-        slope = slope.reshape(shape) if isinstance(slope, Tensor) else w.reshape(slope, shape)
+        slope = w.reshape(slope, (*slope.shape, *(1,) * (x.rank - 2)))
     return w.op("PRelu", x, slope)
 
 
@@ -243,11 +259,41 @@ def _masked_fill(w: Writer, out: Tensor, x: Any, mask: Any, value: Any) -> str:
     return _where(w, out, mask, value, x)
 
 
+def _truth(w: Writer, kind: str, a: Any, b: Any) -> str:
+    """And, Or or Xor of two values as booleans."""
+    left, right = w.cast(a, torch.bool), w.cast(b, torch.bool)
+    return w.op("Not", w.op("Equal", left, right)) if kind == "Xor" else w.op(kind, left, right)
+
+
 def _logical(kind: str) -> Form:
+    return lambda w, out, a, b: _truth(w, kind, a, b)
+
+
+def _bitwise(kind: str) -> Form:
+    """Of booleans what is logical; of integers by bits, which older readers cannot."""
+
     def form(w: Writer, out: Tensor, a: Any, b: Any) -> str:
-        return w.op(kind, w.cast(a, torch.bool), w.cast(b, torch.bool))
+        if out.dtype == torch.bool:
+            return _truth(w, kind, a, b)
+        if not w.target.has(f"Bitwise{kind}"):
+            raise LoweringError(f"integers bit by bit ({kind.lower()}) have no form on {w.target.name}")
+        return w.op(f"Bitwise{kind}", w.cast(a, out.dtype), w.cast(b, out.dtype))
 
     return form
+
+
+def _bitwise_not(w: Writer, out: Tensor, x: Any) -> str:
+    if out.dtype == torch.bool:
+        return _logical_not(w, out, x)
+    return w.op("Sub", w.number(-1, out.dtype), x)
+
+
+def _isinf(w: Writer, out: Tensor, x: Any) -> str:
+    return w.op("Equal", w.op("Abs", x), w.number(math.inf))
+
+
+def _isfinite(w: Writer, out: Tensor, x: Any) -> str:
+    return w.op("Less", w.op("Abs", x), w.number(math.inf))
 
 
 def _logical_not(w: Writer, out: Tensor, x: Any) -> str:
@@ -307,6 +353,8 @@ FORMS: Mapping[Any, Form] = {
     aten.log10.default: _log10,
     aten.erfc.default: _erfc,
     aten.isnan.default: lambda w, out, x: w.op("IsNaN", x),
+    aten.isinf.default: _isinf,
+    aten.isfinite.default: _isfinite,
     aten.trunc.default: _trunc,
     aten.add.Tensor: _scaled("Add"),
     aten.add.Scalar: _scaled("Add"),
@@ -314,8 +362,8 @@ FORMS: Mapping[Any, Form] = {
     aten.sub.Scalar: _scaled("Sub"),
     aten.rsub.Scalar: _rsub,
     aten.rsub.Tensor: _rsub,
-    aten.mul.Tensor: binary("Mul"),
-    aten.mul.Scalar: binary("Mul"),
+    aten.mul.Tensor: binary("Mul", "And"),
+    aten.mul.Scalar: binary("Mul", "And"),
     aten.div.Tensor: _div,
     aten.div.Scalar: _div,
     aten.div.Tensor_mode: _div,
@@ -326,10 +374,10 @@ FORMS: Mapping[Any, Form] = {
     aten.pow.Tensor_Scalar: _pow,
     aten.pow.Tensor_Tensor: _pow,
     aten.pow.Scalar: _pow,
-    aten.maximum.default: binary("Max"),
-    aten.max.other: binary("Max"),
-    aten.minimum.default: binary("Min"),
-    aten.min.other: binary("Min"),
+    aten.maximum.default: binary("Max", "Or"),
+    aten.max.other: binary("Max", "Or"),
+    aten.minimum.default: binary("Min", "And"),
+    aten.min.other: binary("Min", "And"),
     aten.addcmul.default: _addcmul,
     aten.lerp.Scalar: _lerp,
     aten.lerp.Tensor: _lerp,
@@ -341,12 +389,14 @@ FORMS: Mapping[Any, Form] = {
     aten.masked_fill.Tensor: _masked_fill,
     aten.logical_and.default: _logical("And"),
     aten.logical_or.default: _logical("Or"),
-    aten.bitwise_and.Tensor: _logical("And"),
-    aten.bitwise_or.Tensor: _logical("Or"),
-    aten.__and__.Tensor: _logical("And"),
-    aten.__or__.Tensor: _logical("Or"),
+    aten.logical_xor.default: _logical("Xor"),
     aten.logical_not.default: _logical_not,
-    aten.bitwise_not.default: _logical_not,
+    **{
+        getattr(getattr(aten, name), overload): _bitwise(name.strip("_").removeprefix("bitwise_").capitalize())
+        for name in ("bitwise_and", "bitwise_or", "bitwise_xor", "__and__", "__or__", "__xor__")
+        for overload in ("Tensor", "Scalar")
+    },
+    aten.bitwise_not.default: _bitwise_not,
     **{
         getattr(getattr(aten, name), overload): comparison(kind, negated=name == "ne")
         for name, kind in {

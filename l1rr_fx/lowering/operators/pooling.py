@@ -152,10 +152,10 @@ def _resize(mode: str, axes: int, **attributes: str) -> Form:
         stated = rest[-1] if rest and isinstance(rest[-1], (list, tuple)) else None
         if stated:
             scales = [float(s) for s in stated]
-        kept = [1.0] * (x.rank - axes) + scales
-        if all(math.floor(n * s) == m for n, s, m in zip(given, scales, wanted, strict=True)):
-            exact = w.constant(torch.tensor(kept, dtype=torch.float32), "FLOAT")
-            return w.op("Resize", x, "", exact, mode=mode, **flags)
+        stored = torch.tensor([1.0] * (x.rank - axes) + scales, dtype=torch.float32)
+        products = [stored.to(dtype) * torch.tensor(x.shape) for dtype in (torch.float32, torch.float64)]
+        if all(each.floor().tolist()[-axes:] == wanted for each in products):  # readers multiply in either
+            return w.op("Resize", x, "", w.constant(stored, "FLOAT"), mode=mode, **flags)
         return w.op("Resize", x, "", "", w.integers(x.shape[: x.rank - axes] + tuple(wanted)), mode=mode, **flags)
 
     return form
