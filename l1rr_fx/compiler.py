@@ -20,7 +20,7 @@ from l1rr_fx.report import Report
 from l1rr_fx.sizes import check_sizes
 from passes.aside import collection_paused, copied, run_aside, run_watched
 from passes.bill import bill
-from passes.capture import capture
+from passes.capture import capture, check_arguments
 from passes.compile import Removed, remove_zero_channels
 from passes.errors import CaptureError, VerifyError
 from passes.options import Options
@@ -52,6 +52,7 @@ def prune(
 
     Raises InputError, CaptureError, VanishedError or VerifyError, each of them an L1RRError.
     """
+    check_arguments(model, args, kwargs)
     options = Options(mode, channel_multiple, machine(target))
     clock = Clock()
     try:

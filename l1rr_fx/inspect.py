@@ -20,7 +20,7 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from passes.capture import capture
+from passes.capture import capture, check_arguments
 from passes.facts import channel_facts
 from passes.groups import channel_groups, is_meeting
 from passes.normalise import normalise_graph
@@ -124,6 +124,7 @@ def inspect(
     Listed is every convolution and linear layer with a weight of its own. Raises InputError and CaptureError as `prune`
     does.
     """
+    check_arguments(model, args, kwargs)
     captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
     normalise_graph(captured.graph)
     program = Program(captured, rule_for)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from passes.capture import capture
+from passes.capture import capture, check_arguments
 from passes.normalise import normalise
 from passes.program import Program
 from passes.reading import attribute
@@ -97,6 +97,7 @@ def evaluation_graph(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
     """The model's normalised graph in evaluation mode; it shares its parameters with the model."""
     model = unwrapped(model)
     with evaluation_mode(model):
+        check_arguments(model, args, kwargs)
         return normalise(capture(model, args, kwargs))
 
 

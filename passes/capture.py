@@ -54,7 +54,7 @@ def capture(
     `args` and `kwargs` are one example input. Raises InputError where they are not what the model takes, and
     CaptureError where the model's own code cannot be followed; both name the line of the model at fault.
     """
-    check_arguments(model, args, kwargs)
+    _check_call(model, args, kwargs)
     args, kwargs = _apart(model, args, kwargs or {})
     try:
         # torch prints the half-made graph of a failed attempt to stderr, thousands of lines
@@ -98,16 +98,21 @@ def _apart(
 
 def check_arguments(model: object, args: object, kwargs: object) -> None:
     """Raise InputError unless `model` is a module with parameters that are numbers, and `args` a tuple."""
+    _check_call(model, args, kwargs)
+    assert isinstance(model, nn.Module)
+    if not any(True for _ in model.parameters()):
+        if any(".quantized" in type(module).__module__ for module in model.modules()):
+            raise InputError(f"{type(model).__name__} is quantized: prune the model first, and quantize what is left")
+        raise InputError(f"{type(model).__name__} has no parameters: there is nothing to prune")
+
+
+def _check_call(model: object, args: object, kwargs: object) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; a torch.nn.Module is wanted")
     if not isinstance(args, tuple):
         raise InputError(f"args is a {type(args).__name__}; a tuple of example inputs is wanted, such as (image,)")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise InputError(f"kwargs is a {type(kwargs).__name__}; a mapping or None is wanted")
-    if not any(True for _ in model.parameters()):
-        if any(".quantized" in type(module).__module__ for module in model.modules()):
-            raise InputError(f"{type(model).__name__} is quantized: prune the model first, and quantize what is left")
-        raise InputError(f"{type(model).__name__} has no parameters: there is nothing to prune")
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError(f"model is a ScriptModule ({type(model).__name__}); the model that it was made from is wanted")
     for name, parameter in model.named_parameters():

@@ -53,7 +53,8 @@ def viewed(node: Node) -> Node | None:
     if node.op != "call_function":
         return None
     if not isinstance(node.target, OpOverload):
-        return node.args[0] if _name(node) == "getitem" and isinstance(node.args[0], Node) else None
+        several = node.args[0] if _name(node) == "getitem" else None  # of `chunk` views, of `topk` not
+        return several if isinstance(several, Node) and viewed(several) is not None else None
     if node.target is aten.dropout.default and node.args[2] is False:
         return node.all_input_nodes[0]
     returns = node.target._schema.returns
@@ -91,6 +92,7 @@ class _Memory:
         self.parent: dict[Node, Node] = {}  # view -> what it looks at
         self.clock: dict[Node, int] = {}  # tensor -> when its content was last brought up to date
         self.written: dict[Node, int] = {}  # owner of memory -> when it was last written
+        self.turned: dict[Node, Node] = {}  # owner of memory -> what changed the shape of a tensor in place
         self.done: list[Node] = []  # the in-place calls, replaced
         self.tick = 0
 
@@ -135,16 +137,32 @@ class _Memory:
         if owner.op == "get_attr":
             self._drop_counter(node, owner)
             return
+        if owner in self.turned:
+            raise CaptureError(
+                f"forward writes in place ({node.format_node()}) after {self.turned[owner].format_node()} changed the "
+                "shape in place. Use the operator without the underscore there."
+            )
         self._refresh_arguments(node)
         value = self._functional(node)
         value.meta = dict(node.meta)
-        self.tick += 1
-        self._store(target, value)
-        self.written[owner] = self.tick
+        if torch.Tag.inplace_view in node.target.tags:  # type: ignore[union-attr]  # no memory is written
+            if any(self._owner(view) is owner and not writes(view) for view in self.parent):
+                self.turned[owner] = node
+            self._hold(target, value)
+        else:
+            self.tick += 1
+            self._store(target, value)
+            self.written[owner] = self.tick
         self.parent[node] = target  # the operator returns the tensor that it wrote
         self.now[node] = value
         self.clock[node] = self.tick
         self.done.append(node)
+
+    def _hold(self, tensor: Node, value: Node) -> None:
+        """Let `tensor`, and what it is another name of, stand for `value`."""
+        self.now[tensor] = value
+        if writes(tensor):
+            self._hold(self.parent[tensor], value)
 
     def _drop_counter(self, node: Node, owner: Node) -> None:
         """Batch norm's own count of batches: its module counts again when it trains."""
@@ -160,15 +178,17 @@ class _Memory:
         """The call that computes what the in-place operator would have written."""
         assert isinstance(node.target, OpOverload)
         target, rest = node.args[0], node.args[1:]
-        name, overload = node.target._schema.name.split("::")[1], node.target._overloadname
+        name = node.target._schema.name.split("::")[1]
         if name == "copy_":
             return self._copied(target, rest[0])
         if name == "zero_":
             return self.graph.call_function(aten.zeros_like.default, (target,))
         packet = getattr(aten, name.removesuffix("_"), None)
-        if packet is None or overload not in packet.overloads():
+        forms = [] if packet is None else [getattr(packet, overload) for overload in packet.overloads()]
+        form = next((each for each in forms if _arguments(each) == _arguments(node.target)), None)
+        if form is None:
             raise CaptureError(f"no functional form is known for {node.target} ({node.format_node()})")
-        return self.graph.call_function(getattr(packet, overload), node.args, dict(node.kwargs))
+        return self.graph.call_function(form, node.args, dict(node.kwargs))
 
     def _copied(self, target: Any, source: Any) -> Node:
         value = source
@@ -195,6 +215,11 @@ class _Memory:
         whole = value if undo is None else undo(self.graph, self._current(base), value, tensor)
         whole.meta.setdefault("val", base.meta["val"])
         self._store(base, whole)
+
+
+def _arguments(operator: OpOverload) -> list[tuple[str, str]]:
+    """The names and types of what an operator takes."""
+    return [(argument.name, str(argument.real_type)) for argument in operator._schema.arguments]
 
 
 Undo = Callable[[Any, Node, Node, Node], Node]

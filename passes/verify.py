@@ -68,7 +68,7 @@ def _deviation(a: Tensor, b: Tensor) -> float:
     if a.numel() == 0:
         return 0.0
     x, y = a.detach().double(), b.detach().double()
-    if not torch.equal(x.isnan(), y.isnan()) or not torch.equal(x.isinf(), y.isinf()):
+    if any(not torch.equal(kind(x), kind(y)) for kind in (torch.isnan, torch.isposinf, torch.isneginf)):
         return float("inf")
     finite = x.isfinite()
     if not bool(finite.any()):

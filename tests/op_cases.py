@@ -827,8 +827,26 @@ def _inplace_buffer(m: Any, x: Tensor) -> Tensor:
     return out
 
 
+def _inplace_shape(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y.transpose_(2, 3)
+    y.relu_()  # no other tensor looks at y
+    z = y[0]
+    z.unsqueeze_(0)  # y keeps its shape
+    return y + z
+
+
+def _inplace_result(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    largest, _ = y.max(1, keepdim=True)  # no view of y
+    largest.pow_(2)
+    return y + largest
+
+
 # fmt: off
 INPLACE = (
+    Case("inplace_shape", "inplace", lambda: between(_inplace_shape, a=cba(8, 8)), ("transpose_", "unsqueeze_")),
+    Case("inplace_result", "inplace", lambda: between(_inplace_result, a=cba(8, 8)), ("max", "pow_")),
     Case("inplace_augmented", "inplace", lambda: between(_plus_equals, a=cba(8, 8), b=cba(8, 8)), ("add_", "mul_")),
     Case("inplace_slice_add", "inplace", lambda: between(_inplace_slice, a=cba(8, 8)), ("add_", "slice")),
     Case("inplace_slice_assign", "inplace", lambda: between(_inplace_assign, a=cba(8, 8)), ("copy_", "slice")),

@@ -97,7 +97,7 @@ def move_to(work: Path, target: Path) -> None:
             target.rename(old)
             try:
                 work.rename(target)
-            except OSError:
+            except BaseException:  # Ctrl-C too
                 old.rename(target)
                 raise
     _sync(target.parent)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from l1rr_fx.cli.app import app, reporting
-from l1rr_fx.cli.subject import network_subject
+from l1rr_fx.cli.subject import in_eval_mode, network_subject
 
 
 class TargetName(str, Enum):
@@ -47,7 +47,7 @@ def onnx_command(
     with reporting("writing"):
         subject = network_subject(network, shape or [])
         emitted = to_onnx(
-            subject.model.eval(),
+            in_eval_mode(subject.model),
             subject.args,
             output,
             kwargs=subject.kwargs,

@@ -54,6 +54,13 @@ def _exported(path: Path) -> Subject:
     return Subject(program.module(check_guards=False), tuple(args), dict(kwargs))
 
 
+def in_eval_mode(model: nn.Module) -> nn.Module:
+    """The model, switched to eval mode; that of a .pt2 file is in the mode that it was exported in."""
+    from l1rr_fx.lowering.emission import has_modes
+
+    return model.eval() if has_modes(model) else model
+
+
 def _made(spec: str) -> Subject:
     """The model that `package.module:function` returns, looked up in the working directory first."""
     made = called(spec, "MODEL", wanted="a .pt2 file or package.module:function")

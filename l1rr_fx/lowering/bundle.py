@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from l1rr_fx.archive.files import move_to, new_directory_beside, settle, size_and_hash
-from l1rr_fx.lowering.emission import TOLERANCE, Emitted, to_onnx
+from l1rr_fx.lowering.emission import TOLERANCE, Emitted, check_module, in_order, to_onnx
 from l1rr_fx.lowering.instructions import commands, readme
 from l1rr_fx.lowering.kernels import Kernel, kernels
 from l1rr_fx.lowering.latency import DEVICES, Latency, Prediction
@@ -95,6 +96,8 @@ def lower(
         check_nms_target(target)
     check_folder(folder, overwrite=overwrite)
     module = pruned.module if isinstance(pruned, Pruned) else pruned
+    check_module(module, args)
+    kwargs = in_order(module, kwargs)
     work_list = kernels(capture(module, args, kwargs))
     predictions = _predictions(target, work_list)
     emit = partial(to_onnx, module, args, kwargs=kwargs, metadata=metadata)
@@ -188,8 +191,11 @@ def _write_tensors(
     numpy = required("numpy", extra="onnx")
     inputs = _named(graph.input, (args, dict(kwargs)))
     expected = _named(graph.output, run_aside(module, args, kwargs))
-    numpy.savez(work / "inputs.npz", **inputs)
-    numpy.savez(work / "expected.npz", **expected)
+    for name, arrays in (("inputs.npz", inputs), ("expected.npz", expected)):
+        with zipfile.ZipFile(work / name, "w") as file:  # numpy.savez takes no array that is called "file"
+            for key, array in arrays.items():
+                with file.open(zipfile.ZipInfo(f"{key}.npy"), "w") as entry:
+                    numpy.lib.format.write_array(entry, array, allow_pickle=False)
     return expected
 
 

@@ -23,6 +23,7 @@ aten = torch.ops.aten
 ALONG = {
     aten.topk.default: 2,
     aten.sort.default: 1,
+    aten.sort.stable: 2,
     aten.max.dim: 1,
     aten.min.dim: 1,
     aten.argmax.default: 1,

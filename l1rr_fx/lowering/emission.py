@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
+from torch.fx.graph import _PyTreeCodeGen
 
 from l1rr_fx.lowering.choices import deviation_given_choices
 from l1rr_fx.lowering.interpret import Lowered, lower_graph
@@ -102,11 +103,14 @@ def to_onnx(
     """
     aim, kind = target_named(target), _float_type(precision)
     path = check_file(path, overwrite=overwrite)
-    _check_module(module, args)
+    check_module(module, args)
+    if not isinstance(metadata, Mapping | None):
+        raise InputError(f"metadata is a {type(metadata).__name__}; a mapping or None is wanted")
+    kwargs = in_order(module, kwargs)
     if nms is not None:
         check_nms_target(target)
     seconds: dict[str, float] = {}
-    trial = Trial(args, kwargs or {}, outputs)
+    trial = Trial(args, kwargs, outputs)
     with _timed(seconds, "capture"):
         graph = module if is_aten_graph(module) else capture(module, args, kwargs)
         assert isinstance(graph, GraphModule)
@@ -144,15 +148,35 @@ def is_aten_graph(module: nn.Module) -> bool:
     return any(isinstance(node.target, OpOverload) for node in module.graph.nodes)
 
 
-def _check_module(module: object, args: object) -> None:
+def in_order(module: nn.Module, kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Keyword arguments in the order in which a graph has its inputs; as they are for other modules."""
+    if not isinstance(kwargs, Mapping | None):
+        raise InputError(f"kwargs is a {type(kwargs).__name__}; a mapping or None is wanted")
+    given = dict(kwargs or {})
+    codegen = module.graph._codegen if isinstance(module, GraphModule) else None
+    if not isinstance(codegen, _PyTreeCodeGen):
+        return given
+    names = codegen.pytree_info.in_spec.child(1).context
+    if set(names) != set(given):
+        raise InputError(f"the network takes the keyword arguments {list(names)}; {list(given)} are given")
+    return {name: given[name] for name in names}
+
+
+def check_module(module: object, args: object) -> None:
+    """Raise InputError unless this is a module in eval mode (exported programs have no modes), with a tuple of args."""
     if not isinstance(module, nn.Module):
         raise InputError(
             f"module is a {type(module).__name__}; a torch.nn.Module is wanted (a Pruned has one: .module)"
         )
     if not isinstance(args, tuple):
         raise InputError(f"args is a {type(args).__name__}; a tuple of example inputs is wanted, such as (image,)")
-    if module.training:
+    if module.training and has_modes(module):
         raise InputError("the module is in training mode, in which networks compute something else: call .eval() first")
+
+
+def has_modes(module: nn.Module) -> bool:
+    """Whether `.eval()` changes what a module computes: that of an exported program refuses the call."""
+    return "eval" not in vars(module)
 
 
 def _float_type(precision: str) -> str:
@@ -196,8 +220,17 @@ def _judged(
     found = outputs_in_runtime(_bytes(model), trial)
     if found is None:
         return None
-    deviation = relative_deviation(trial.chosen(run_aside(module, trial.args, trial.kwargs)), found)
-    return deviation if deviation <= allowed else _explained(deviation, allowed, model, lowered, graph, trial)
+    wanted = trial.chosen(run_aside(module, trial.args, trial.kwargs))
+    deviation = relative_deviation(wanted, found)
+    if deviation <= allowed:
+        return deviation
+    captured = relative_deviation(wanted, trial.chosen(run_graph(graph, trial.args, trial.kwargs)))
+    if captured > allowed:
+        raise VerifyError(
+            f"the graph that was captured deviates by {captured:.3g} from the module (allowed: {allowed:.0e}): its "
+            "forward does something else while it is exported, or each time. Nothing was written"
+        )
+    return _explained(deviation, allowed, model, lowered, graph, trial)
 
 
 def _explained(

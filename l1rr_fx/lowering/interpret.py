@@ -7,7 +7,7 @@ done when this is over.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,10 +30,11 @@ from torch.utils import _pytree as pytree
 from l1rr_fx.lowering.geometry import owner
 from l1rr_fx.lowering.operators import FORMS
 from l1rr_fx.lowering.writer import Call, Symbol, Writer
-from passes.errors import InputError, LoweringError
+from passes.errors import CaptureError, InputError, LoweringError
+from passes.functional import functionalise
 from passes.modes import SLOTS, BatchNormCall
 from passes.reading import attribute
-from passes.verify import source_line
+from passes.verify import DROPOUTS, source_line
 
 aten = torch.ops.aten
 
@@ -109,6 +110,11 @@ class _Run:
                     self.values[node] = self._value(node)
         return self._finished(_chosen(pytree.tree_leaves(results), outputs), output_names)
 
+    def _unused(self, name: str) -> str:
+        while self.writer.is_taken(name):
+            name += "_"
+        return name
+
     def _input(self, node: Node, leaf: Tensor, names: list[str] | None) -> Symbol:
         wanted = names.pop(0) if names else str(node.target)
         symbol = Symbol(self.writer.free(wanted), self.fakes.from_tensor(leaf.detach()))
@@ -164,6 +170,8 @@ class _Run:
         return self._call(node, aten.batch_norm.default, (x, *tensors, tensors[2] is None, 0.0, eps, False), {})
 
     def _call(self, node: Node, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if _is_random(target, args, kwargs):
+            raise LoweringError(f"{target} draws random numbers, which a file cannot\n  {_where(node)}")
         if not _symbols((args, kwargs)) or target is operator.getitem:
             with _shapes_blamed(node):
                 return target(*args, **kwargs)  # a number, a constant, one of several results, or a check of sizes
@@ -189,23 +197,19 @@ class _Run:
     def _decomposed(self, node: Node, target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """An operator without a form, as torch writes it with others."""
         leaves, structure = pytree.tree_flatten((args, dict(kwargs)))
-        symbols = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Symbol)]
+        tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, (Symbol, Tensor))]
 
         def call(*given: Tensor) -> Any:
             filled = list(leaves)
-            for i, tensor in zip(symbols, given, strict=True):
+            for i, tensor in zip(tensors, given, strict=True):
                 filled[i] = tensor
             inner_args, inner_kwargs = pytree.tree_unflatten(filled, structure)
             return target(*inner_args, **inner_kwargs)
 
-        table: Any = core_aten_decompositions()
-        with self.fakes:
-            traced = make_fx(call, decomposition_table=table)(*(leaves[i].like for i in symbols))
+        traced = self._traced(node, target, call, [_like(leaves[i]) for i in tensors])
         values: dict[Node, Any] = {}
-        given = iter(leaves[i] for i in symbols)
+        given = iter(leaves[i] for i in tensors)
         for inner in traced.graph.nodes:
-            if inner.target is target:
-                raise LoweringError(_formless(node, target, self.writer))
             if inner.op == "placeholder":
                 values[inner] = next(given)
             elif inner.op == "get_attr":
@@ -216,6 +220,19 @@ class _Run:
                     return inner_args[0]
                 values[inner] = self._call(node, inner.target, inner_args, inner_kwargs)
         raise AssertionError("a traced graph has an output")
+
+    def _traced(self, node: Node, target: OpOverload, call: Callable[..., Any], given: Sequence[Tensor]) -> GraphModule:
+        """A call as the operators that it is made of, or if it is made of none, as those that torch writes for it."""
+        tables: tuple[Any, ...] = ({}, core_aten_decompositions())
+        for table in tables:
+            with self.fakes, torch.backends.mkldnn.flags(enabled=False):  # whose recurrent layers are one operator
+                traced = make_fx(call, decomposition_table=table)(*given)
+            if all(inner.target is not target for inner in traced.graph.nodes):
+                try:
+                    return functionalise(traced)
+                except CaptureError as error:
+                    raise LoweringError(_formless(node, target, self.writer)) from error
+        raise LoweringError(_formless(node, target, self.writer))
 
     def _wrapped(self, node: Node, written: Any, like: Tensor) -> Any:
         if written is None:
@@ -230,7 +247,9 @@ class _Run:
 
     def _finished(self, results: Sequence[Any], output_names: Sequence[str] | None) -> Lowered:
         """Name the outputs, and leave out what none of them reads."""
-        names = _names(output_names, len(results), "output_names") or [f"output{i}" for i in range(len(results))]
+        names = _names(output_names, len(results), "output_names") or [
+            self._unused(f"output{i}") for i in range(len(results))
+        ]
         self.writer.origin, self.writer.hint = None, ""
         own = {call_output for call in self.writer.calls for call_output in call.outputs}
         renamed: dict[str, str] = {}
@@ -258,6 +277,8 @@ def _chosen(results: Sequence[Any], wanted: Sequence[int] | None) -> list[Any]:
         if not found:
             raise InputError("the network gives no tensor")
         return found
+    if not isinstance(wanted, Sequence) or not all(type(i) is int for i in wanted):
+        raise InputError(f"outputs is {wanted!r}; a sequence of numbers is wanted, such as (0,)")
     if not wanted or any(not 0 <= i < len(results) for i in wanted):
         raise InputError(f"outputs is {list(wanted)}; numbers from 0 to {len(results) - 1} are wanted")
     for i in wanted:
@@ -269,6 +290,8 @@ def _chosen(results: Sequence[Any], wanted: Sequence[int] | None) -> list[Any]:
 def _names(given: Sequence[str] | None, count: int, argument: str) -> list[str] | None:
     if given is None:
         return None
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
+        raise InputError(f"{argument} is {given!r}; a sequence of names is wanted")
     if len(given) != count or len(set(given)) != count:
         raise InputError(f"{argument} is {list(given)}; {count} different names are wanted")
     return list(given)
@@ -300,6 +323,15 @@ def _bound(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         else:
             bound.append(kwargs.get(argument.name, argument.default_value if argument.has_default_value() else None))
     return bound
+
+
+def _is_random(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operator draws numbers in this call; dropout is none here, as there is none in eval mode."""
+    if not isinstance(target, OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    names = [argument.name for argument in target._schema.arguments]
+    given = dict(zip(names, _bound(target, args, kwargs), strict=True))
+    return target not in DROPOUTS and all(given[name] for name in ("train", "training", "dropout_p") if name in given)
 
 
 def _symbols(values: Any) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l1rr_fx.archive.files import new_directory_beside, settle
 from l1rr_fx.lowering.interpret import Lowered, Port
 from l1rr_fx.lowering.writer import Call, Writer
 from l1rr_fx.packages import required
@@ -88,11 +87,15 @@ def _port(onnx: Any, port: Port, writer: Writer) -> Any:
 
 def check_file(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     """The path, if a file may be written there. Raises InputError."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"path is a {type(path).__name__}; the name of a file is wanted")
     target = Path(path)
     if target.is_dir():
         raise InputError(f"{target}: is a directory; the name of a file is wanted")
     if not target.parent.is_dir():
         raise InputError(f"{target}: there is no directory {target.parent}")
+    if target.exists() and not target.is_file():
+        raise InputError(f"{target}: is no plain file, and is not replaced")
     if target.exists() and not overwrite:
         raise InputError(f"{target}: exists already; overwrite=True replaces it")
     return target
@@ -101,16 +104,9 @@ def check_file(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
 def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises InputError where the disk does not take it."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            work = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(work, 0o666 & ~umask)
-        os.replace(work, path)
+        with new_directory_beside(path) as work:
+            (work / path.name).write_bytes(content)
+            settle(work)
+            os.replace(work / path.name, path)
     except OSError as error:
-        with contextlib.suppress(OSError, UnboundLocalError):
-            work.unlink()
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,9 @@ from passes.errors import LoweringError
 Number = int | float | bool
 SMALL = 4096
 """Constants of at most this many elements are compared by value, so that equal ones are stored once."""
+
+TINIEST = 2.0**-24
+"""The smallest positive number of FP16."""
 
 INTEGERS = {torch.int64: "INT64", torch.int32: "INT32", torch.bool: "BOOL"}
 
@@ -121,8 +125,8 @@ class Writer:
             return self._known[key]
         self._alive.append(tensor)
         if tensor.numel() <= SMALL:
-            value = tensor.detach().cpu()
-            same = ("value", kind, tuple(value.shape), value.double().contiguous().numpy().tobytes())
+            value = tensor.detach().cpu().to(torch.float64 if tensor.dtype.is_floating_point else torch.int64)
+            same = ("value", kind, tuple(value.shape), value.contiguous().numpy().tobytes())
             if same in self._known:
                 return self._known[same]
             key = same
@@ -136,7 +140,9 @@ class Writer:
         return self.constant(torch.tensor([int(v) for v in values], dtype=torch.int64))
 
     def number(self, value: Number, dtype: torch.dtype = torch.float32) -> str:
-        """A constant without axes."""
+        """A constant without axes; in FP16 what would round to zero or infinity is the smallest or largest number."""
+        if self.float_type == "FLOAT16" and dtype.is_floating_point and math.isfinite(value) and value:
+            value = math.copysign(min(max(abs(value), TINIEST), torch.finfo(torch.float16).max), value)
         return self.constant(torch.tensor(value, dtype=dtype))
 
     # Types

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,12 @@ from torch import Tensor
 
 from l1rr_fx.lowering.operators.pointwise import Form, dtype_of
 from l1rr_fx.lowering.writer import Operand, Symbol, Writer
-from passes.errors import LoweringError
 
 aten = torch.ops.aten
+
+
+LOWEST = -1e30
+"""Where a score is masked; FP16 has its own lowest number."""
 
 
 def spread(value: Any, axes: int) -> list[int]:
@@ -138,15 +142,32 @@ def _addmm(w: Writer, out: Tensor, x: Any, a: Any, b: Any, beta: float = 1, alph
     product = w.op("MatMul", a, b)
     if alpha != 1:
         product = w.op("Mul", product, w.number(alpha, out.dtype))
+    if beta == 0:  # then torch does not read x, not even NaN
+        return product
     if beta != 1:
         x = w.op("Mul", x, w.number(beta, out.dtype))
     return w.op("Add", product, x)
 
 
 def _einsum(w: Writer, out: Tensor, equation: str, operands: Sequence[Any], path: Any = None) -> str:
-    if "." in equation:
-        raise LoweringError(f"einsum {equation!r} has an ellipsis, which ONNX readers differ on: write its letters")
-    return w.op("Einsum", *operands, equation=equation.replace(" ", ""))
+    return w.op("Einsum", *operands, equation=_lettered(equation.replace(" ", ""), operands))
+
+
+def _lettered(equation: str, operands: Sequence[Any]) -> str:
+    """An equation of einsum without an ellipsis, on which ONNX readers differ."""
+    if "..." not in equation:
+        return equation
+    terms = equation.partition("->")[0].split(",")
+    hidden = [len(x.shape) - len(term.replace("...", "")) for term, x in zip(terms, operands, strict=True)]
+    unused = "".join(letter for letter in string.ascii_letters if letter not in equation)
+    names = [unused[max(hidden) - n : max(hidden)] if "..." in term else "" for term, n in zip(terms, hidden)]
+    left = ",".join(term.replace("...", name) for term, name in zip(terms, names))
+    if "->" in equation:
+        right = equation.partition("->")[2].replace("...", unused[: max(hidden)])
+    else:  # then torch sorts the letters that occur once, after what the dots stand for
+        once = sorted(letter for letter in set("".join(terms)) - {"."} if "".join(terms).count(letter) == 1)
+        right = unused[: max(hidden)] + "".join(once)
+    return f"{left}->{right}"
 
 
 def _attention(
@@ -162,22 +183,44 @@ def _attention(
     enable_gqa: bool = False,
 ) -> str:
     if enable_gqa:
-        raise LoweringError("attention whose heads share keys (enable_gqa) has no form here: repeat the keys")
+        key, value = (_for_all_heads(w, each, int(query.shape[-3])) for each in (key, value))
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     scores = w.op("MatMul", w.op("Mul", query, w.number(scale, out.dtype)), transposed(w, key))
     if is_causal:
         mask = torch.ones(int(query.shape[-2]), int(key.shape[-2]), dtype=torch.bool).tril()
-    if mask is not None:
-        scores = _masked(w, out, scores, mask)
-    return w.op("MatMul", w.op("Softmax", scores, axis=-1), value)
+    if mask is None:
+        return w.op("MatMul", w.op("Softmax", scores, axis=-1), value)
+    added, seen = _mask(w, out, mask)
+    weights = w.op("Softmax", w.op("Add", scores, added), axis=-1)
+    return w.op("MatMul", weights if seen is None else w.op("Mul", weights, seen), value)
 
 
-def _masked(w: Writer, out: Tensor, scores: str, mask: Any) -> str:
-    if dtype_of(mask) != torch.bool:
-        return w.op("Add", scores, mask)
+def _mask(w: Writer, out: Tensor, mask: Any) -> tuple[Operand, Operand | None]:
+    """What is added to the scores, and the factors (0, 1) of their softmax where a query may see no key at all.
+
+    torch gives such a query zeros; the softmax of nothing but -inf is NaN.
+    """
+    infinite = w.number(-math.inf, out.dtype)
     if isinstance(mask, Tensor):
-        return w.op("Add", scores, torch.zeros(mask.shape, dtype=out.dtype).masked_fill(~mask, float("-inf")))
-    return w.op("Where", mask, scores, w.number(float("-inf"), out.dtype))
+        added = torch.zeros(mask.shape).masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else mask
+        if not bool((added == -math.inf).all(-1).any()):
+            return added.to(out.dtype), None
+        return added.clamp(min=LOWEST).to(out.dtype), (added != -math.inf).to(out.dtype)
+    if dtype_of(mask) == torch.bool:
+        seen = w.cast(mask, out.dtype)
+        unseen = w.op("Sub", seen, w.number(1.0, out.dtype))
+        return w.op("Mul", unseen, w.number(-LOWEST, out.dtype)), seen
+    seen = w.op("Cast", w.op("Greater", mask, infinite), to=w.type_of(out.dtype))
+    return w.op("Max", mask, w.number(LOWEST, out.dtype)), seen
+
+
+def _for_all_heads(w: Writer, x: Any, heads: int) -> Symbol:
+    """Keys or values that heads share, once for each of them."""
+    *batch, shared, length, width = (int(n) for n in x.shape)
+    thick = w.reshape(x, (*batch, shared, 1, length, width))
+    wide = w.op("Expand", thick, w.integers((*batch, shared, heads // shared, length, width)))
+    shape = (*batch, heads, length, width)
+    return Symbol(w.name_of(w.reshape(wide, shape)), torch.empty(shape, dtype=dtype_of(x), device="meta"))
 
 
 FORMS: Mapping[Any, Form] = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from l1rr_fx.lowering.operators.parts import sliced
-from l1rr_fx.lowering.operators.pointwise import Form, dtype_of
+from l1rr_fx.lowering.operators.pointwise import Form, dtype_of, where
 from l1rr_fx.lowering.writer import Operand, Symbol, Writer
 from passes.errors import LoweringError
 
@@ -94,7 +94,7 @@ def _triangle(*, lower: bool) -> Form:
     def form(w: Writer, out: Tensor, x: Symbol, diagonal: int = 0) -> str:
         ones = torch.ones(x.shape[-2:], dtype=torch.bool)
         mask = ones.tril(diagonal) if lower else ones.triu(diagonal)
-        return w.op("Where", mask, x, w.number(0, out.dtype))
+        return where(w, out, mask, x, False if out.dtype == torch.bool else 0)
 
     return form
 

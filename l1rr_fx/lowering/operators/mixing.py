@@ -121,6 +121,8 @@ def _reduction(kind: str) -> Form:
 
 
 def _reduced(w: Writer, out: Tensor, kind: str, x: Symbol, axes: Sequence[int], keepdim: bool) -> Operand:
+    if out.dtype == torch.bool:
+        return _of_booleans(w, kind, x, axes, keepdim)
     source = w.cast(x, out.dtype)
     whole_image = x.rank >= 4 and list(axes) == list(range(2, x.rank))
     if kind == "ReduceMean" and whole_image:  # what pooling is called everywhere
@@ -138,16 +140,18 @@ def _all(kind: str) -> Form:
     return form
 
 
-def _norm_kind(order: Any) -> str:
-    if order in (1, 2):
-        return f"ReduceL{int(order)}"
-    raise LoweringError(f"a norm of order {order} has no form here (1 and 2 have)")
+NORMS = {1: "ReduceL1", 2: "ReduceL2", math.inf: "ReduceMax", -math.inf: "ReduceMin"}
 
 
 def _vector_norm(
     w: Writer, out: Tensor, x: Symbol, order: Any = 2, dims: Any = None, keepdim: bool = False, *_: Any
 ) -> Operand:
-    return _reduced(w, out, _norm_kind(2 if order is None else order), x, axes_of(dims, x.rank), keepdim)
+    kind = NORMS.get(2 if order is None else order)
+    if kind is None:
+        raise LoweringError(f"a norm of order {order} has no form here; {', '.join(map(str, NORMS))} have")
+    if math.isinf(order or 2):
+        x = Symbol(w.op("Abs", x), x.like)
+    return _reduced(w, out, kind, x, axes_of(dims, x.rank), keepdim)
 
 
 def _variance(
@@ -157,7 +161,19 @@ def _variance(
     count = math.prod(x.shape[a] for a in axes)
     centred = w.op("Sub", x, w.reduce("ReduceMean", x, axes, keepdims=True))
     total = w.reduce("ReduceSum", w.op("Mul", centred, centred), axes, keepdims=keepdim)
-    return w.op("Mul", total, w.number(1 / (count - (1 if correction is None else correction)), out.dtype))
+    freedom = max(count - (1 if correction is None else correction), 0)
+    return w.op("Div", total, w.number(freedom, out.dtype))
+
+
+def _with_mean(form: Form) -> Form:
+    """The variance or deviation and, as a second result, the mean."""
+
+    def both(w: Writer, out: Any, x: Symbol, dims: Any = None, *rest: Any) -> tuple[Operand, Operand]:
+        keepdim = bool(rest[1]) if len(rest) > 1 else False
+        mean = w.reduce("ReduceMean", x, axes_of(dims, x.rank), keepdims=keepdim)
+        return form(w, out[0], x, dims, *rest), mean
+
+    return both
 
 
 def _variance_unbiased(
@@ -175,8 +191,8 @@ def _extreme(kind: str) -> Form:
 
     def form(w: Writer, out: Any, x: Symbol, dim: int, keepdim: bool = False) -> tuple[Operand, Operand]:
         axis = dim % x.rank
-        where = w.op(f"Arg{kind}", x, axis=axis, keepdims=int(keepdim))
-        return w.reduce(f"Reduce{kind}", x, [axis], keepdims=keepdim), where
+        where = w.op(f"Arg{kind}", _numbers(w, x), axis=axis, keepdims=int(keepdim))
+        return _reduced(w, out[0], f"Reduce{kind}", x, [axis], keepdim), where
 
     return form
 
@@ -192,13 +208,13 @@ def _argument(kind: str) -> Form:
 
 
 def _truth(kind: str) -> Form:
+    return lambda w, out, x, dims=None, keepdim=False: _of_booleans(w, kind, x, axes_of(dims, x.rank), keepdim)
+
+
+def _of_booleans(w: Writer, kind: str, x: Symbol, axes: Sequence[int], keepdim: bool) -> str:
     """Whether any, or every, element is true: the largest, or smallest, of 0 and 1."""
-
-    def form(w: Writer, out: Tensor, x: Symbol, dims: Any = None, keepdim: bool = False) -> str:
-        numbers = w.op("Cast", w.cast(x, torch.bool), to=w.float_type)
-        return w.op("Cast", w.reduce(kind, numbers, axes_of(dims, x.rank), keepdims=keepdim), to="BOOL")
-
-    return form
+    numbers = w.op("Cast", w.cast(x, torch.bool), to=w.float_type)
+    return w.op("Cast", w.reduce(kind, numbers, axes, keepdims=keepdim), to="BOOL")
 
 
 def _cumsum(w: Writer, out: Tensor, x: Symbol, dim: int, *_: Any) -> str:
@@ -218,11 +234,23 @@ def _softmax(kind: str) -> Form:
 def _topk(
     w: Writer, out: Any, x: Symbol, k: int, dim: int = -1, largest: bool = True, in_order: bool = True
 ) -> tuple[str, ...]:
-    return w.ops("TopK", 2, x, w.integers([k]), axis=dim % x.rank, largest=int(largest), sorted=int(in_order))
+    found, places = w.ops(
+        "TopK", 2, _numbers(w, x), w.integers([k]), axis=dim % x.rank, largest=int(largest), sorted=int(in_order)
+    )
+    return (w.op("Cast", found, to="BOOL") if x.like.dtype == torch.bool else found), places
+
+
+def _numbers(w: Writer, x: Symbol) -> Operand:
+    """What can be ordered: truth values as numbers."""
+    return w.op("Cast", x, to=w.float_type) if x.like.dtype == torch.bool else x
 
 
 def _sort(w: Writer, out: Any, x: Symbol, dim: int = -1, descending: bool = False) -> tuple[str, ...]:
     return _topk(w, out, x, x.shape[dim], dim, descending)
+
+
+def _argsort(w: Writer, out: Tensor, x: Symbol, dim: int = -1, descending: bool = False) -> str:
+    return _sort(w, out, x, dim, descending)[1]
 
 
 FORMS: Mapping[Any, Form] = {
@@ -240,12 +268,15 @@ FORMS: Mapping[Any, Form] = {
     aten.max.default: _all("ReduceMax"),
     aten.min.default: _all("ReduceMin"),
     aten.prod.dim_int: _reduction("ReduceProd"),
+    aten.prod.default: _all("ReduceProd"),
     aten.logsumexp.default: _reduction("ReduceLogSumExp"),
     aten.linalg_vector_norm.default: _vector_norm,
     aten.norm.ScalarOpt_dim: _vector_norm,
     aten.var.correction: _variance,
     aten.var.dim: _variance_unbiased,
     aten.std.correction: _deviation,
+    aten.var_mean.correction: _with_mean(_variance),
+    aten.std_mean.correction: _with_mean(_deviation),
     aten.max.dim: _extreme("Max"),
     aten.min.dim: _extreme("Min"),
     aten.argmax.default: _argument("ArgMax"),
@@ -258,4 +289,7 @@ FORMS: Mapping[Any, Form] = {
     aten.log_softmax.int: _softmax("LogSoftmax"),
     aten.topk.default: _topk,
     aten.sort.default: _sort,
+    aten.sort.stable: lambda w, out, x, stable, dim=-1, descending=False: _sort(w, out, x, dim, descending),
+    aten.argsort.default: _argsort,
+    aten.argsort.stable: lambda w, out, x, stable, dim=-1, descending=False: _argsort(w, out, x, dim, descending),
 }

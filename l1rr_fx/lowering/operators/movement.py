@@ -62,8 +62,8 @@ def expanded(w: Writer, out: Tensor, x: Any, *_: Any) -> Operand:
 
 
 def _repeat(w: Writer, out: Tensor, x: Symbol, times: Sequence[int]) -> Operand:
-    extra = len(times) - x.rank
-    return w.op("Tile", w.reshape(x, (1,) * extra + x.shape), w.integers(times))
+    thick = (1,) * (len(times) - x.rank) + x.shape
+    return w.op("Tile", w.reshape(x, thick), w.integers([1] * (len(thick) - len(times)) + list(times)))
 
 
 def _repeat_interleave(w: Writer, out: Tensor, x: Symbol, times: Any, dim: int | None = None, *_: Any) -> Operand:
@@ -79,11 +79,18 @@ def _repeat_interleave(w: Writer, out: Tensor, x: Symbol, times: Any, dim: int |
 
 
 def _pixel_shuffle(w: Writer, out: Tensor, x: Symbol, factor: int) -> Operand:
-    return w.op("DepthToSpace", x, blocksize=factor, mode="CRD")
+    found = w.op("DepthToSpace", w.reshape(x, _batch(x)), blocksize=factor, mode="CRD")
+    return found if x.rank == 4 else w.reshape(found, out.shape)
+
+
+def _batch(x: Symbol) -> tuple[int, int, int, int]:
+    """The shape of images, or of one, or of batches of them, as that of one batch."""
+    channels, height, width = x.shape[-3:]
+    return math.prod(x.shape[:-3]), channels, height, width
 
 
 def _pixel_unshuffle(w: Writer, out: Tensor, x: Symbol, factor: int) -> Operand:
-    n, c, h, v = x.shape
+    n, c, h, v = _batch(x)
     tiles = w.reshape(x, (n, c, h // factor, factor, v // factor, factor))
     return w.reshape(w.op("Transpose", tiles, perm=[0, 1, 3, 5, 2, 4]), out.shape)
 

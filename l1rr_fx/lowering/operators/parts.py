@@ -93,8 +93,7 @@ def _cat(w: Writer, out: Tensor, parts: Sequence[Any], dim: int = 0) -> Operand:
 def _stack(w: Writer, out: Tensor, parts: Sequence[Any], dim: int = 0) -> Operand:
     axis = dim % out.dim()
     shape = [1 if a == axis else int(n) for a, n in enumerate(out.shape)]
-    thick = [p.reshape(shape) if isinstance(p, Tensor) else w.reshape(p, shape) for p in parts]
-    return w.op("Concat", *(w.cast(p, out.dtype) for p in thick), axis=axis)
+    return w.op("Concat", *(w.reshape(w.cast(p, out.dtype), shape) for p in parts), axis=axis)
 
 
 def _slice_scatter(
@@ -127,9 +126,8 @@ def _every_nth(w: Writer, out: Tensor, x: Any, part: Any, axis: int, places: ran
         raise LoweringError(f"a write into elements {places} of {shape[axis]} has no form here")
     before, after = shape[:axis], shape[axis + 1 :]
     rows, column = [*before, len(places), step, *after], [*before, len(places), 1, *after]
-    tiles = x.reshape(rows) if isinstance(x, Tensor) else w.reshape(x, rows)
-    given = part.reshape(column) if isinstance(part, Tensor) else w.reshape(part, column)
-    pieces = [w.cast(given, out.dtype)]
+    tiles = w.reshape(x, rows)
+    pieces = [w.reshape(w.cast(part, out.dtype), column)]
     if places.start > 0:
         pieces.insert(0, w.slice(tiles, axis + 1, 0, places.start))
     if places.start + 1 < step:
@@ -141,8 +139,7 @@ def _select_scatter(w: Writer, out: Tensor, x: Any, part: Any, dim: int, index: 
     axis = dim % out.dim()
     index %= int(out.shape[axis])
     shape = [1 if a == axis else int(n) for a, n in enumerate(out.shape)]
-    thick = part.reshape(shape) if isinstance(part, Tensor) else w.reshape(part, shape)
-    return _slice_scatter(w, out, x, thick, axis, index, index + 1)
+    return _slice_scatter(w, out, x, w.reshape(part, shape), axis, index, index + 1)
 
 
 # Padding
@@ -179,6 +176,8 @@ def _cropped(w: Writer, x: Symbol, before: Sequence[int], after: Sequence[int]) 
 
 
 def _circular(w: Writer, x: Symbol, pad: Sequence[int]) -> Operand:
+    if min(pad) < 0:
+        raise LoweringError("circular padding by a negative number has no form here: cut the edge off with a slice")
     found: Operand = x
     for i in range(len(pad) // 2):
         axis, left, right = x.rank - 1 - i, int(pad[2 * i]), int(pad[2 * i + 1])

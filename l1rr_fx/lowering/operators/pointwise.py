@@ -55,6 +55,8 @@ def comparison(kind: str, *, negated: bool = False) -> Form:
 
     def form(w: Writer, out: Tensor, a: Any, b: Any) -> str:
         common = torch.result_type(*(each.like if isinstance(each, Symbol) else each for each in (a, b)))
+        if common == torch.bool and kind != "Equal":
+            common = torch.int32
         found = w.op(kind, w.cast(a, common), w.cast(b, common))
         return w.op("Not", found) if negated else found
 
@@ -114,15 +116,21 @@ def _remainder(w: Writer, out: Tensor, a: Any, b: Any) -> str:
     return w.op("Sub", left, w.op("Mul", _floor_divide(w, out, a, b), right))
 
 
+def _fmod(w: Writer, out: Tensor, a: Any, b: Any) -> str:
+    left, right = w.cast(a, out.dtype), w.cast(b, out.dtype)
+    return w.op("Sub", left, w.op("Mul", _div(w, out, a, b, "trunc"), right))
+
+
 def _pow(w: Writer, out: Tensor, x: Any, exponent: Any) -> Any:
+    base = w.cast(x, out.dtype)
     if isinstance(exponent, (int, float)):
         if exponent == 1:
-            return x
+            return base
         if exponent == 2:
-            return w.op("Mul", x, x)
+            return w.op("Mul", base, base)
         if exponent == 0.5:
-            return w.op("Sqrt", x)
-    return w.op("Pow", w.cast(x, out.dtype), w.cast(exponent, out.dtype))
+            return w.op("Sqrt", base)
+    return w.op("Pow", base, w.cast(exponent, out.dtype))
 
 
 def _square(w: Writer, out: Tensor, x: Operand) -> str:
@@ -186,9 +194,13 @@ def _gelu(w: Writer, out: Tensor, x: Operand, approximate: str = "none") -> str:
 
 
 def _softplus(w: Writer, out: Tensor, x: Operand, beta: float = 1, threshold: float = 20) -> str:
-    if beta == 1:
-        return w.op("Softplus", x)
-    return w.op("Mul", w.op("Softplus", w.op("Mul", x, w.number(float(beta)))), w.number(1 / beta))
+    steep = x if beta == 1 else w.op("Mul", x, w.number(float(beta)))
+    found = w.op("Softplus", steep)
+    if beta != 1:
+        found = w.op("Mul", found, w.number(1 / beta))
+    if threshold >= 20:  # from where float32 knows no difference
+        return found
+    return w.op("Where", w.op("Greater", steep, w.number(float(threshold))), x, found)
 
 
 def _rrelu(w: Writer, out: Tensor, x: Operand, lower: float, upper: float, *_: Any) -> str:
@@ -251,12 +263,15 @@ def _relu6(w: Writer, out: Tensor, x: Any) -> Any:
     return _clamp(w, out, x, 0.0, 6.0)
 
 
-def _where(w: Writer, out: Tensor, condition: Any, a: Any, b: Any) -> str:
+def where(w: Writer, out: Tensor, condition: Any, a: Any, b: Any) -> str:
+    if out.dtype == torch.bool:  # not every reader chooses between truth values
+        first = _truth(w, "And", condition, a)
+        return w.op("Or", first, _truth(w, "And", _logical_not(w, out, condition), b))
     return w.op("Where", w.cast(condition, torch.bool), w.cast(a, out.dtype), w.cast(b, out.dtype))
 
 
 def _masked_fill(w: Writer, out: Tensor, x: Any, mask: Any, value: Any) -> str:
-    return _where(w, out, mask, value, x)
+    return where(w, out, mask, value, x)
 
 
 def _truth(w: Writer, kind: str, a: Any, b: Any) -> str:
@@ -371,6 +386,8 @@ FORMS: Mapping[Any, Form] = {
     aten.floor_divide.default: _floor_divide,
     aten.remainder.Scalar: _remainder,
     aten.remainder.Tensor: _remainder,
+    aten.fmod.Scalar: _fmod,
+    aten.fmod.Tensor: _fmod,
     aten.pow.Tensor_Scalar: _pow,
     aten.pow.Tensor_Tensor: _pow,
     aten.pow.Scalar: _pow,
@@ -381,10 +398,10 @@ FORMS: Mapping[Any, Form] = {
     aten.addcmul.default: _addcmul,
     aten.lerp.Scalar: _lerp,
     aten.lerp.Tensor: _lerp,
-    aten.where.self: _where,
-    aten.where.ScalarSelf: _where,
-    aten.where.ScalarOther: _where,
-    aten.where.Scalar: _where,
+    aten.where.self: where,
+    aten.where.ScalarSelf: where,
+    aten.where.ScalarOther: where,
+    aten.where.Scalar: where,
     aten.masked_fill.Scalar: _masked_fill,
     aten.masked_fill.Tensor: _masked_fill,
     aten.logical_and.default: _logical("And"),

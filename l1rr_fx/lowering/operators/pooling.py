@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from l1rr_fx.lowering.operators.contraction import images, spread
 from l1rr_fx.lowering.operators.pointwise import Form
 from l1rr_fx.lowering.writer import Operand, Symbol, Writer
-from passes.errors import LoweringError
 
 aten = torch.ops.aten
 
@@ -78,13 +77,17 @@ def _average_pool(axes: int) -> Form:
         window = _window(kernel, stride, padding, 1, axes)
         if not any(_beyond(x, out, window)) and divisor_override is None:
             return _pool(w, out, "AveragePool", x, window, count_include_pad=int(count_include_pad))
-        size, step, pad, _ = window  # windows over the edge: their weights are written down
-        return along_axes(
-            w, x, out.shape[-axes:],
-            lambda row, axis: F.avg_pool1d(
-                row, size[axis], step[axis], pad[axis], ceil_mode, count_include_pad
-            ) * (size[axis] / divisor_override ** (1 / axes) if divisor_override else 1),
-        )  # fmt: skip
+        size, step, pad, _ = window
+
+        def averaged(rows: Tensor, axis: int) -> Tensor:  # windows over the edge: their weights are written down
+            return F.avg_pool2d(
+                rows.unsqueeze(2),  # an image one pixel high
+                kernel_size=(1, size[axis]), stride=(1, step[axis]), padding=(0, pad[axis]),
+                ceil_mode=ceil_mode, count_include_pad=count_include_pad,
+                divisor_override=None if divisor_override is None else 1 if axis else divisor_override,
+            ).squeeze(2)  # fmt: skip
+
+        return along_axes(w, x, out.shape[-axes:], averaged)
 
     return form
 
@@ -119,10 +122,20 @@ def _adaptive(kind: str, axes: int) -> Form:
             kernel = [n // m for n, m in zip(given, wanted, strict=True)]
             return _pool(w, out, f"{kind}Pool", x, (kernel, kernel, [0] * axes, [1] * axes))
         if kind == "Max":
-            raise LoweringError(f"adaptive max pooling from {list(given)} to {wanted}: the windows differ in size")
+            return _largest_of_windows(w, x, wanted)
         return along_axes(w, x, wanted, lambda rows, axis: F.adaptive_avg_pool1d(rows, wanted[axis]))
 
     return form
+
+
+def _largest_of_windows(w: Writer, x: Symbol, sizes: Sequence[int]) -> Operand:
+    """The maxima of windows that differ in size, along one axis after the other."""
+    found: Operand = x
+    for axis, size in enumerate(sizes, x.rank - len(sizes)):
+        bounds = [(i * x.shape[axis] // size, -(-(i + 1) * x.shape[axis] // size)) for i in range(size)]
+        parts = [w.reduce("ReduceMax", w.slice(found, axis, *each), [axis], keepdims=True) for each in bounds]
+        found = w.op("Concat", *parts, axis=axis) if size > 1 else parts[0]
+    return found
 
 
 def _adaptive_max(axes: int) -> Form:
@@ -145,7 +158,7 @@ def _resize(mode: str, axes: int, **attributes: str) -> Form:
         given, wanted = x.shape[-axes:], [int(n) for n in out.shape[-axes:]]
         if list(given) == wanted:
             return x
-        flags = dict(attributes)
+        flags, exact = dict(attributes), attributes.get("nearest_mode") == NEAREST_EXACT["nearest_mode"]
         if mode == "linear":
             flags["coordinate_transformation_mode"] = "align_corners" if rest[0] else "half_pixel"
         scales = [m / n for n, m in zip(given, wanted, strict=True)]
@@ -153,12 +166,41 @@ def _resize(mode: str, axes: int, **attributes: str) -> Form:
         if stated:
             scales = [float(s) for s in stated]
         stored = torch.tensor([1.0] * (x.rank - axes) + scales, dtype=torch.float32)
+        if mode == "nearest" and (places := _other_places(given, wanted, stated, scales, exact=exact)) is not None:
+            return _picked(w, x, places)
         products = [stored.to(dtype) * torch.tensor(x.shape) for dtype in (torch.float32, torch.float64)]
         if all(each.floor().tolist()[-axes:] == wanted for each in products):  # readers multiply in either
             return w.op("Resize", x, "", w.constant(stored, "FLOAT"), mode=mode, **flags)
         return w.op("Resize", x, "", "", w.integers(x.shape[: x.rank - axes] + tuple(wanted)), mode=mode, **flags)
 
     return form
+
+
+def _other_places(
+    given: Sequence[int], wanted: Sequence[int], stated: Any, scales: Sequence[float], *, exact: bool
+) -> list[Tensor] | None:
+    """Which pixels torch takes along each axis, if a reader, who divides by the scale in float32, may take others."""
+    found, same = [], True
+    for axis, length in enumerate(given):
+        size = wanted[axis]
+        row = torch.arange(length, dtype=torch.float32).view(1, 1, length)
+        options = {"scale_factor": float(stated[axis])} if stated else {"size": size}
+        ours = F.interpolate(row, **options, mode="nearest-exact" if exact else "nearest").long().view(-1)
+        scale = torch.tensor(scales[axis], dtype=torch.float32).double()
+        place = (torch.arange(size) + (0.5 if exact else 0)) / scale
+        doubtful = bool(((place - place.round()).abs() < ROUNDING * place).any()) and float(scale) * length != size
+        same &= not doubtful and torch.equal(place.floor().long().clamp(max=length - 1), ours)
+        found.append(ours)
+    return None if same else found
+
+
+def _picked(w: Writer, x: Symbol, places: Sequence[Tensor]) -> Operand:
+    """Pixels of an image by their numbers along each of the last axes."""
+    found: Operand = x
+    for axis, numbers in enumerate(places, x.rank - len(places)):
+        if not torch.equal(numbers, torch.arange(x.shape[axis])):
+            found = w.op("Gather", found, numbers, axis=axis)
+    return found
 
 
 def _by_matrix(axes: int, **options: Any) -> Form:
@@ -178,6 +220,7 @@ def _by_matrix(axes: int, **options: Any) -> Form:
     return form
 
 
+ROUNDING = 1e-5
 NEAREST = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 NEAREST_EXACT = {"coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"}
 
