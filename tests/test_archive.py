@@ -329,17 +329,22 @@ def test_a_failure_leaves_nothing_half_written(
         load(target)
 
 
-def test_the_old_network_returns_if_the_new_one_cannot_be_moved(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("failure", "told"), [(OSError(5, "Input/output error"), InputError), (KeyboardInterrupt(),) * 2]
+)
+def test_the_old_network_returns_if_the_new_one_cannot_be_moved(
+    failure: BaseException, told: Any, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rename, calls = Path.rename, []
 
     def second_fails(self: Path, target: Path) -> Path:
         calls.append(self)
         if len(calls) == 2:
-            raise OSError(5, "Input/output error")
+            raise failure
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", second_fails)
-    with pytest.raises(InputError, match="Input/output error"):
+    with pytest.raises(told if isinstance(told, type) else type(told)):
         switching().save(saved, overwrite=True)
     assert "bare" in load(saved).module.state_dict()
     assert [*saved.parent.iterdir()] == [saved]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import l1rr_fx
-from l1rr_fx.lowering import LoweringError, emission, to_onnx
+from l1rr_fx.lowering import LoweringError, emission, lower, to_onnx
 from l1rr_fx.lowering.metadata import yolo_metadata
 from l1rr_fx.lowering.runtime import run_onnx
 from passes.errors import InputError, VerifyError
@@ -254,6 +255,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "input names": ({"input_names": ("a", "b")}, r"input_names is \['a', 'b'\]; 1 different names"),
     "output names": ({"output_names": ()}, r"output_names is \[\]; 1 different names"),
     "outputs": ({"outputs": (4,)}, r"outputs is \[4\]; numbers from 0 to 0"),
+    "no numbers": ({"outputs": 1}, r"outputs is 1; a sequence of numbers"),
+    "no names": ({"input_names": [3]}, r"input_names is \[3\]; a sequence of names"),
+    "one name": ({"output_names": "y"}, r"output_names is 'y'; a sequence of names"),
+    "metadata": ({"metadata": "abc"}, r"metadata is a str; a mapping"),
+    "kwargs": ({"kwargs": [1]}, r"kwargs is a list; a mapping"),
+    "nms": ({"nms": 3}, r"nms is a int; Nms\("),
+    "no target": ({"target": ["onnxruntime"]}, r"no target \['onnxruntime'\]"),
+    "no precision": ({"precision": None}, r"no precision None"),
     "taken name": ({"output_names": ("x",)}, r"output name 'x' is taken"),
 }
 
@@ -275,6 +284,88 @@ def test_wrong_modules_are_refused(tmp_path: Path) -> None:
         to_onnx(Residual().eval(), IMAGE[0], path)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="has 1 inputs; 2 are given"):
         to_onnx(l1rr_fx.prune(Residual().eval(), IMAGE).module, (*IMAGE, *IMAGE), path)
+
+
+def test_what_is_no_path_and_no_plain_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="path is a NoneType"):
+        to_onnx(Residual().eval(), IMAGE, None)  # type: ignore[arg-type]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is no plain file"):
+        to_onnx(Residual().eval(), IMAGE, tmp_path / "pipe", overwrite=True)
+
+
+def test_an_exported_program_has_no_modes(tmp_path: Path) -> None:
+    program = torch.export.export(Residual().eval(), IMAGE, strict=False)
+    assert to_onnx(program.module(), IMAGE, tmp_path / "model.onnx").deviation is not None
+    training = torch.export.export(Residual().train(), IMAGE, strict=False)
+    with pytest.raises(LoweringError, match="uses the batch's statistics"):
+        to_onnx(training.module(), IMAGE, tmp_path / "other.onnx")
+
+
+def test_a_module_without_parameters_is_written(tmp_path: Path) -> None:
+    assert to_onnx(nn.Sequential(nn.Sigmoid(), nn.MaxPool2d(2)).eval(), IMAGE, tmp_path / "model.onnx").nodes == 2
+
+
+def test_keyword_arguments_are_put_in_the_graphs_order(tmp_path: Path) -> None:
+    class Named(Residual):
+        def forward(self, x: Tensor, wide: Tensor, thin: Tensor) -> Tensor:
+            return super().forward(x) * thin + wide.mean(1, keepdim=True)
+
+    named = {"wide": IMAGE[0], "thin": torch.rand(1, 1, 16, 16)}
+    small = l1rr_fx.prune(Named().eval(), IMAGE, named).module
+    turned = dict(reversed(named.items()))
+    done = to_onnx(small, IMAGE, tmp_path / "model.onnx", kwargs=turned)
+    sizes = {each.name: len(each.type.tensor_type.shape.dim) and each.type.tensor_type.shape.dim[1].dim_value
+             for each in onnx.load(done.path).graph.input}  # fmt: skip
+    assert sizes == {"x": 3, "wide": 3, "thin": 1}
+    bundle = lower(small, IMAGE, turned, target="onnxruntime", out=tmp_path / "bundle", half_model=False)
+    stored = np.load(bundle.path / "inputs.npz")
+    assert {name: stored[name].shape[1] for name in stored} == sizes
+    with pytest.raises(InputError, match=r"takes the keyword arguments \['wide', 'thin'\]; \['wide'\] are given"):
+        to_onnx(small, IMAGE, tmp_path / "other.onnx", kwargs={"wide": IMAGE[0]})
+
+
+def test_any_name_of_an_input_is_stored(tmp_path: Path) -> None:
+    class Reader(Residual):
+        def forward(self, file: Tensor) -> Tensor:
+            return super().forward(file)
+
+    bundle = lower(Reader().eval(), IMAGE, target="onnxruntime", out=tmp_path / "bundle", half_model=False)
+    assert np.array_equal(np.load(bundle.path / "inputs.npz")["file"], IMAGE[0].numpy())
+
+
+def test_an_output_gets_a_name_that_is_free(tmp_path: Path) -> None:
+    def plain(scale: Tensor, output0: Tensor) -> Tensor:
+        return output0 * scale
+
+    class Taken(Function):
+        def forward(self, output0: Tensor) -> Any:
+            return super().forward(output0)
+
+    graph = onnx.load(to_onnx(Taken(plain).eval(), IMAGE, tmp_path / "model.onnx").path).graph
+    assert [port.name for port in (*graph.input, *graph.output)] == ["output0", "output0_"]
+
+
+def test_random_numbers_are_refused(tmp_path: Path) -> None:
+    for draws in (lambda s, x: x * s + torch.randn(16), lambda s, x: torch.bernoulli(torch.sigmoid(x * s))):
+        with pytest.raises(LoweringError, match=r"draws random numbers, which a file cannot\n  node "):
+            emitted(draws, tmp_path / "model.onnx")
+
+
+def test_a_graph_that_is_not_the_module_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VerifyError, match="graph that was captured deviates by .* from the module"):
+        emitted(lambda s, x: x * s * (1 + torch.compiler.is_exporting()), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_fp16_keeps_what_guards_a_division(tmp_path: Path) -> None:
+    def guarded(scale: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+        hidden = (x * scale).masked_fill(mask > 0, torch.finfo(torch.float32).min).softmax(-1)
+        return F.normalize(x * scale) + F.rms_norm(x, (16,), eps=1e-8) + hidden
+
+    done = emitted(guarded, tmp_path / "m.onnx", *IMAGE, torch.zeros(16, 16), precision="fp16", target="onnxruntime")
+    (found,) = run_onnx(done.path.read_bytes(), (torch.zeros(1, 3, 16, 16), torch.ones(16, 16)))
+    torch.testing.assert_close(found, torch.full((1, 3, 16, 16), 1 / 16), rtol=1e-2, atol=1e-3)
 
 
 def test_an_operator_without_a_form_is_named_with_its_line(tmp_path: Path) -> None:

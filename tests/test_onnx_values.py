@@ -65,6 +65,67 @@ NUMBERS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], tuple[Tensor, .
         for mode, options in (("nearest", {}), ("nearest-exact", {}), ("bilinear", {}), ("bicubic", {}))
         for size, scale in (((13, 5), None), ((9, 12), None), (None, 1.3), (None, 0.7))
     },
+    **{
+        f"resized by {mode} from {given} to {size}": (
+            resized((size, size), None, mode), (torch.rand(1, 2, given, given),), (torch.rand(1, 2, given, given),)
+        )
+        for mode in ("nearest", "nearest-exact")
+        for given, size in ((28, 4), (60, 2), (52, 44), (10, 19), (38, 75))
+    },
+    "attention where a query may see nothing": (
+        lambda w, x: F.scaled_dot_product_attention(w, x, x, attn_mask=x[..., :9] > 0), (IMAGE.abs() + 1,), (IMAGE,),
+    ),
+    "attention where a query may see nothing, by numbers": (
+        lambda w, x: F.scaled_dot_product_attention(
+            w, x, x, attn_mask=torch.zeros(1, 4, 9, 9).masked_fill(x[..., :9] < 0, -math.inf)
+        ), (IMAGE.abs() + 1,), (IMAGE,),
+    ),
+    "attention where a query never sees": (
+        lambda w, x: F.scaled_dot_product_attention(w, x, x, attn_mask=torch.arange(9).view(9, 1) > torch.arange(9)),
+        (IMAGE,), (-IMAGE,),
+    ),
+    "attention of heads that share keys": (
+        lambda w, x: F.scaled_dot_product_attention(w, x[:, :2], x[:, :2], enable_gqa=True), (IMAGE,), (-IMAGE,),
+    ),
+    "softplus with a threshold": (lambda w, x: F.softplus(x, 2, 1.5), (-IMAGE.abs(),), (3 * IMAGE,)),
+    "average pools over the edge": (
+        lambda w, x: (
+            F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, divisor_override=5),
+            F.avg_pool2d(x, 3, 2, 1, count_include_pad=False, divisor_override=7),
+        ), (IMAGE,), (-IMAGE,),
+    ),
+    "pool of the largest in unequal windows": (lambda w, x: F.adaptive_max_pool2d(x, (4, 3)), (IMAGE,), (-IMAGE,)),
+    "order of booleans": (
+        lambda w, x: (
+            (x > 0).sort(-1, stable=True)[0], (x > 0).amax(2), (x > 0).max(1)[0], (x > 0) > (x > 1),
+            torch.where(x > 0, x < 1, x > -1), (x > 0)[0].tril(),
+        ), (IMAGE,), (-IMAGE,),
+    ),
+    "powers of integers": (lambda w, i: (i**2.0, i**0.5, i**1.0, i**2), (COUNTS,), (COUNTS + 3,)),
+    "variance of one": (lambda w, x: x[:, :1].var(1).isnan(), (IMAGE,), (-IMAGE,)),
+    "moments": (lambda w, x: (*torch.std_mean(x, 1), *torch.var_mean(x, (2, 3))), (IMAGE,), (2 - IMAGE,)),
+    "norms": (
+        lambda w, x: [torch.linalg.vector_norm(x, order, -1) for order in (1, 2, math.inf, -math.inf)],
+        (IMAGE,), (3 - IMAGE,),
+    ),
+    "pixels of one image": (
+        lambda w, x: (F.pixel_shuffle(x[0], 2), F.pixel_shuffle(x[None], 2), F.pixel_unshuffle(x[0, :, :8, :10], 2)),
+        (IMAGE,), (-IMAGE,),
+    ),
+    "tiles of the last axes": (lambda w, x: x.tile(2, 3), (IMAGE,), (-IMAGE,)),
+    "einsum with dots": (
+        lambda w, x: (torch.einsum("...ij,jk->...ik", x, w[0, 0].T), torch.einsum("...i,...i", x, w)),
+        (IMAGE,), (-IMAGE,),
+    ),
+    "what is left of a division": (lambda w, x: (torch.fmod(x, 0.75), x.long().fmod(-2)), (IMAGE,), (-9 * IMAGE,)),
+    "similarity": (lambda w, x: F.cosine_similarity(x, w, dim=1), (IMAGE,), (-IMAGE,)),
+    "a sum without its first part": (
+        lambda w, x: torch.baddbmm(x[0, :, :9, :9], w[0], x[0].mT, beta=0), (IMAGE,),
+        (IMAGE.where(IMAGE.abs() > 0, math.nan),),
+    ),
+    "large constants": (
+        lambda w, i: (i == torch.tensor([2**60]), i == torch.tensor([2**60 + 1])), (COUNTS,), (COUNTS + 2**60,),
+    ),
     # a constant comes first, and what is computed second
     "linear": (lambda w, x: F.linear(w[0, 0], x[0, 0]), (IMAGE,), (-IMAGE,)),
     "layer norm": (lambda w, x: F.layer_norm(w, (11,), x[0, 0, 0], x[0, 0, 1]), (IMAGE,), (-IMAGE,)),

@@ -22,7 +22,7 @@ from l1rr_fx.lowering.emission import TOLERANCE, Emitted, check_module, in_order
 from l1rr_fx.lowering.instructions import commands, readme
 from l1rr_fx.lowering.kernels import Kernel, kernels
 from l1rr_fx.lowering.latency import DEVICES, Latency, Prediction
-from l1rr_fx.lowering.nms import Nms, check_detections, check_nms_target
+from l1rr_fx.lowering.nms import Nms, check_detections, check_nms
 from l1rr_fx.lowering.target import target_named
 from l1rr_fx.packages import required
 from l1rr_fx.pruned import Pruned
@@ -92,8 +92,7 @@ def lower(
     """
     folder = Path(out)
     target_named(target)
-    if nms is not None:
-        check_nms_target(target)
+    check_nms(nms, target)
     check_folder(folder, overwrite=overwrite)
     module = pruned.module if isinstance(pruned, Pruned) else pruned
     check_module(module, args)

@@ -20,7 +20,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from l1rr_fx.lowering.choices import deviation_given_choices
 from l1rr_fx.lowering.interpret import Lowered, lower_graph
 from l1rr_fx.lowering.lint import Finding, lint
-from l1rr_fx.lowering.nms import TRANSPOSE, Nms, add_nms, check_nms_target
+from l1rr_fx.lowering.nms import TRANSPOSE, Nms, add_nms, check_nms
 from l1rr_fx.lowering.proto import check_file, model_proto, write_file
 from l1rr_fx.lowering.runtime import Trial, outputs_in_runtime, run_onnx
 from l1rr_fx.lowering.target import target_named
@@ -107,8 +107,7 @@ def to_onnx(
     if not isinstance(metadata, Mapping | None):
         raise InputError(f"metadata is a {type(metadata).__name__}; a mapping or None is wanted")
     kwargs = in_order(module, kwargs)
-    if nms is not None:
-        check_nms_target(target)
+    check_nms(nms, target)
     seconds: dict[str, float] = {}
     trial = Trial(args, kwargs, outputs)
     with _timed(seconds, "capture"):
@@ -180,7 +179,7 @@ def has_modes(module: nn.Module) -> bool:
 
 
 def _float_type(precision: str) -> str:
-    if precision not in PRECISIONS:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
         raise InputError(f"there is no precision {precision!r}; there are {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]
 

@@ -44,9 +44,11 @@ class Nms:
             raise InputError(f"nms: at most {self.most} detections are wanted; 1 or more are needed")
 
 
-def check_nms_target(target: str) -> None:
-    """InputError unless the target has the plugin."""
-    if not target.startswith(TENSORRT):
+def check_nms(nms: Nms | None, target: str) -> None:
+    """InputError unless the plugin is not asked for, or the target has it."""
+    if not isinstance(nms, Nms | None):
+        raise InputError(f"nms is a {type(nms).__name__}; Nms(score=..., overlap=...) or None is wanted")
+    if nms is not None and not target.startswith(TENSORRT):
         raise InputError(
             f"nms is a plugin of TensorRT; the target {target!r} has none: leave it out, and suppress after the network"
         )

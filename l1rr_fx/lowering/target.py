@@ -48,6 +48,6 @@ TARGETS: Mapping[str, Target] = {
 
 def target_named(name: str) -> Target:
     """The target of that name; InputError names those that there are."""
-    if name not in TARGETS:
+    if not isinstance(name, str) or name not in TARGETS:
         raise InputError(f"there is no target {name!r}; there are {', '.join(TARGETS)}")
     return TARGETS[name]
