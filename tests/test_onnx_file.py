@@ -334,6 +334,15 @@ def test_any_name_of_an_input_is_stored(tmp_path: Path) -> None:
     assert np.array_equal(np.load(bundle.path / "inputs.npz")["file"], IMAGE[0].numpy())
 
 
+def test_a_folder_that_cannot_be_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be a folder: .*file is none"):
+        lower(Residual().eval(), IMAGE, out=tmp_path / "file" / "bundle")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="is the working directory"):
+        lower(Residual().eval(), IMAGE, out=".", overwrite=True)
+
+
 def test_an_output_gets_a_name_that_is_free(tmp_path: Path) -> None:
     def plain(scale: Tensor, output0: Tensor) -> Tensor:
         return output0 * scale

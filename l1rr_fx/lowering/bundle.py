@@ -127,8 +127,14 @@ def lower(
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
     """Raise InputError unless a bundle may be written there."""
+    if below := next((each for each in folder.parents if each.exists() and not each.is_dir()), None):
+        raise InputError(f"{folder} cannot be a folder: {below} is none")
     if not folder.exists():
         return
+    if folder.resolve() == Path.cwd():
+        raise InputError(
+            f"{folder} is the working directory, which cannot be replaced; the name of a new folder is wanted"
+        )
     if not folder.is_dir():
         raise InputError(f"{folder} exists and is no directory")
     if not any(folder.iterdir()):
