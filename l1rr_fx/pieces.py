@@ -28,7 +28,7 @@ from l1rr_fx.piece import Contract, Piece, contract_of, copy_plain_attributes, h
 from passes.accounts import Accounts, Cost, Kept
 from passes.aside import buffers_restored
 from passes.bill import bill
-from passes.capture import capture
+from passes.capture import apart, capture
 from passes.compile import Phase, Removed, remove_zero_channels
 from passes.errors import CaptureError, InputError, VanishedError
 from passes.options import Options
@@ -151,14 +151,15 @@ class _Search:
 
 def _captured(name: str, module: nn.Module, calls: Calls) -> tuple[GraphModule, Contract]:
     """The graph of a submodule: sizes are free as far as its code allows, all fixed where that fails."""
-    shapes = ShapesCollection()
-    for leaf in pytree.tree_leaves((calls.args, calls.kwargs)):
+    args, kwargs = apart(module, calls.args, calls.kwargs)
+    shapes = ShapesCollection()  # by tensor, so that each has to be one of its own
+    for leaf in pytree.tree_leaves((args, kwargs)):
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() >= 2:
             shapes[leaf] = {axis: Dim.AUTO for axis in range(leaf.dim()) if axis != 1 or leaf.dim() == 3}
     try:
         # sizes of 0 and 1 stay free too, unless the model's own code asks for them
         with buffers_restored(module), symbolic_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # a config
-            captured = capture(module, calls.args, calls.kwargs, dynamic_shapes=shapes)
+            captured = capture(module, args, kwargs, dynamic_shapes=shapes)
         contract = contract_of(name, captured, calls)
         if contract.refusal(calls.args, calls.kwargs) is None:
             return captured, contract
@@ -167,7 +168,7 @@ def _captured(name: str, module: nn.Module, calls: Calls) -> tuple[GraphModule, 
             raise
     log.debug("%s is captured with fixed sizes", name)
     with buffers_restored(module):
-        captured = capture(module, calls.args, calls.kwargs)
+        captured = capture(module, args, kwargs)
     return captured, contract_of(name, captured, calls)
 
 

@@ -55,7 +55,7 @@ def capture(
     CaptureError where the model's own code cannot be followed; both name the line of the model at fault.
     """
     _check_call(model, args, kwargs)
-    args, kwargs = _apart(model, args, kwargs or {})
+    args, kwargs = apart(model, args, kwargs or {})
     try:
         # torch prints the half-made graph of a failed attempt to stderr, thousands of lines
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), attributes_kept(model):
@@ -81,7 +81,7 @@ def capture(
     return module
 
 
-def _apart(
+def apart(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The inputs, each a tensor of its own: of one that is given twice, or that is the model's, torch would make one
