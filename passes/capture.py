@@ -11,7 +11,7 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -57,8 +57,7 @@ def capture(
     _check_call(model, args, kwargs)
     args, kwargs = apart(model, args, kwargs or {})
     try:
-        # torch prints the half-made graph of a failed attempt to stderr, thousands of lines
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), attributes_kept(model):
+        with warnings.catch_warnings(), _torchs_errors_unsaid(), attributes_kept(model):
             warnings.simplefilter("ignore")
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except (KeyboardInterrupt, MemoryError):
@@ -68,7 +67,7 @@ def capture(
     except Exception as error:  # torch.export has no error tree of its own: whatever escapes is about the model's code
         if dynamic_shapes is not None:
             capture(model, args, kwargs)  # an error that has nothing to do with the sizes comes first
-            raise InputError(f"dynamic_shapes does not fit {type(model).__name__}: {_first_line(error)}") from error
+            raise InputError(f"dynamic_shapes does not fit {type(model).__name__}: {_violations(error)}") from error
         raise _explained(model, args, kwargs, error) from error
     root, graph = unlifted(program)
     inline_regions(root, graph)
@@ -81,9 +80,7 @@ def capture(
     return module
 
 
-def apart(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def apart(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The inputs, each a tensor of its own: of one that is given twice, or that is the model's, torch would make one
     input, and read the other for it."""
     seen = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
@@ -145,6 +142,33 @@ def _explained(
         "  Usual causes are a branch or a loop on the values of a tensor, .item(), numpy in forward, or a library "
         "call that torch.export does not know. Move that code out of forward, or prune the part before it."
     )
+
+
+@contextlib.contextmanager
+def _torchs_errors_unsaid() -> Iterator[None]:
+    """What torch says of a failed attempt is in the error that it raises; yet it logs the traceback of an operator, and
+    prints the half-made graph to stderr, thousands of lines."""
+    loggers = (logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("torch"))
+    handlers = [handler for logger in loggers for handler in logger.handlers]
+    for handler in handlers:
+        handler.addFilter(_is_no_error)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(_is_no_error)
+
+
+def _is_no_error(record: logging.LogRecord) -> bool:
+    return record.levelno != logging.ERROR
+
+
+def _violations(error: BaseException) -> str:
+    """What an error of `torch.export` says of the sizes: the reasons that it lists, or else its first line."""
+    reasons = [line.strip(" -").split(". ")[0] for line in str(error).splitlines() if line.lstrip().startswith("- ")]
+    hint = " (of an example of size 1 it cannot know that it may change: give one of 2 or more)"
+    return "; ".join(each + hint * each.endswith("constant (1)") for each in reasons) or _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

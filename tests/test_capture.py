@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 from passes.capture import capture
+from passes.errors import InputError
 
 
 class Caching(nn.Module):
@@ -50,6 +55,24 @@ class Difference(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         difference: Tensor = self.conv(x) - 2 * self.conv(y) * self.mean.sum()
         return difference
+
+
+def test_a_failed_capture_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    class Mismatched(Caching):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat((x, self.conv(x)[..., :2]), 1)
+
+    with pytest.raises(InputError, match="Sizes of tensors must match"):
+        capture(Mismatched().eval(), (torch.rand(1, 3, 4, 4),))
+    assert capfd.readouterr() == ("", "")
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.error("said again")
+    assert "said again" in capfd.readouterr().err
+
+
+def test_why_a_size_cannot_change_is_said() -> None:
+    with pytest.raises(InputError, match=r"constant \(1\) \(of an example of size 1 .* give one of 2 or more"):
+        capture(Caching().eval(), (torch.rand(1, 3, 4, 4),), dynamic_shapes=({0: Dim("n")},))
 
 
 def test_inputs_that_are_one_tensor_in_the_example_stay_two() -> None:
