@@ -2,7 +2,7 @@
 
 chunk, split, tensor_split, unbind, select, narrow and neighbouring slices become `split_with_sizes` (and `squeeze`);
 stack becomes `unsqueeze` and `cat`; glu becomes a split, a sigmoid and a product; slice_scatter becomes slices and a
-`cat`; indexing with one constant index becomes `index_select`; constants that are
+`cat`; a norm whose scale is computed becomes one without, a product and a sum; indexing with one constant index becomes `index_select`; constants that are
 made like a tensor (new_full) are made without it; padding that repeats what is there becomes what it is for its rank,
 or slices and a `cat`. Operators of core ATen become those that it is made of (`passes.recompose`), and what no rule
 knows is taken apart (`passes.decompose`).
@@ -234,6 +234,19 @@ def _cat(graph: Graph, node: Node) -> None:
         _replace(node, call(graph, aten.cat.default, joined, *node.args[1:]))
 
 
+def _norm(graph: Graph, node: Node) -> None:
+    """A batch or instance norm whose scale or shift is computed (a mask on it): the norm without them, and both after."""
+    source, weight, bias, *rest = node.args
+    if all(each is None or each.op == "get_attr" for each in (weight, bias)):  # type: ignore[union-attr]  # nodes
+        return
+    found = call(graph, node.target, source, None, None, *rest)
+    shape = [-1, *[1] * (node.meta["val"].dim() - 2)]
+    for target, value in ((aten.mul.Tensor, weight), (aten.add.Tensor, bias)):
+        if value is not None:
+            found = call(graph, target, found, call(graph, aten.view.default, value, shape))
+    _replace(node, found)
+
+
 def _linear(graph: Graph, node: Node) -> None:
     """A linear layer with one output whose weight is a vector: a product."""
     source, weight = node.args[:2]
@@ -390,6 +403,8 @@ FORMS: dict[Any, Callable[[Graph, Node], None]] = {
     aten.index.Tensor: _index,
     aten.pad.default: _pad,
     aten.linear.default: _linear,
+    aten.batch_norm.default: _norm,
+    aten.instance_norm.default: _norm,
     aten.cat.default: _cat,
     **dict.fromkeys(CONSTANTS, _made_new),
     **dict.fromkeys(

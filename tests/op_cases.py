@@ -752,7 +752,14 @@ POINTWISE = (
         std=torch.rand(8) + 1), ("sub", "div")),
     Case("batch_norm_shifted", "channel affine", lambda: between(  # by what the network computes
         lambda m, x: F.batch_norm(x, m.mean, m.mean.exp(), m.scale, m.mean + m.b(x).mean((0, 2, 3))),
-        b=cba(8, 8), mean=0.1 * torch.arange(8.0), scale=nn.Parameter(torch.ones(8))), ("batch_norm",), at_limit=False),
+        b=cba(8, 8), mean=0.1 * torch.arange(8.0), scale=nn.Parameter(torch.ones(8))), ("batch_norm",)),
+    Case("batch_norm_masked", "channel affine", lambda: between(  # as by masks of torch.nn.utils.prune
+        lambda m, x: F.batch_norm(m.c(x), m.mean, m.spread, m.scale * m.mask, m.mean * m.mask), c=conv(8, 8),
+        spread=0.5 + torch.arange(8.0), mean=0.1 * torch.arange(8.0), scale=nn.Parameter(torch.ones(8)), mask=(torch.arange(8) % 3 > 0).double()),
+        ("batch_norm",)),
+    Case("instance_norm_masked", "channel affine", lambda: between(
+        lambda m, x: F.instance_norm(m.c(x), None, None, m.scale * m.mask, m.scale * m.mask), c=conv(8, 8),
+        scale=nn.Parameter(torch.ones(8)), mask=(torch.arange(8) % 3 > 0).double()), ("instance_norm",)),
     Case("cat_of_nothing", "movement", lambda: between(
         lambda m, x: torch.cat((torch.empty(0, dtype=x.dtype), x[:, :0], m.a(x), x[:, 0:4], x[:, 4:8], x[:, 8:12]), 1),
         a=cba(8, 8), o=16), ("cat",)),
