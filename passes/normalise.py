@@ -2,10 +2,10 @@
 
 chunk, split, tensor_split, unbind, select, narrow and neighbouring slices become `split_with_sizes` (and `squeeze`);
 stack becomes `unsqueeze` and `cat`; glu becomes a split, a sigmoid and a product; slice_scatter becomes slices and a
-`cat`; a norm whose scale is computed becomes one without, a product and a sum; indexing with one constant index becomes `index_select`; constants that are
-made like a tensor (new_full) are made without it; padding that repeats what is there becomes what it is for its rank,
-or slices and a `cat`. Operators of core ATen become those that it is made of (`passes.recompose`), and what no rule
-knows is taken apart (`passes.decompose`).
+`cat`; a norm whose scale is computed becomes one without, a product and a sum; indexing with one constant index becomes
+`index_select`; constants that are made like a tensor (new_full) are made without it; padding that repeats what is there
+becomes what it is for its rank, or slices and a `cat`. Operators of core ATen become those that it is made of
+(`passes.recompose`), and what no rule knows is taken apart (`passes.decompose`).
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def _cat(graph: Graph, node: Node) -> None:
 
 
 def _norm(graph: Graph, node: Node) -> None:
-    """A batch or instance norm whose scale or shift is computed (a mask on it): the norm without them, and both after."""
+    """A batch or instance norm whose scale or shift is computed, by a mask perhaps: without them, and both after it."""
     source, weight, bias, *rest = node.args
     if all(each is None or each.op == "get_attr" for each in (weight, bias)):  # type: ignore[union-attr]  # nodes
         return

@@ -755,8 +755,8 @@ POINTWISE = (
         b=cba(8, 8), mean=0.1 * torch.arange(8.0), scale=nn.Parameter(torch.ones(8))), ("batch_norm",)),
     Case("batch_norm_masked", "channel affine", lambda: between(  # as by masks of torch.nn.utils.prune
         lambda m, x: F.batch_norm(m.c(x), m.mean, m.spread, m.scale * m.mask, m.mean * m.mask), c=conv(8, 8),
-        spread=0.5 + torch.arange(8.0), mean=0.1 * torch.arange(8.0), scale=nn.Parameter(torch.ones(8)), mask=(torch.arange(8) % 3 > 0).double()),
-        ("batch_norm",)),
+        spread=0.5 + torch.arange(8.0), mean=0.1 * torch.arange(8.0), scale=nn.Parameter(torch.ones(8)),
+        mask=(torch.arange(8) % 3 > 0).double()), ("batch_norm",)),
     Case("instance_norm_masked", "channel affine", lambda: between(
         lambda m, x: F.instance_norm(m.c(x), None, None, m.scale * m.mask, m.scale * m.mask), c=conv(8, 8),
         scale=nn.Parameter(torch.ones(8)), mask=(torch.arange(8) % 3 > 0).double()), ("instance_norm",)),
