@@ -205,6 +205,8 @@ def test_a_prediction_says_that_it_is_one() -> None:
     ("arguments", "message"),
     [
         ({"device": "jetson-nano"}, "no latency model of 'jetson-nano'"),
+        ({"device": ["jetson-tx2"]}, r"no latency model of \['jetson-tx2'\]"),
+        ({"device": "jetson-tx2", "clock": "fast"}, "clock is fast; it is meant in GHz"),
         ({"device": "jetson-tx2", "precision": "int8"}, "precision is 'int8'; fp16 or fp32"),
         ({"device": "jetson-tx2", "clock": 1300.5}, "meant in GHz"),
     ],
@@ -278,7 +280,7 @@ def write_results(path: Path, found: list[Kernel], ms: float, **changes: Any) ->
         "version": 1,
         "label": path.stem,
         "engine": {"name": "TensorRT", "version": "8.2.1.8"},
-        "environment": {},
+        "environment": {"board": "quill"},
         "runs": [{**run, **changes.pop("run", {})}],
         "kernels": [asdict(kernel) for kernel in found],
         "notes": [],
@@ -303,6 +305,19 @@ def test_measured_results_move_the_model_towards_them(tmp_path: Path) -> None:
     assert before.of_kernels(models["one"]).ms < one.of_kernels(models["one"]).ms
 
 
+def kernel_with(**changes: Any) -> dict[str, Any]:
+    """A kernel of results.json with other fields, its own or its geometry's."""
+    found = asdict(layer())
+    size = {**found["geometry"], **{name: changes.pop(name) for name in changes.keys() & {"rows", "depth", "winograd"}}}
+    return {**found, "geometry": size, **changes}
+
+
+@pytest.mark.parametrize("environment", [{"board": "NVIDIA Jetson TX2 NX"}, {"compatible": "nvidia,x nvidia,tegra186"}])
+def test_a_tx2_is_known_by_its_device_tree(tmp_path: Path, environment: dict[str, str]) -> None:
+    path = write_results(tmp_path / "r.json", [layer()], 2.0, environment=environment)
+    assert Latency.from_results([path]).coefficients != FITTED
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -314,7 +329,33 @@ def test_measured_results_move_the_model_towards_them(tmp_path: Path) -> None:
         ({"run": {"ms": -1.0}}, LoadError, '"ms" is -1.0'),
         ({"format": "something"}, LoadError, '"l1rr-fx results" is wanted'),
         ({"version": 2}, LoadError, "version 2"),
-        ({"kernels": [{"name": "a"}]}, LoadError, "a kernel has other fields"),
+        ({"run": {"ms": 0}}, LoadError, '"ms" is 0; a number from 1e-06'),
+        ({"run": {"ms": 10**400}}, LoadError, '"ms" is 1000'),
+        ({"run": {"gpu_ghz": 0}}, LoadError, '"gpu_ghz" is 0; a number from 0.01 to 10'),
+        ({"engine": {"name": "TensorRT for RTX", "version": "1.7"}}, InputError, "measured with TensorRT for RTX 1.7"),
+        ({"environment": {"gpu": "NVIDIA GeForce RTX 4090"}}, InputError, "a board that its environment does not name"),
+        (
+            {"environment": {"board": "NVIDIA Jetson Nano", "compatible": "nvidia,tegra210"}},
+            InputError,
+            "measured on NVIDIA Jetson Nano nvidia,tegra210, not on a jetson-tx2",
+        ),
+        ({"kernels": []}, InputError, "has no kernels"),
+        ({"kernels": [{"name": "a"}]}, LoadError, "a kernel: the field 'elements' is missing or unknown"),
+        ({"kernels": [kernel_with(name=3)]}, LoadError, "the name of a kernel is 3; a value of type str is wanted"),
+        ({"kernels": [kernel_with(kind="magic")]}, LoadError, "the kind of a kernel is 'magic'; convolution, "),
+        ({"kernels": [kernel_with(kind=[])]}, LoadError, r"the kind of a kernel is \[\]"),
+        ({"kernels": [kernel_with(elements=-1)]}, LoadError, "the elements of a kernel is -1; a count is wanted"),
+        ({"kernels": [kernel_with(elements=10**400)]}, LoadError, "the elements of a kernel is 1000"),
+        ({"kernels": [kernel_with(nodes=[3])]}, LoadError, "one of the nodes of a kernel is 3"),
+        ({"kernels": [kernel_with(geometry=3)]}, LoadError, "the geometry of a kernel is 3"),
+        (
+            {"kernels": [kernel_with(geometry={})]},
+            LoadError,
+            "the geometry of a kernel: the field 'columns' is missing",
+        ),
+        ({"kernels": [kernel_with(rows="3")]}, LoadError, "the rows of the geometry of a kernel is '3'"),
+        ({"kernels": [kernel_with(depth=1.5)]}, LoadError, "the depth of the geometry of a kernel is 1.5"),
+        ({"kernels": [kernel_with(winograd=1)]}, LoadError, "the winograd of the geometry of a kernel is 1"),
         ({"kernels": 3}, LoadError, '"kernels" is 3'),
     ],
 )
@@ -332,3 +373,16 @@ def test_files_that_are_no_results_are_refused(tmp_path: Path) -> None:
             Latency.from_results([tmp_path / name])
     with pytest.raises(InputError, match="no results.json"):
         Latency.from_results([])
+
+
+@pytest.mark.parametrize("paths", ["results.json", None, Path("results.json")])
+def test_the_paths_of_results_are_a_list(paths: Any) -> None:
+    with pytest.raises(InputError, match=r'paths is a .*; a list of paths is wanted, such as \["results.json"\]'):
+        Latency.from_results(paths)
+
+
+def test_one_path_of_results_is_a_path() -> None:
+    with pytest.raises(InputError, match="path is a NoneType; the path of a results.json is wanted"):
+        Latency.from_results([None])  # type: ignore[list-item]
+    with pytest.raises(LoadError, match="cannot be read"):
+        Latency.from_results(["a\0b"])

@@ -63,6 +63,18 @@ def half_in_int32_data(name: str) -> TensorProto:
     return helper.make_tensor(name, FLOAT16, [1], [1.0])
 
 
+def of_unknown_type(name: str) -> TensorProto:
+    tensor = helper.make_tensor(name, FLOAT, [1], [1.0])
+    tensor.data_type = 999
+    return tensor
+
+
+def referring(made: onnx.NodeProto) -> onnx.NodeProto:
+    """A node of a function's body: its attribute is the function's."""
+    made.attribute.add(name="alpha", type=onnx.AttributeProto.FLOAT, ref_attr_name="slope")
+    return made
+
+
 WEIGHT, ONE_AXIS = f32(4, 4, 3, 3), f32(4, 4, 3)
 IMAGE: dict[str, Shape] = {"x": (1, 4, 8, 8)}
 ROW: dict[str, Shape] = {"x": (1, 4, 8)}
@@ -102,6 +114,40 @@ ROWS: tuple[tuple[str, Model, str, str, Model], ...] = (
      Model(node("Relu", "x"))),
     ("unreadable input", Model(node("Identity", "x"), kinds={"x": TensorProto.UINT8, "y": TensorProto.UINT8}),
      "input x is UINT8", "error", Model(node("Identity", "x"))),
+    *((f"input of {name}", Model(node("Cast", "x", to=FLOAT), kinds={"x": kind}), f"input x is {name}", "error",
+       Model(node("Cast", "x", to=FLOAT), kinds={"x": TensorProto.INT8}))
+      for name, kind in (("FLOAT8E4M3FN", TensorProto.FLOAT8E4M3FN), ("UINT4", TensorProto.UINT4),
+                         ("INT4", TensorProto.INT4), ("of the unknown type 999", 999))),
+    ("sizes of -1", Model(node("Relu", "x"), {"x": (-1, 4, 8, 8)}), "sizes of input x", "error",
+     Model(node("Relu", "x"), {"x": (0, 4, 8, 8)})),
+    ("constant of an unknown type", Model(node("Cast", "c", to=FLOAT), constants={"c": of_unknown_type("c")}),
+     "constant c is of the unknown type 999", "error", Model(node("Cast", "c", to=FLOAT), constants={"c": i64(1)})),
+    ("numbers for a list", Model(node("MaxPool", "x", kernel_shape=[2, 2], dilations=2)),
+     "its dilations is of type INT; INTS is wanted", "error",
+     Model(node("MaxPool", "x", kernel_shape=[2, 2], dilations=[1, 1]))),
+    ("pads that are a number", Model(node("AveragePool", "x", kernel_shape=[2, 2], pads=2)), "its pads is of type INT",
+     "error", Model(node("AveragePool", "x", kernel_shape=[2, 2], pads=[0, 0, 0, 0]))),
+    ("an attribute that its opset has not", Model(node("LpPool", "x", kernel_shape=[2, 2], dilations=2)),
+     "its dilations is of type INT", "error", Model(node("LpPool", "x", kernel_shape=[2, 2]))),
+    ("an equation that is a number", Model(node("Einsum", "x", equation=5)), "its equation is of type INT", "error",
+     Model(node("Einsum", "x", equation="abcd->abc"))),
+    ("an equation that is no text", Model(node("Einsum", "x", equation=b"\xff\xfe")), "its equation is no text",
+     "error", Model(node("Einsum", "x", equation="abcd->abc"))),
+    ("a mode that is no text", Model(node("Resize", "x", "", "s", mode=b"\xff"), constants={"s": f32(4)}),
+     "its mode is no text", "error", Model(node("Resize", "x", "", "s", mode="linear"), constants={"s": f32(4)})),
+    ("a value that is no tensor", Model(node("Constant", value=5), {}), "its value is of type INT; TENSOR is wanted",
+     "error", Model(node("Constant", value_float=3.0), {})),
+    ("an attribute of a function", Model(referring(node("LeakyRelu", "x"))), "its alpha is that of a function", "error",
+     Model(node("LeakyRelu", "x", alpha=0.5))),
+    ("no inputs", Model(node("Cast", to=FLOAT)), "it has 0 inputs; at least 1", "error",
+     Model(node("Cast", "x", to=FLOAT))),
+    ("no outputs", Model(node("Cast", "x", outputs=(), to=FLOAT)), "it has 0 outputs; at least 1", "error",
+     Model(node("Cast", "x", to=FLOAT))),
+    ("a constant without an output", Model(node("Constant", outputs=(), value=numpy_helper.from_array(i64(3)))),
+     "it has 0 outputs", "error", Model(node("Relu", "x"))),
+    ("too many inputs", Model(node("Relu", "x", "x")), "it has 2 inputs; at most 1", "error", Model(node("Relu", "x"))),
+    ("no equation", Model(node("Einsum", "x")), "its equation is missing", "error",
+     Model(node("Einsum", "x", equation="abcd->abc"))),
     ("half precision in int32_data", Model(node("Add", "x", "c"), constants={"c": half_in_int32_data("c")}, kinds={
         "x": FLOAT16, "y": FLOAT16}), "int32_data", "error", Model(node("Add", "x", "c"), constants={"c": f32(1)})),
     ("half precision", Model(node("Add", "x", "c"), constants={"c": np.ones(1, np.float16)}, kinds={
@@ -276,15 +322,58 @@ def test_errors_come_first_and_name_the_node() -> None:
     assert str(findings[0]).startswith("error: ReduceMean n: axes as an input (opset 18) are ignored")
 
 
-def test_nodes_inside_a_branch_are_read() -> None:
-    inner = helper.make_graph([helper.make_node("HardSwish", ["x"], ["t"], name="deep")], "then", [], [
-        helper.make_tensor_value_info("t", FLOAT, None)])  # fmt: skip
+def branches(*then: onnx.NodeProto, held: Sequence[TensorProto] = ()) -> onnx.ModelProto:
+    """A choice between these nodes, which write t, and a Relu."""
+    inner = helper.make_graph(then, "then", [], [helper.make_tensor_value_info("t", FLOAT, None)], held)
     other = helper.make_graph([helper.make_node("Relu", ["x"], ["e"])], "else", [], [
         helper.make_tensor_value_info("e", FLOAT, None)])  # fmt: skip
-    model = Model(
-        node("If", "c", then_branch=inner, else_branch=other), {"c": (), "x": (4,)}, kinds={"c": BOOL}, opset=14
-    )
-    assert [finding.node for finding in lint(model.proto()) if finding.severity == "error"] == ["deep"]
+    choice = node("If", "c", then_branch=inner, else_branch=other)
+    return Model(choice, {"c": (), "x": (1, 4, 8, 8)}, kinds={"c": BOOL}, opset=14).proto()
+
+
+def test_nodes_inside_a_branch_are_read() -> None:
+    model = branches(helper.make_node("HardSwish", ["x"], ["t"], name="deep"))
+    assert [finding.node for finding in lint(model) if finding.severity == "error"] == ["deep"]
+
+
+def test_a_branch_has_constants_of_its_own() -> None:
+    convolution, weight = helper.make_node("Conv", ["x", "w"], ["t"]), numpy_helper.from_array(WEIGHT, "w")
+    assert not [finding for finding in lint(branches(convolution, held=[weight])) if finding.severity == "error"]
+    assert said(lint(branches(convolution)), "weight is computed", "error")
+
+
+def test_sparse_constants_are_not_read() -> None:
+    values, indices = (numpy_helper.from_array(array, "w") for array in (f32(1), i64(0)))
+    model = Model(node("Add", "x", "w")).proto()
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [8]))
+    assert said(lint(model), "its sparse constants (w) are not read", "error")
+
+
+# Data in another file
+
+
+def saved_apart(path: Path, model: Model) -> Path:
+    """The model with all of its constants in a file beside it, as torch.onnx.export writes large ones."""
+    onnx.save(model.proto(), path, save_as_external_data=True, size_threshold=0, location=f"{path.stem}.data")
+    return path
+
+
+def test_data_in_another_file_is_read_wherever_lint_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved_apart(tmp_path / "m.onnx", Model(node("Gather", "x", "i"), {"x": (9, 4)}, {"i": i64(2**40)}))
+    monkeypatch.chdir("/")
+    assert said(lint(path), "constant i has values beyond 32 bits", "error") == list(lint(path))
+    (tmp_path / "m.data").unlink()
+    with pytest.raises(LoadError, match=r"m\.onnx: constant i \(INT64 \[1\]\) cannot be read: .*m\.data"):
+        lint(path)
+    with pytest.raises(LoadError, match="the model: constant i is in another file, .* give the model's path"):
+        lint(path.read_bytes())
+
+
+def test_half_precision_in_another_file_is_not_in_int32_data(tmp_path: Path) -> None:
+    row = next(row for row in ROWS if row[0] == "half precision")
+    assert [finding.problem for finding in lint(saved_apart(tmp_path / "m.onnx", row[1]))] == [
+        "constant c is FLOAT16, which is read natively only since 8.4"
+    ]
 
 
 def test_a_path_and_bytes_are_read(tmp_path: Path) -> None:
@@ -300,8 +389,41 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(LoadError, match=r"text.onnx: is no ONNX file"):
         lint(tmp_path / "text.onnx")
-    with pytest.raises(LoadError, match="no nodes"):
+    with pytest.raises(LoadError, match="the model: is no ONNX model: it names no opset"):
         lint(b"")
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    with pytest.raises(LoadError, match=r"empty.onnx: is no ONNX model: it names no opset"):
+        lint(tmp_path / "empty.onnx")
+    with pytest.raises(LoadError, match="cannot be read: embedded null byte"):
+        lint("a\0b")
+
+
+def test_a_model_without_nodes_is_one() -> None:
+    proto = Model(node("Relu", "x")).proto()
+    del proto.graph.node[:]
+    assert lint(proto) == ()
+
+
+@pytest.mark.parametrize("model", [None, 5, bytearray(b""), ["model.onnx"], Model(node("Relu", "x")).proto().graph])
+def test_an_argument_of_another_type_is_refused(model: Any) -> None:
+    with pytest.raises(InputError, match=f"model is a {type(model).__name__}; the path of an ONNX file, its bytes"):
+        lint(model)
+
+
+def test_a_constant_that_contradicts_itself_is_told() -> None:
+    proto = Model(node("Gather", "x", "i"), constants={"i": i64(1, 2)}).proto()
+    for change in ({"raw_data": b"123"}, {"dims": [3]}, {"dims": [2**60]}):
+        damaged = onnx.ModelProto.FromString(proto.SerializeToString())
+        damaged.graph.initializer[0].ClearField(next(iter(change)))
+        damaged.graph.initializer[0].MergeFrom(TensorProto(**change))
+        with pytest.raises(LoadError, match=r"the model: constant i \(INT64 .*cannot be read"):
+            lint(damaged)
+
+
+def test_a_name_that_is_no_text_is_told() -> None:
+    content = Model(node("Gather", "x", "indices"), constants={"indices": i64(1)}).proto().SerializeToString()
+    with pytest.raises(LoadError, match="the model: is damaged: the name .* is no text in UTF-8"):
+        lint(content.replace(b"indices", b"indi\xff\xff\xff"))
 
 
 def test_a_target_without_a_table_is_refused() -> None:

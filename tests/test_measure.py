@@ -181,6 +181,45 @@ def test_what_is_no_bundle_is_not_copied(bundle: Path, tmp_path: Path) -> None:
         measure(bundle, "a@b", out=tmp_path / "missing" / "r.json")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"files": 3}, "manifest.json does not name model.onnx"),
+        ({"files": {}}, "manifest.json does not name model.onnx"),
+        ({"../evil": {"sha256": "0" * 64}}, r"manifest.json names '\.\./evil', which is outside of it"),
+        ({"/etc/passwd": {"sha256": "0" * 64}}, "names '/etc/passwd', which is outside of it"),
+        ({"..": {"sha256": "0" * 64}}, r"names '\.\.', which is outside of it"),
+        ({"model.onnx": {"sha256": "; touch owned"}}, "manifest.json has no hash of model.onnx"),
+        ({"model.onnx": None}, "manifest.json has no hash of model.onnx"),
+    ],
+)
+def test_nothing_outside_of_a_bundle_is_copied(
+    bundle: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    files = changes["files"] if "files" in changes else {**manifest["files"], **changes}
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "files": files}))
+    with pytest.raises(InputError, match=message):
+        measure(tmp_path, "a@b", out=tmp_path / "r.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bundle": None}, "bundle is a NoneType; a path is wanted"),
+        ({"out": None}, "out is a NoneType; a path is wanted"),
+        ({"out": "/"}, "/: is a directory; the name of a file is wanted"),
+        ({"arguments": "--iterations 3"}, "arguments is the text '--iterations 3'; a list of words is wanted"),
+        ({"ssh_options": "Port=22"}, "ssh_options is the text 'Port=22'; a list of words"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_copied(
+    bundle: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        measure(**{"bundle": bundle, "host": "a@b", "out": tmp_path / "r.json", **changes})
+
+
 # Layers, as engines name them
 
 
@@ -245,8 +284,47 @@ def test_copies_slow_layers_and_odd_widths_are_the_reasons() -> None:
     assert reasons[0].startswith("2 more copies, +2.000 ms: index_select/Gather")
     assert reasons[1] == ("1 layers have fewer multiplications and take as long: a (48% of the MACs, 102% of the time)")
     assert reasons[2].endswith("FP16 computes in pairs: a (31)")
-    assert reasons[3].startswith("as many layers are launched as before (4 against 2)")
+    assert reasons[3] == "4 layers are launched, 2 before; each costs its launch"
     assert ("copies", (None, 2.0)) in [(row.name, row.ms) for row in found.rows]
+
+
+HALF = results("pruned", 5.0, 32, *DENSE.runs[0].layers)
+SLOW_CLOCK = replace(HALF, runs=(replace(HALF.runs[0], gpu_ghz=1.12),))
+
+
+@pytest.mark.parametrize(
+    ("dense", "other", "warning"),
+    [
+        (DENSE, replace(HALF, environment={"board": "quill"}), "compared: board (dense: not told, pruned: quill)"),
+        (replace(DENSE, environment={"nvpmodel": "MAXN"}), replace(HALF, environment={"nvpmodel": "MAXQ"}),
+         "times of different machines or settings are compared: nvpmodel (dense: MAXN, pruned: MAXQ)"),
+        (replace(DENSE, environment={"gpu": "RTX 4090, 550, 2520 MHz"}), replace(HALF, environment={"gpu": "T4, 550"}),
+         "gpu (dense: RTX 4090, pruned: T4)"),
+        (DENSE, SLOW_CLOCK, "the GPU's clock differed while they were measured: dense: 1.30 GHz, pruned: 1.12 GHz"),
+        (HALF, DENSE, "dense does not look like pruned, pruned: a (layers: 1) are not there, smaller or of another"),
+        (DENSE, replace(HALF, kernels=(kernel("c", 8),)), "pruned does not look like dense, pruned: c (layers: 1)"),
+        (DENSE, replace(HALF, kernels=(Kernel("a", "convolution", 1, Geometry("convolution", 8, 8, 49)),)), ": a ("),
+    ],
+)  # fmt: skip
+def test_what_else_times_differ_by_is_a_warning(dense: Results, other: Results, warning: str) -> None:
+    (found,) = compare([dense, other])
+    (told,) = found.warnings
+    assert warning in told
+    assert f"warning: {told}" in " ".join(str(found).split())
+
+
+def test_a_machine_in_one_mode_needs_no_warning() -> None:
+    """The clock of the moment, which nvidia-smi tells too, may differ a little."""
+    there = [{"board": "quill", "nvpmodel": "MAXN", "gpu": f"T4, 550, {clock} MHz"} for clock in (1590, 1575)]
+    again = replace(HALF, environment=there[1], runs=(replace(HALF.runs[0], gpu_ghz=1.31),))
+    (found,) = compare([replace(DENSE, environment=there[0]), again])
+    assert found.warnings == () and "warning" not in str(found)
+
+
+@pytest.mark.parametrize("given", [None, [Path("results.json")], DENSE, "results.json"])
+def test_only_results_are_compared(given: Any) -> None:
+    with pytest.raises(InputError, match=r"a list of Results is wanted: compare\(\[read_results\(path\)"):
+        compare(given)
 
 
 @pytest.mark.parametrize(

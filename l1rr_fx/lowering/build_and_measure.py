@@ -28,6 +28,29 @@ import numpy as np
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 FORMAT, VERSION = "l1rr-fx results", 1
+BUNDLE, BUNDLE_VERSION = "l1rr-fx bundle", 1
+NUMBER = (int, float)
+FIELDS: Dict[str, Any] = {
+    "label": str,
+    "target": str,
+    "files": dict,
+    "nodes": dict,
+    "predicted": dict,
+    "kernels": list,
+    "tolerance.fp32": NUMBER,
+    "tolerance.fp16": NUMBER,
+    "tolerance.onnxruntime": NUMBER,
+    "nms": (dict, type(None)),
+}
+"""What is read of a manifest."""
+NMS_FIELDS: Dict[str, Any] = {
+    "nms.output": str,
+    "nms.score": NUMBER,
+    "nms.overlap": NUMBER,
+    "nms.most": int,
+    "nms.tolerance.fp32": NUMBER,
+    "nms.tolerance.fp16": NUMBER,
+}
 CUDART = ("libcudart.so", "libcudart.so.10.2", "libcudart.so.11.0", "libcudart.so.12", "libcudart.so.13")
 TO_DEVICE, TO_HOST = 1, 2
 FUSED = ("Add", "Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
@@ -285,8 +308,10 @@ class OnnxRuntime:
     def __init__(self, model: str, inputs: Dict[str, Array], nodes: Dict[str, Dict[str, Any]]) -> None:
         import onnxruntime
 
-        self.package, self.model, self.inputs, self.nodes = onnxruntime, model, inputs, nodes
+        self.package, self.model, self.nodes = onnxruntime, model, nodes
         self.session = self._session(None)
+        wanted = {port.name: numpy_type(port.type) for port in self.session.get_inputs()}
+        self.inputs = {name: inputs[name].astype(kind) for name, kind in wanted.items()}
 
     def _session(self, profile: Optional[str]) -> Any:
         options = self.package.SessionOptions()
@@ -345,6 +370,12 @@ class OnnxRuntime:
         return str(self.nodes[value]["name"]) if value in self.nodes else value
 
 
+def numpy_type(kind: str) -> Any:
+    """The type of NumPy for one of ONNX Runtime, such as "tensor(float)"."""
+    name = kind[len("tensor(") : -1]
+    return np.dtype("float32" if name == "float" else name)
+
+
 # The bundle, the machine and the measurement
 
 
@@ -361,8 +392,7 @@ def in_a_run(times: List[float], count: int) -> float:
 
 def read_bundle() -> Tuple[Dict[str, Any], Dict[str, Array], Dict[str, Array]]:
     """The manifest, the inputs and the outputs that are expected; Failed if a file is not the one that was written."""
-    with open(os.path.join(HERE, "manifest.json"), encoding="utf-8") as file:
-        manifest = json.load(file)
+    manifest = read_manifest()
     for name, facts in manifest["files"].items():
         path = os.path.join(HERE, name)
         if not os.path.exists(path):
@@ -374,14 +404,44 @@ def read_bundle() -> Tuple[Dict[str, Any], Dict[str, Array], Dict[str, Array]]:
     return manifest, inputs, expected
 
 
+def read_manifest() -> Dict[str, Any]:
+    """The manifest; Failed if it is not that of a bundle which this script reads."""
+    try:
+        with open(os.path.join(HERE, "manifest.json"), encoding="utf-8") as file:
+            manifest = json.load(file)
+    except (OSError, ValueError) as problem:
+        raise Failed(f"manifest.json cannot be read ({problem}): copy the whole bundle again") from problem
+    if not isinstance(manifest, dict) or manifest.get("format") != BUNDLE:
+        raise Failed(f'manifest.json is not that of a bundle: its "format" is not "{BUNDLE}"')
+    version = manifest.get("version")
+    if version != BUNDLE_VERSION:
+        raise Failed(f"the bundle has version {version!r}, this script reads {BUNDLE_VERSION}: take the bundle's own")
+    wanted = dict(FIELDS, **(NMS_FIELDS if manifest.get("nms") is not None else {}))
+    wrong = [path for path, kind in wanted.items() if not isinstance(looked_up(manifest, path), kind)]
+    if wrong:
+        raise Failed(f"manifest.json lacks {', '.join(wrong)}: copy the whole bundle again")
+    for name, facts in manifest["files"].items():
+        if name in ("", "..") or os.path.basename(name) != name or not isinstance(looked_up(facts, "sha256"), str):
+            raise Failed(f"manifest.json names {name!r}, which is no file of a bundle: copy the whole bundle again")
+    return manifest
+
+
+def looked_up(document: Any, path: str) -> Any:
+    """What a document holds under names with dots between them; Ellipsis where it does not."""
+    for key in path.split("."):
+        document = document.get(key, ...) if isinstance(document, dict) else ...
+    return document
+
+
 def environment() -> Dict[str, Any]:
     """What the times depend on beside the network."""
     facts = {"machine": platform.machine(), "python": platform.python_version(), "system": platform.platform()}
-    files = {"board": "/proc/device-tree/model", "l4t": "/etc/nv_tegra_release"}
+    tree = "/proc/device-tree/"
+    files = {"board": tree + "model", "compatible": tree + "compatible", "l4t": "/etc/nv_tegra_release"}
     for key, path in files.items():
         if os.path.exists(path):
             with open(path, errors="replace") as file:
-                facts[key] = file.readline().strip("\0\n")
+                facts[key] = " ".join(file.readline().replace("\0", " ").split())
     facts.update(_said_by("nvpmodel", ["nvpmodel", "-q"]))
     facts.update(_said_by("gpu", ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm", "--format=csv,noheader"]))
     return facts
@@ -429,19 +489,27 @@ def measured(runner: Any, expected: Dict[str, Array], tolerance: float, nms: Any
 
 
 def deviation(found: Dict[str, Array], expected: Dict[str, Array], nms: Optional[Dict[str, Any]] = None) -> float:
-    """The largest difference of any output, relative to that output's largest value; of one that NMS has taken, how
-    far its detections are off."""
+    """The largest difference of any output, relative to that output's largest finite value; of one that NMS has taken,
+    how far its detections are off. An infinity, or what is no number, is the same where it is expected."""
     worst = 0.0
     for name, want in expected.items():
         if nms is not None and name == nms["output"]:
             worst = max(worst, detections_off(found, want, nms))
         elif name not in found or found[name].shape != want.shape:
             return WRONG
-        elif want.size:
-            got, want = found[name].astype(np.float64), want.astype(np.float64)
-            off = float(np.abs(got - want).max()) / max(float(np.abs(want).max()), 1e-30)
-            worst = max(worst, off if off < WRONG else WRONG)
+        else:
+            worst = max(worst, relative(found[name].astype(np.float64), want.astype(np.float64)))
     return worst
+
+
+def relative(got: Array, want: Array) -> float:
+    """The largest difference of two arrays, relative to the largest finite value of the second; WRONG at most."""
+    differs = ~((got == want) | (np.isnan(got) & np.isnan(want)))
+    if not differs.any():
+        return 0.0
+    finite = np.abs(want[np.isfinite(want)])
+    off = float(np.abs(got[differs] - want[differs]).max()) / max(float(finite.max()) if finite.size else 0.0, 1e-30)
+    return off if off < WRONG else WRONG
 
 
 # Detections: boxes that score the same or overlap about as much as is allowed may be kept or not, so that there is no
@@ -550,6 +618,8 @@ def model_file(manifest: Dict[str, Any], with_nms: bool, half: bool) -> str:
 
 def with_onnxruntime(manifest: Dict[str, Any], inputs: Any, expected: Any, options: Any) -> Dict[str, Any]:
     """The FP32 file measured on the CPU."""
+    if "fp32" not in options.precision:
+        raise Failed("ONNX Runtime is measured in FP32 only, which was not asked for: add fp32 to --precision")
     name = model_file(manifest, False, False)
     try:
         runner = OnnxRuntime(os.path.join(HERE, name), inputs, manifest["nodes"])
@@ -588,25 +658,55 @@ def results(options: Any) -> Dict[str, Any]:
     return document
 
 
+class Options(argparse.ArgumentParser):
+    """Says what is wrong in one line, as all of this script does."""
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"error: {message}\n")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is given; at least 1 is wanted")
+    return number
+
+
+def seconds(text: str) -> float:
+    """A finite time, for argparse."""
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is given; a finite number of seconds from 0 on is wanted")
+    return number
+
+
+def new_file(text: str) -> str:
+    """The path of a file in a folder that is there, for argparse."""
+    if os.path.isdir(text) or not os.path.isdir(os.path.dirname(os.path.abspath(text))):
+        raise argparse.ArgumentTypeError(f"{text} is a folder, or in none; the path of a file is wanted")
+    return text
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Options(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engine", choices=("auto", "tensorrt", "onnxruntime"), default="auto")
     parser.add_argument("--precision", nargs="+", choices=("fp16", "fp32"), default=["fp16", "fp32"])
-    parser.add_argument("--workspace", type=int, default=1024, metavar="MIB", help="memory that TensorRT may use")
-    parser.add_argument("--iterations", type=int, default=100, help="runs that are timed")
-    parser.add_argument("--warmup", type=float, default=2.0, metavar="SECONDS")
-    parser.add_argument("--out", default=os.path.join(HERE, "results.json"))
+    parser.add_argument("--workspace", type=positive, default=1024, metavar="MIB", help="memory that TensorRT may use")
+    parser.add_argument("--iterations", type=positive, default=100, help="runs that are timed")
+    parser.add_argument("--warmup", type=seconds, default=2.0, metavar="SECONDS")
+    parser.add_argument("--out", type=new_file, default=os.path.join(HERE, "results.json"))
     options = parser.parse_args()
     warnings.simplefilter("ignore", DeprecationWarning)  # what is old in a new TensorRT is new in 8.2
     try:
         document = results(options)
-    except Failed as problem:
+        half_written = options.out + ".part"
+        with open(half_written, "w") as file:
+            json.dump(document, file, indent=1)
+        os.replace(half_written, options.out)
+    except (Failed, OSError) as problem:
         sys.stderr.write(f"error: {problem}\n")
         return 2
-    half_written = options.out + ".part"
-    with open(half_written, "w") as file:
-        json.dump(document, file, indent=1)
-    os.replace(half_written, options.out)
     agree = True
     for run in document["runs"]:
         agree = agree and run["agrees"]

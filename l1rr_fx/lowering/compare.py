@@ -17,6 +17,10 @@ HELPED = 1.05
 """A network that is less than this many times as fast was not helped: repeated measurements differ by some per cent."""
 FEWER_MACS, SAME_TIME = 0.8, 0.95
 """A layer with at most this share of its MACs that takes at least this share of its time did not get faster."""
+SAME_CLOCK = 1.05
+"""Clocks that differ by more are those of two power modes."""
+MACHINE = ("board", "machine", "gpu", "nvpmodel", "system")
+"""Of the environment, what times depend on."""
 NAMED = 5
 WIDTH = 120
 
@@ -33,7 +37,8 @@ class Row:
 class Comparison:
     """Networks at one precision; the first is what the others are compared with. Prints as tables.
 
-    `reasons` says, for each network but the first, why it is not faster, or what still holds it back.
+    `reasons` says, for each network but the first, why it is not faster, or what still holds it back; `warnings` say
+    what else than pruning the times may differ by.
     """
 
     engine: str
@@ -42,6 +47,7 @@ class Comparison:
     ms: tuple[float, ...]
     rows: tuple[Row, ...]
     reasons: tuple[tuple[str, ...], ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def speedups(self) -> tuple[float, ...]:
@@ -54,7 +60,8 @@ class Comparison:
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
     def __rich__(self) -> RenderableType:
-        return Group(self._table(), *(Text(line) for line in self._verdicts()))
+        warnings = (f"warning: {each}" for each in self.warnings)
+        return Group(self._table(), *(Text(line) for line in (*warnings, *self._verdicts())))
 
     def _table(self) -> Table:
         table = Table("layer", title=f"{self.engine}, {self.precision.upper()}, measured ms", title_justify="left")
@@ -80,9 +87,12 @@ class Comparison:
 def compare(results: Sequence[Results]) -> tuple[Comparison, ...]:
     """A comparison for each precision that all results have. The first result is the dense one.
 
-    Raises InputError for fewer than two results, of different engines, without a common precision, with and without
+    Other machines, power modes, clocks and networks are compared, with a warning. Raises InputError for what are no
+    results, fewer than two of them, of different engines, without a common precision, with and without
     NMS, or with outputs that were not those that are expected.
     """
+    if not isinstance(results, Sequence) or not all(isinstance(result, Results) for result in results):
+        raise InputError("a list of Results is wanted: compare([read_results(path), ...]), the dense network's first")
     if len(results) < 2:
         raise InputError(f"{len(results)} results are given; at least two are compared, the dense network's first")
     if len(engines := {result.engine for result in results}) > 1:
@@ -118,7 +128,56 @@ def _compared(results: Sequence[Results], precision: str, runs: Sequence[Run]) -
         tuple(
             tuple(_reasons(results[0], runs[0], result, run)) for result, run in zip(results[1:], runs[1:], strict=True)
         ),
+        tuple(_warnings(results, runs)),
     )
+
+
+def _warnings(results: Sequence[Results], runs: Sequence[Run]) -> Iterator[str]:
+    """What the times may differ by beside the networks, and networks that are not one network, pruned."""
+    labels = [result.label for result in results]
+    facts = {name: [_fact(result, name) for result in results] for name in MACHINE}
+    if differing := [f"{name} ({_told(labels, found)})" for name, found in facts.items() if len({*found}) > 1]:
+        yield f"times of different machines or settings are compared: {', '.join(differing)}"
+    clocks = [run.gpu_ghz for run in runs if run.gpu_ghz is not None]
+    if clocks and max(clocks) > SAME_CLOCK * min(clocks):
+        said = _told(labels, ["" if run.gpu_ghz is None else f"{run.gpu_ghz:.2f} GHz" for run in runs])
+        yield f"the GPU's clock differed while they were measured: {said}"
+    for result in results[1:]:
+        if unlike := _unlike(results[0], result):
+            yield (
+                f"{result.label} does not look like {labels[0]}, pruned: {', '.join(unlike[:NAMED])} (layers: "
+                f"{len(unlike)}) are not there, smaller or of another image; the dense network's results come first"
+            )
+
+
+def _fact(result: Results, name: str) -> str:
+    said = str(result.environment.get(name, ""))
+    return said.partition(",")[0] if name == "gpu" else said  # driver and clock of the moment follow its name
+
+
+def _told(labels: Sequence[str], facts: Sequence[str]) -> str:
+    return ", ".join(f"{label}: {fact or 'not told'}" for label, fact in zip(labels, facts, strict=True))
+
+
+def _unlike(dense: Results, pruned: Results) -> list[str]:
+    """The layers that pruning cannot have made: it keeps names and images, and makes nothing larger."""
+    whole, left = _layers(dense), _layers(pruned)
+    return [
+        name
+        for name, (image, macs) in left.items()
+        if name not in whole or whole[name][0] != image or whole[name][1] < macs
+    ]
+
+
+def _layers(results: Results) -> Mapping[str, tuple[frozenset[int], int]]:
+    """For each module with a weight the sizes of the images that its convolutions make, and its multiplications."""
+    macs = _macs(results)
+    images: dict[str, frozenset[int]] = {}
+    for kernel in results.kernels:
+        if kernel.geometry is not None and (kernel.weights or kernel.kind != "matrix"):
+            image = {kernel.geometry.columns} if kernel.kind != "matrix" else set()
+            images[kernel.name] = images.get(kernel.name, frozenset()) | image
+    return {name: (image, macs.get(name, 0)) for name, image in images.items()}
 
 
 def _sorted(run: Run) -> dict[str, float]:
@@ -149,7 +208,7 @@ def _reasons(dense: Results, before: Run, pruned: Results, after: Run) -> Iterat
         named = ", ".join(odd[:NAMED])
         yield f"{len(odd)} layers have an odd number of channels, which FP16 computes in pairs: {named}"
     if after.ms * HELPED > before.ms and (launches := len(after.layers)) >= len(before.layers):
-        yield f"as many layers are launched as before ({launches} against {len(before.layers)}); each costs its launch"
+        yield f"{launches} layers are launched, {len(before.layers)} before; each costs its launch"
 
 
 def _slow(dense: Results, before: Run, pruned: Results, after: Run) -> Iterator[str]:

@@ -30,6 +30,8 @@ JETSON_TX2 = Device("jetson-tx2", flops_per_cycle=512, half_rate=2, clock=MAXN, 
 """256 cores that multiply and add each cycle, twice as many in FP16; the clock is that of nvpmodel 0, MAXN."""
 
 DEVICES: Mapping[str, Device] = {JETSON_TX2.name: JETSON_TX2}
+BOARDS: Mapping[str, tuple[str, ...]] = {JETSON_TX2.name: ("tegra186", "tx2", "quill")}
+"""Words by which a device is known: one is in what its /proc/device-tree says (NVIDIA's L4T calls the TX2 "quill")."""
 
 FITTED = Coefficients(
     launch=34.62,
@@ -131,7 +133,7 @@ class Latency:
     def __post_init__(self) -> None:
         _device(self.device)
         check_precision(self.precision)
-        if self.clock is not None and not 0 < self.clock < 10:
+        if self.clock is not None and not (isinstance(self.clock, (int, float)) and 0 < self.clock < 10):
             raise InputError(f"clock is {self.clock}; it is meant in GHz, such as {MAXN}")
 
     @classmethod
@@ -141,7 +143,8 @@ class Latency:
         """The model fitted further, to results.json files that TensorRT measured on the device, of any precision.
 
         The coefficients start from the published ones, and move as far as the measurements say so: a few networks shift
-        them, many replace them. Raises InputError for results of another engine, LoadError for files that are none.
+        them, many replace them. Raises InputError for results of another engine or board, LoadError for files that are
+        none.
         """
         observations = [each for results in read_all(paths) for each in _observations(results, _device(device))]
         prior = Prior(FITTED, (UPDATE_SPREAD,) * len(astuple(FITTED)))
@@ -204,7 +207,7 @@ def jetson_tx2_target(precision: str = "fp16") -> CostModel:
 
 
 def _device(name: str) -> Device:
-    if name not in DEVICES:
+    if not isinstance(name, str) or name not in DEVICES:
         raise InputError(f"there is no latency model of {name!r}; there is one of {', '.join(DEVICES)}")
     return DEVICES[name]
 
@@ -212,6 +215,14 @@ def _device(name: str) -> Device:
 def _observations(results: Results, device: Device) -> list[Observation]:
     if not results.on_tensorrt:
         raise InputError(f"{results.label} was measured with {results.engine}, not with TensorRT on the device")
+    board = " ".join(str(results.environment.get(key, "")) for key in ("board", "compatible")).strip()
+    if not any(word in board.lower() for word in BOARDS[device.name]):
+        raise InputError(
+            f"{results.label} was measured on {board or 'a board that its environment does not name'}, "
+            f"not on a {device.name}: measure there, where /proc/device-tree can be read"
+        )
+    if not results.kernels:
+        raise InputError(f"{results.label} has no kernels, so that its times explain nothing: lower the network again")
     work = Work.of(results.kernels)
     if any(run.nms for run in results.runs):
         raise InputError(f"{results.label} was measured with NMS, which is not predicted: lower the network without it")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from l1rr_fx.archive.checks import naming
 from l1rr_fx.lowering import trt82
 from l1rr_fx.lowering.reading import OnnxModel, read_model
 from l1rr_fx.lowering.rules import Remark
@@ -38,20 +40,22 @@ class Finding:
 def lint(model: Any, target: str = "jetson-tx2") -> tuple[Finding, ...]:
     """The findings about an ONNX model: its path, its bytes or an `onnx.ModelProto`. Errors first.
 
-    Raises LoadError where `model` is none, and InputError for a target whose parser has no table here.
+    Raises LoadError for a file that is none, and InputError for another `model` or a target without a table here.
     """
     name = target_named(target).parser
     if name is None:
         raise InputError(f"there is no table of what {target} refuses: let it parse the file itself")
-    read = read_model(model)
     order = {"error": 0, "warning": 1, "note": 2}
-    return tuple(sorted(_findings(read, PARSERS[name]), key=lambda finding: order[finding.severity]))
+    with naming(model if isinstance(model, (str, os.PathLike)) else "the model"):
+        return tuple(sorted(_findings(read_model(model), PARSERS[name]), key=lambda finding: order[finding.severity]))
 
 
 def _findings(model: OnnxModel, parser: Any) -> Iterator[Finding]:
     for remark in parser.remarks_on_model(model):
         yield _finding("", "", remark)
     for node in model.nodes:
+        for fault in node.faults:
+            yield Finding(node.name, node.kind, fault, "export it again: ONNX itself does not allow it", "error")
         for remark in parser.remarks_on_node(model, node):
             yield _finding(node.name, node.kind, remark)
 

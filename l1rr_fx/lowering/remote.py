@@ -6,15 +6,16 @@ import io
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 
-from l1rr_fx.lowering.bundle import FORMAT, MANIFEST, SCRIPT
+from l1rr_fx.lowering.bundle import FORMAT, MANIFEST, MODEL, SCRIPT
 from l1rr_fx.lowering.results import Results, read_results
 from passes.errors import InputError, LoweringError
 
@@ -42,12 +43,18 @@ def measure(
     Raises InputError for a folder that is no bundle and a disk that refuses, LoweringError for a machine that cannot be
     reached or a measurement that failed, with what was said there.
     """
-    folder, target = Path(bundle), Path(out)
+    folder, target = _path("bundle", bundle), _path("out", out)
+    for name, words in (("arguments", arguments), ("ssh_options", ssh_options)):
+        if isinstance(words, str):
+            raise InputError(f"{name} is the text {words!r}; a list of words is wanted")
+    if target.is_dir():
+        raise InputError(f"{target}: is a directory; the name of a file is wanted")
     if not target.parent.is_dir():
         raise InputError(f"{target}: there is no directory {target.parent}")
-    place = f"l1rr-fx/{_name(folder)}"
+    files = _files(folder)
+    place = f"l1rr-fx/{_name(folder, files)}"
     ssh = _Ssh(host, ssh_options)
-    ssh("copying", f"mkdir -p {place} && tar -xf - -C {place}", _packed(folder))
+    ssh("copying", f"mkdir -p {place} && tar -xf - -C {place}", _packed(folder, files))
     command = shlex.join((python, SCRIPT, "--out", RESULTS, *arguments))
     said = ssh("measuring", f"cd {place} && {command}")
     log.info("%s: %s", host, said.decode(errors="replace").strip())
@@ -76,25 +83,43 @@ class _Ssh:
         raise LoweringError(f"{doing} on {self.host} ended with status {done.returncode}: {words}")
 
 
-def _name(folder: Path) -> str:
-    """A name for the copy: that of the folder, and of what it holds. InputError unless it is a bundle."""
+def _path(name: str, path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"{name} is a {type(path).__name__}; a path is wanted")
+    return Path(path)
+
+
+def _files(folder: Path) -> Mapping[str, str]:
+    """The names of the files of a bundle, with their hashes. InputError unless it is one."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} is no bundle: {MANIFEST} cannot be read ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f'{folder} is no bundle: "format" in {MANIFEST} is not "{FORMAT}"')
+    found = manifest.get("files")
+    if not isinstance(found, dict) or MODEL not in found:
+        raise InputError(f"{folder} is no bundle: {MANIFEST} does not name {MODEL}")
+    for name, facts in found.items():
+        if PurePath(name).name != name or name in ("", ".."):
+            raise InputError(f"{folder} is no bundle: {MANIFEST} names {name!r}, which is outside of it")
+        if not isinstance(facts, dict) or not re.fullmatch("[0-9a-f]{64}", str(facts.get("sha256"))):
+            raise InputError(f"{folder} is no bundle: {MANIFEST} has no hash of {name}")
+    return {name: facts["sha256"] for name, facts in found.items()}
+
+
+def _name(folder: Path, files: Mapping[str, str]) -> str:
+    """A name for the copy: that of the folder, and of what it holds."""
     plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in folder.resolve().name)
-    return f"{plain}-{manifest['files']['model.onnx']['sha256'][:12]}"
+    return f"{plain}-{files[MODEL][:12]}"
 
 
-def _packed(folder: Path) -> bytes:
+def _packed(folder: Path, files: Mapping[str, str]) -> bytes:
     """The files of the manifest, and the manifest, as a tar."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     content = io.BytesIO()
     try:
         with tarfile.open(fileobj=content, mode="w") as archive:
-            for name in (*manifest["files"], MANIFEST):
+            for name in (*files, MANIFEST):
                 archive.add(folder / name, arcname=name, recursive=False)
     except OSError as error:
         raise InputError(f"{folder}: {error.filename or folder}: {error.strerror or error}") from error

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from l1rr_fx.archive.checks import expect, naming, parsed, short
-from l1rr_fx.lowering.geometry import Geometry
-from l1rr_fx.lowering.kernels import KINDS, Kernel
+from l1rr_fx.archive.checks import expect, fields, naming, parsed, short
+from l1rr_fx.lowering.kernels import Kernel
 from passes.errors import InputError, LoadError
 
 FORMAT, VERSION = "l1rr-fx results", 1
 """As `build_and_measure.py` writes them, which imports nothing of ours."""
 LARGEST = 2**26
 """Bytes of a results.json that are read at most."""
+SHORTEST, LONGEST = 1e-6, 1e9
+"""Milliseconds of a network: less than a nanosecond, or more than eleven days, was not measured."""
+SLOWEST, FASTEST = 0.01, 10.0
+"""GHz of a GPU."""
+MOST = 2**62
+"""A count in a file is at most this."""
 
 MOVES = frozenset(
     "Reformat Slice Gather GatherND Concat Pad Split Transpose Shuffle ReorderInput ReorderOutput Copy Memcpy Identity "
@@ -93,12 +99,14 @@ class Results:
 
     @property
     def on_tensorrt(self) -> bool:
-        """Whether TensorRT was measured, and not something in its place."""
-        return self.engine.startswith("TensorRT")
+        """Whether TensorRT was measured, and not something in its place, such as TensorRT for RTX."""
+        return self.engine.rpartition(" ")[0] == "TensorRT"
 
 
 def read_results(path: str | os.PathLike[str]) -> Results:
     """The results of a file. Raises LoadError, naming the file, where it is not one of `build_and_measure.py`."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"path is a {type(path).__name__}; the path of a results.json is wanted")
     source = Path(path)
     with naming(source):
         try:
@@ -107,6 +115,8 @@ def read_results(path: str | os.PathLike[str]) -> Results:
             document = parsed(source.read_bytes())
         except OSError as error:
             raise LoadError(f"cannot be read: {error.strerror or error}") from error
+        except ValueError as error:  # a path with a zero byte
+            raise LoadError(f"cannot be read: {error}") from error
         if document.get("format") != FORMAT:
             raise LoadError(f'"format" is {short(document.get("format"))}; "{FORMAT}" is wanted')
         if document.get("version") != VERSION:
@@ -124,6 +134,8 @@ def read_results(path: str | os.PathLike[str]) -> Results:
 
 def read_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[Results, ...]:
     """The results of several files. InputError where there are none."""
+    if isinstance(paths, (str, bytes)) or not isinstance(paths, Sequence):
+        raise InputError(f'paths is a {type(paths).__name__}; a list of paths is wanted, such as ["results.json"]')
     if not paths:
         raise InputError("no results.json is named")
     return tuple(read_results(path) for path in paths)
@@ -131,16 +143,30 @@ def read_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[Results, ...]:
 
 def kernel_of(document: Any) -> Kernel:
     """A kernel as the manifest has it. Raises LoadError where it is none."""
-    found = dict(expect(document, dict, "a kernel"))
-    try:
-        size = found.pop("geometry")
-        kernel = Kernel(**{**found, "nodes": tuple(found["nodes"]), "geometry": Geometry(**size) if size else None})
-    except (KeyError, TypeError) as error:
-        raise LoadError(f"a kernel has other fields than are known: {error}") from error
-    expect(kernel.elements, int, "the elements of a kernel")
-    if kernel.kind not in KINDS:
-        raise LoadError(f"a kernel is {short(kernel.kind)}; {', '.join(KINDS)} are known")
+    kernel: Kernel = _made(Kernel, document, "a kernel")
     return kernel
+
+
+def _made(wanted: Any, value: Any, what: str) -> Any:
+    """A value of a document as one of the type `wanted`: a record with all its fields, or what such fields are."""
+    if is_dataclass(wanted):
+        hints = get_type_hints(wanted)
+        given = fields(value, {*hints}, what)
+        made = {name: _made(hint, given[name], f"the {name} of {what}") for name, hint in hints.items()}
+        return wanted(**made)  # type: ignore[operator]  # is_dataclass takes it for an instance
+    kind, inner = get_origin(wanted), get_args(wanted)
+    if kind is UnionType:
+        return None if value is None else _made(inner[0], value, what)
+    if kind is tuple:
+        return tuple(_made(inner[0], each, f"one of {what}") for each in expect(value, list, what))
+    if kind is Literal:
+        if value not in inner:
+            raise LoadError(f"{what} is {short(value)}; {', '.join(inner)} are known")
+        return value
+    expect(value, wanted, what)
+    if wanted is int and not 0 <= value <= MOST:
+        raise LoadError(f"{what} is {short(value)}; a count is wanted")
+    return value
 
 
 def _run(document: Any) -> Run:
@@ -148,10 +174,10 @@ def _run(document: Any) -> Run:
     clock = document.get("gpu_ghz")
     return Run(
         _field(document, "precision", str),
-        _number(document, "ms"),
+        _number(document, "ms", SHORTEST, LONGEST),
         _number(document, "deviation"),
         _field(document, "agrees", bool),
-        None if clock is None else _number(document, "gpu_ghz"),
+        None if clock is None else _number(document, "gpu_ghz", SLOWEST, FASTEST),
         tuple(
             LayerTime(_field(each, "name", str), _field(each, "kind", str), _number(each, "ms"))
             for each in _field(document, "layers", list)
@@ -166,8 +192,8 @@ def _field(document: Mapping[str, Any], name: str, wanted: type[Any]) -> Any:
     return expect(document[name], wanted, f'"{name}"')
 
 
-def _number(document: Mapping[str, Any], name: str) -> float:
+def _number(document: Mapping[str, Any], name: str, least: float = 0.0, most: float = LONGEST) -> float:
     value = document.get(name) if isinstance(document, Mapping) else None
-    if type(value) not in (int, float) or not 0 <= float(value or 0) < float("inf"):
-        raise LoadError(f'"{name}" is {short(value)}; a finite number that is not negative is wanted')
-    return float(value or 0)
+    if value is None or type(value) not in (int, float) or not least <= value <= most:
+        raise LoadError(f'"{name}" is {short(value)}; a number from {least:g} to {most:g} is wanted')
+    return float(value)

@@ -48,7 +48,7 @@ def without_attributes(*names: str, problem: str, cure: str) -> Rule:
 
     def rule(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
         for name in names:
-            if node.attributes.get(name) not in (None, 0, "", b"", b"none", b"stretch", []):
+            if node.attributes.get(name) not in (None, 0, "", "none", "stretch", []):
                 yield Remark(problem.format(name=name), cure)
 
     return rule
@@ -68,8 +68,7 @@ def values_in(attribute: str, allowed: tuple[str, ...], default: str, cure: str)
     """An attribute that is a word is one of these."""
 
     def rule(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
-        found = node.attributes.get(attribute, default.encode())
-        word = found.decode() if isinstance(found, bytes) else str(found)
+        word = node.attributes.get(attribute, default)
         if word not in allowed:
             yield Remark(f"{attribute} is {word!r}; {', '.join(allowed)} are read", cure)
 

@@ -28,7 +28,8 @@ from l1rr_fx.lowering.rules import (
 
 OPSET, IR_VERSION = 13, 7
 INT32 = 2**31 - 1
-UNREADABLE = ("UINT8", "UINT16", "UINT32", "UINT64", "INT16", "BFLOAT16", "STRING", "COMPLEX64", "COMPLEX128")
+READABLE = ("FLOAT", "FLOAT16", "DOUBLE", "INT8", "INT32", "INT64", "BOOL")
+"""The types that its parser knows; all others, those of later years too, are refused."""
 FLOATS = ("FLOAT", "FLOAT16")
 NUMBERS = ("INT32", "INT64")
 
@@ -71,6 +72,8 @@ def remarks_on_model(model: OnnxModel) -> Iterator[Remark]:
         )
     if model.functions:
         yield Remark(f"its functions ({', '.join(model.functions)}) are ignored", "inline them")
+    if model.sparse:
+        yield Remark(f"its sparse constants ({', '.join(model.sparse)}) are not read", "store them as plain ones")
     for name in model.inputs:
         yield from _port(model, name)
     for constant in model.constants.values():
@@ -81,7 +84,7 @@ def _port(model: OnnxModel, name: str) -> Iterator[Remark]:
     shape, kind = model.shape_of(name), model.kind_of(name)
     if shape is None or None in shape:
         yield Remark(f"the sizes of input {name} are not fixed", "export it for one size: a static engine is asked for")
-    if kind in UNREADABLE:
+    if kind not in READABLE:
         yield Remark(f"input {name} is {kind}, which cannot be read", "make it FLOAT and cast outside")
 
 
@@ -98,7 +101,7 @@ def _constant(model: OnnxModel, constant: Constant) -> Iterator[Remark]:
             )
     elif constant.kind == "UINT8":
         yield Remark(f"{where} is UINT8 and becomes INT32", "store INT32", "warning")
-    elif constant.kind in UNREADABLE:
+    elif constant.kind not in READABLE:
         yield Remark(f"{where} is {constant.kind}, which cannot be read", "store FLOAT, INT32 or BOOL")
     elif constant.kind == "DOUBLE":
         yield Remark(f"{where} is DOUBLE and becomes FLOAT", "store FLOAT", "warning")
@@ -110,7 +113,7 @@ def _constant(model: OnnxModel, constant: Constant) -> Iterator[Remark]:
 
 def _only_bounds(model: OnnxModel, name: str) -> bool:
     """Whether a constant is nothing but the bounds of slices, for which clamped is as good as infinite."""
-    return all(node.kind == "Slice" and name != node.inputs[0] for node in model.nodes if name in node.inputs)
+    return all(node.kind == "Slice" and name != node.input(0) for node in model.nodes if name in node.inputs)
 
 
 # Every node
@@ -162,7 +165,7 @@ def _clip(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
 
 
 def _einsum(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
-    equation = node.attributes.get("equation", b"").decode()
+    equation = node.attributes.get("equation", "")
     cure = "write it with MatMul, Transpose and Reshape"
     if "." in equation:
         yield Remark("its equation has an ellipsis, which is not read", cure)
@@ -203,14 +206,14 @@ def _constant_node(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
 
 
 def _cast(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
-    kind = model.kind_of(node.outputs[0])
-    if kind in UNREADABLE:
+    kind = model.kind_of(node.output(0))
+    if kind not in (None, "UNDEFINED", *READABLE):
         yield Remark(f"it casts to {kind}, which fails", "cast to FLOAT, FLOAT16, INT32 or BOOL")
 
 
 def _dropout(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
     mode = model.constants.get(node.input(2))
-    if node.input(2) and (mode is None or bool(mode.values())):
+    if node.input(2) and (mode is None or mode.values().any()):
         yield Remark("it is in training mode", "export the network in eval mode")
 
 
