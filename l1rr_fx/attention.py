@@ -6,6 +6,7 @@ of Zagoruyko and Komodakis 2017 (attention transfer).
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,13 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
+from torch.utils import _pytree as pytree
 
+from l1rr_fx.arguments import all_of_kind, of_kind
+from l1rr_fx.calls import PLAIN, signature
 from l1rr_fx.replay import Replay, Values
-from l1rr_fx.taps import found_taps, named_taps, tap_names
+from l1rr_fx.taps import found_taps, named_taps, same_taps, tap_names
 from l1rr_fx.targets import Batch, Target, read_batches, target_mask
 from l1rr_fx.zeroing import evaluation_graph, unwrapped
+from passes.capture import check_arguments
 from passes.errors import InputError
 from passes.program import Program
+from passes.reading import attribute
 from passes.rules import rule_for
 
 
@@ -59,8 +66,8 @@ class FeatureAttention:
 
     `batches` yields (images, targets), see `l1rr_fx.targets`; `class_names` names the labels 0, 1, ...
     `taps` names the feature maps: modules by their dotted names; by default the tensors that enter the detector's heads
-    and those that its predictions are made from. The reference are the weights that the model has now; evaluation mode
-    is used throughout.
+    and those that its predictions are made from. They are found in the network for `args`, and are the same tensors for
+    images of every size. The reference are the weights that the model has now; evaluation mode is used throughout.
 
     Raises InputError for bad batches or taps, and what `passes.capture` raises.
     """
@@ -75,9 +82,14 @@ class FeatureAttention:
         class_names: Sequence[str] | None = None,
     ) -> None:
         self._model = unwrapped(model)
-        device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
-        self.batches: tuple[Batch, ...] = read_batches(batches, device=device)
-        self._names = taps
+        check_arguments(self._model, args, None)
+        self._device = next(self._model.parameters()).device
+        self._names = None if taps is None else all_of_kind("taps", taps, str)
+        if self._names == ():
+            raise InputError("taps is empty: name at least one feature map, or leave it out")
+        self.batches: tuple[Batch, ...] = read_batches(batches, device=self._device)
+        if not any(len(boxes) for batch in self.batches for boxes in batch.boxes):
+            raise InputError(f"{len(self.batches)} batches without a single box: attention is measured inside boxes")
         self._classes = _class_names(self.batches, class_names)
         self._replays: dict[tuple[Any, ...], Replay] = {}
         first = self._replay(args)
@@ -112,38 +124,65 @@ class FeatureAttention:
 
     def of(self, model: nn.Module) -> AttentionLoss:
         """The loss of a model with the same parameters, such as a zeroed or a fine-tuned copy; also per class."""
-        state = unwrapped(model).state_dict()
-        for name, value in self.reference.items():
-            if name not in state or state[name].shape != value.shape:
-                raise InputError(f"{name} of shape {tuple(value.shape)} is not in this {type(model).__name__}")
-        change = {name: state[name].detach().to(value.device) for name, value in self.reference.items()}
-        return self.losses([change], per_class=True)[0]
+        return self.losses([self._values(unwrapped(of_kind("model", model, nn.Module)))], per_class=True)[0]
 
     def term(self, images: Tensor | tuple[Any, ...], targets: Sequence[Target]) -> Tensor:
         """The loss of the model as it is now on a batch, differentiable: a term that keeps attention while it trains.
 
-        It costs a forward pass with and one without gradients up to the feature maps, in evaluation mode.
+        It costs a forward pass with and one without gradients up to the feature maps, in evaluation mode. 0 for a batch
+        without boxes, as random crops give.
         """
-        device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
-        (batch,) = read_batches([(images, targets)], device=device)
+        (batch,) = read_batches([(images, targets)], device=self._device)
+        values = self._values(self._model)
         replay, masks = self._replay(batch.args), _Masks(batch)
         with torch.no_grad():
             before = replay.run(batch.args, self.reference)
-        after = replay.run(batch.args, {})
+        after = replay.run(batch.args, values)
         means = []
         for end in replay.ends:
             mask = masks.of(before[end])
-            means.append(attention_loss(before[end], after[end], mask)[mask.flatten(1).any(1)].mean())
+            lost = attention_loss(before[end], after[end], mask)
+            means.append(lost.sum() / mask.flatten(1).any(1).sum().clamp(min=1))
         return torch.stack(means).mean()
+
+    def fingerprint(self) -> str:
+        """What the losses depend on, as one number: the network, its weights, the feature maps, images and boxes."""
+        digest = hashlib.sha256()
+        for replay in dict.fromkeys(self._replay(batch.args) for batch in self.batches):
+            digest.update(replay.text.encode())
+            for name in replay.tensors.values():
+                _add(digest, self.reference[name] if name in self.reference else attribute(replay.module, name))
+        for batch in self.batches:
+            for leaf in pytree.tree_leaves((batch.args, batch.boxes)):
+                _add(digest, leaf)
+        return digest.hexdigest()
+
+    def _values(self, model: nn.Module) -> Values:
+        """The model's parameters and buffers, with their gradients. InputError if they are not like the reference's."""
+        state = model.state_dict(keep_vars=True)
+        for name, value in self.reference.items():
+            if name not in state or (state[name].shape, state[name].dtype) != (value.shape, value.dtype):
+                kind = f"shape {tuple(value.shape)} and {value.dtype}"
+                raise InputError(f"{name} of {kind}, to which attention refers, is not in this {type(model).__name__}")
+        return {name: state[name].to(self._device) for name in self.reference}
 
     def _replay(self, args: tuple[Any, ...]) -> Replay:
         """The network for arguments of these shapes; captured when the first such batch comes."""
-        key = _shapes(args)
+        leaves = pytree.tree_leaves(args)
+        if strangers := [leaf for leaf in leaves if not isinstance(leaf, (Tensor, *PLAIN))]:
+            raise InputError(f"args hold a {type(strangers[0]).__name__}; tensors, numbers and texts are wanted")
+        key = (signature(args, {}), tuple(leaf.dtype for leaf in leaves if isinstance(leaf, Tensor)))
         if key not in self._replays:
             program = Program(evaluation_graph(self._model, args), rule_for)
-            ends = found_taps(program) if self._names is None else named_taps(program, self._names)
-            self._replays[key] = Replay(program.module, ends)
+            self._replays[key] = Replay(program.module, self._ends(program))
         return self._replays[key]
+
+    def _ends(self, program: Program) -> tuple[Node, ...]:
+        """The feature maps, which are those of the first network."""
+        first = next(iter(self._replays.values()), None)
+        if first is not None:
+            return same_taps(program, first.module.graph, first.ends)
+        return found_taps(program) if self._names is None else named_taps(program, self._names)
 
 
 class _Masks:
@@ -201,5 +240,10 @@ def _class_names(batches: Sequence[Batch], names: Sequence[str] | None) -> Mappi
     return {label: names[label] for label in labels}
 
 
-def _shapes(args: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(tuple(arg.shape) if isinstance(arg, Tensor) else arg for arg in args)
+def _add(digest: hashlib._Hash, value: Any) -> None:
+    """Add a tensor with its type and shape, or another argument of a model, to a digest."""
+    if not isinstance(value, Tensor):
+        return digest.update(repr(value).encode())
+    digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+    if value.numel():
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

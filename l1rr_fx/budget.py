@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from numbers import Real
+from typing import Any, Protocol, SupportsFloat, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from l1rr_fx.arguments import of_kind
 from l1rr_fx.settings import from_text
 from l1rr_fx.sites import sites_of
 from l1rr_fx.zeroing import ZeroedProgram, Zeroing, evaluation_graph, unwrapped, zeroed_values
@@ -38,10 +40,12 @@ class Budget:
     attention: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in self.limits.items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        for name in self.limits:
+            value: Any = getattr(self, name)
+            number = isinstance(value, Real) and not isinstance(value, bool)
             if not number or not 0 < value <= 1:
                 raise InputError(f"the budget {name}={value} is not a share in (0, 1]; 0.35 leaves 35 % of the dense")
+            object.__setattr__(self, name, float(value))
         if not self.limits:
             raise InputError("an empty budget: give at least one of params, macs, latency, attention")
 
@@ -54,9 +58,10 @@ class Budget:
     @classmethod
     def parse(cls, text: str) -> Budget:
         """The budget that "macs=0.35,params=0.2" says. InputError for anything else."""
-        return from_text(cls, text, "the budget")
+        return from_text(cls, of_kind("the budget", text, str, ', such as "macs=0.35"'), "the budget")
 
 
+@runtime_checkable
 class LatencyPredictor(Protocol):
     """Anything that says how long a network takes; only ratios of what it says are used."""
 
@@ -85,7 +90,7 @@ class Analysis:
     """A model captured once, and asked what it costs with some of its channels zero. The model is not changed.
 
     `mode` and `channel_multiple` are those of `l1rr_fx.prune`, and the counts those of its report. With `latency` each
-    question also writes the small network, for the predictor to look at.
+    question also writes the small network, for the predictor to look at: as `prune` does for the target "none".
     """
 
     def __init__(
@@ -98,7 +103,7 @@ class Analysis:
         channel_multiple: int | None = None,
         latency: LatencyPredictor | None = None,
     ) -> None:
-        self.model = unwrapped(model)
+        self.model = of_kind("model", unwrapped(model), nn.Module)
         self.args = args
         self.options, self.latency = Options(mode, channel_multiple), latency
         self.program = Program(evaluation_graph(model, args, kwargs), rule_for)
@@ -156,9 +161,10 @@ class Analysis:
     def _predicted(self, plan: Plan) -> float | None:
         if self.latency is None:
             return None
-        seconds = float(self.latency.predict(rewrite(plan).module, self.args))
-        if not (math.isfinite(seconds) and seconds > 0):
-            raise InputError(f"the latency predictor says {seconds}; a positive number is wanted")
+        says: object = self.latency.predict(rewrite(plan).module, self.args)
+        seconds = float(says) if isinstance(says, SupportsFloat) else math.nan
+        if not 0 < seconds < math.inf:
+            raise InputError(f"the latency predictor says {says!r:.60}; a positive number is wanted")
         return seconds
 
 

@@ -84,7 +84,7 @@ class _Recorder(TorchFunctionMode):
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.stack.append(module)
         calls = self.calls.setdefault(module, Calls(args, kwargs))
-        calls.signatures.append(_signature(args, kwargs))
+        calls.signatures.append(signature(args, kwargs))
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.stack.pop()
@@ -98,10 +98,10 @@ class _Recorder(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def signature(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
     """What two calls must have in common to be served by one graph with fixed sizes."""
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    return spec, [tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+    return spec, tuple(tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
 
 
 def never_called(model: nn.Module, calls: Mapping[nn.Module, Calls]) -> list[str]:

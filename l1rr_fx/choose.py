@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from l1rr_fx.arguments import all_of_kind, of_kind
 from l1rr_fx.attention import FeatureAttention
 from l1rr_fx.budget import Analysis, Budget, LatencyPredictor
 from l1rr_fx.curves import Curve, Progress, Unit, measured_curves
@@ -23,6 +24,7 @@ from l1rr_fx.search import LEAST, SHARE, Search, sequence, shown
 from l1rr_fx.zeroing import ChannelSite, Zeroing, unwrapped
 from passes.errors import InputError
 from passes.groups import residual_values
+from passes.reading import attribute
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,9 @@ EXPONENTS = (0.0, 0.25, 0.5, 0.75)
 """How much it counts what a channel saves. 0 is cheap layers cut as deeply as dear ones; at 1 losses add up, which they
 do not: a few dear layers would be emptied."""
 UNSEEN = "no feature map depends on it"
+NOT_GIVEN = "not among the sites given"
+NO_SCALE = "no batch norm: only with attention, or named in sites="
+SMALL = "no more channels than a layer keeps"
 WHOLE = "the mode leaves sums of branches whole"
 
 
@@ -54,7 +59,8 @@ def choose(
 
     `scores` orders the channels within a layer. With `attention`, f_l(rho) is the feature attention loss with the rho
     smallest channels of layer l alone zeroed, and every layer goes as far as f_l <= tau for one tau. Without, one
-    threshold on the scores of all layers is sought (Network Slimming), among the batch norms where there are any.
+    threshold on the scores of all layers is sought (Network Slimming), among the batch norms where there are any: norms
+    of rows are no scales.
     Either is the largest for which the limits of the budget on cost are just met, within half a per cent of the dense
     model; costs are those of the pruned network by the compiler's analysis. Layers keep max(4, 5 %) of their channels;
     channels that are zero already go first and are part of every plan, and layers that the compiler could not shrink
@@ -64,12 +70,19 @@ def choose(
     off the limited costs, over the mean of all layers. Of the plans for each e of EXPONENTS, and with several limited
     costs for what is saved of each alone and of their sum, that with the least loss altogether is returned.
 
-    `args` and `kwargs` are one example input; `sites` names the only sites to take channels from; `mode` and
+    `args` and `kwargs` are one example input; `sites` names the only sites to take channels from, whose scores are
+    compared whether they have a batch norm or not; `mode` and
     `channel_multiple` are those of `prune`; `latency` predicts where the budget limits it. Curves are measured in
     parallel under torchrun, and with a file `curves` taken up where they were interrupted; `progress` is told.
 
-    InputError for a budget that cannot be met, with what can be, and what stays.
+    InputError for a budget that cannot be met, with what can be, and what stays; VanishedError, as `prune`, for a
+    network with an output that is constant already.
     """
+    of_kind("budget", budget, Budget, ", such as Budget(macs=0.35)")
+    for name, value, kind in (("attention", attention, FeatureAttention), ("latency", latency, LatencyPredictor)):
+        if value is not None:
+            of_kind(name, value, kind)
+    chosen = None if sites is None else all_of_kind("sites", sites, str)
     if "latency" in budget.limits and latency is None:
         raise InputError("the budget limits latency: give a predictor as latency=")
     if "attention" in budget.limits and attention is None:
@@ -82,20 +95,22 @@ def choose(
         channel_multiple=channel_multiple,
         latency=latency if "latency" in budget.limits else None,
     )
+    analysis.plan({})  # an output that is constant already is refused before anything is measured
     if attention is not None:
         _refuse_other_weights(attention, analysis)
-    blocked = _blocked(analysis, attention, sites)
-    ranked = _units(unwrapped(model), analysis, score_named(scores), blocked, kinds=_kinds(analysis, attention))
+    blocked = _blocked(analysis, attention, chosen)
+    ranked = _units(unwrapped(model), analysis, score_named(scores), blocked)
     units = [each.unit for each in ranked]
     if attention is None:
-        search = Search(analysis, budget, None, sequence(units, {each.unit.name: each.scores for each in ranked}))
+        removals = sequence(units, {each.unit.name: each.scores for each in ranked})
+        search = Search(analysis, budget, None, removals, blocked)
         return _told(_plan(search, search.count(), {}, blocked, "global threshold"))
     found = measured_curves(attention, units, analysis.values, file=curves, progress=progress)
     plans: list[Plan] = []
     refused: list[InputError] = []
     for method, saved in _weighings(savings(analysis, units, budget)).items():
         times = {u.name: [found[u.name].at(n + 1) / saved[u.name] for n in range(len(u.order))] for u in units}
-        search = Search(analysis, budget, attention, sequence(units, times))
+        search = Search(analysis, budget, attention, sequence(units, times), blocked)
         try:
             plans.append(_plan(search, search.count(), found, blocked, method))
         except InputError as error:
@@ -158,9 +173,13 @@ def _weighings(savings: Mapping[str, Mapping[str, float]]) -> Mapping[str, Mappi
 
 
 def _refuse_other_weights(attention: FeatureAttention, analysis: Analysis) -> None:
-    """InputError if the attention refers to other weights than the model has."""
-    for name, value in analysis.values.items():
-        if name not in attention.reference or not torch.equal(attention.reference[name], value.detach()):
+    """InputError if the attention refers to other parameters or statistics than the model has."""
+    module = analysis.program.module
+    for name in dict.fromkeys(str(node.target) for node in module.graph.nodes if node.op == "get_attr"):
+        value, known = attribute(module, name), attention.reference.get(name)
+        if known is None and not isinstance(value, nn.Parameter):
+            continue  # a constant of the code
+        if known is None or not torch.equal(known.to(value.device), value.detach()):
             raise InputError(f"attention was made of other weights: {name} differs; make it again from this model")
 
 
@@ -169,18 +188,26 @@ def _blocked(analysis: Analysis, attention: FeatureAttention | None, chosen: Seq
     names = {site.name for site in analysis.sites}
     if unknown := sorted({*(chosen or ())} - names):
         raise InputError(f"sites: {unknown[0]!r} is none; there are {', '.join(sorted(names))}")
-    found: dict[str, str] = {}
     whole = _kept_whole(analysis)
-    for site in analysis.sites:
+    scales = any(site.kind == "scale" and site.blocked is None for site in analysis.sites)
+
+    def reason(site: ChannelSite) -> str | None:
         if site.blocked is not None:
-            found[site.name] = site.blocked
-        elif chosen is not None and site.name not in chosen:
-            found[site.name] = "not among the sites given"
-        elif site.weight in whole:
-            found[site.name] = WHOLE
-        elif attention is not None and not attention.reaches([site.weight, site.bias or site.weight]):
-            found[site.name] = UNSEEN
-    return found
+            return site.blocked
+        if chosen is not None and site.name not in chosen:
+            return NOT_GIVEN
+        if site.weight in whole:
+            return WHOLE
+        if attention is not None and not attention.reaches([site.weight, site.bias or site.weight]):
+            return UNSEEN
+        if attention is None and chosen is None and scales and site.kind != "scale":
+            return NO_SCALE
+        return SMALL if site.channels <= _floor(site.channels) else None
+
+    found = {site.name: why for site in analysis.sites if (why := reason(site)) is not None}
+    first = {site.unit: site.name for site in reversed(analysis.sites) if site.name in found}
+    shared = {s.name: f"one with {first[s.unit]}: {found[first[s.unit]]}" for s in analysis.sites if s.unit in first}
+    return {**shared, **found}
 
 
 def _kept_whole(analysis: Analysis) -> frozenset[str]:
@@ -191,15 +218,7 @@ def _kept_whole(analysis: Analysis) -> frozenset[str]:
     return frozenset(str(node.target) for node in read if isinstance(node, Node) and node.op == "get_attr")
 
 
-def _kinds(analysis: Analysis, attention: FeatureAttention | None) -> tuple[str, ...]:
-    """The kinds of sites whose scores may be compared: norms of rows are no scales."""
-    scales = any(site.kind == "scale" and site.blocked is None for site in analysis.sites)
-    return ("scale",) if attention is None and scales else ("scale", "rows")
-
-
-def _units(
-    model: nn.Module, analysis: Analysis, score: Score, blocked: Mapping[str, str], *, kinds: Sequence[str]
-) -> list[_Ranked]:
+def _units(model: nn.Module, analysis: Analysis, score: Score, blocked: Mapping[str, str]) -> list[_Ranked]:
     """The units with channels that may go, the smallest scores first, those that are zero already before all."""
     members: dict[str, list[ChannelSite]] = defaultdict(list)
     for site in analysis.sites:
@@ -207,14 +226,13 @@ def _units(
     already = analysis.already_zero()
     found = []
     for sites in members.values():
-        if any(site.name in blocked or site.kind not in kinds for site in sites):
+        if any(site.name in blocked for site in sites):
             continue
         total = torch.stack([scores_of(model, site, score) for site in sites]).sum(0)
         gone = torch.stack([already.get(s.name, torch.zeros(s.channels, dtype=torch.bool)) for s in sites]).all(0)
         total = torch.where(gone, torch.minimum(total, torch.zeros_like(total)), total)
-        order = total.argsort(stable=True)[: max(0, len(total) - _floor(len(total)))]
-        if len(order):
-            found.append(_Ranked(Unit(tuple(sites), order), total[order].tolist()))
+        order = total.argsort(stable=True)[: len(total) - _floor(len(total))]
+        found.append(_Ranked(Unit(tuple(sites), order), total[order].tolist()))
     if not found:
         raise InputError(f"no layer has channels that may go: {_reasons(blocked)}")
     return found
@@ -271,4 +289,6 @@ def _alone(curves: Mapping[str, Curve], site: ChannelSite, zeroing: Mapping[str,
 
 
 def _reasons(blocked: Mapping[str, str]) -> str:
-    return "; ".join(f"{name}: {reason}" for name, reason in list(blocked.items())[:8]) or "all are at their least"
+    """Of some sites, those first that were to be taken from."""
+    reasons = sorted(blocked.items(), key=lambda each: each[1] == NOT_GIVEN)
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons[:8])

@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import asdict, dataclass
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, distributed
 
 from l1rr_fx.attention import FeatureAttention
+from l1rr_fx.documents import read_as
 from l1rr_fx.zeroing import ChannelSite, zeroed_values
 from passes.errors import InputError
 
@@ -68,6 +70,11 @@ class Curve:
     counts: tuple[int, ...]
     losses: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        rising = all(low < high for low, high in pairwise((0, *self.counts)))
+        if not rising or len(self.losses) != len(self.counts) or not all(map(math.isfinite, self.losses)):
+            raise InputError(f"the counts {self.counts} do not rise, or have other losses than finite {self.losses}")
+
     def at(self, count: int) -> float:
         """The loss with `count` channels zeroed."""
         low, below, worst = 0, 0.0, 0.0
@@ -90,14 +97,16 @@ def measured_curves(
     """The curve of each unit by its name; `values` are the model's parameters.
 
     With `file`, what is measured is written there at once, and what lies there already is not measured again;
-    InputError if the file is of another model, other scores or other images. Under torchrun each process measures its
-    part, into a file of its own, and all get everything.
+    InputError if the file is of another model, other scores or other images, or cannot be written. Under torchrun each
+    process measures its part, into a file of its own, and all get everything.
     """
     with _processes() as (rank, world):
-        record = _Record(file, rank, _fingerprint(attention, units, values))
+        record = _Record(file, rank, _fingerprint(attention, units))
         done = _together(record.read(units), world)  # nobody writes before all have read: they must miss the same
         missing = [unit for unit in units if unit.name not in done]
         mine = missing[rank::world]
+        if mine:
+            record.begin()
         for start in range(0, len(mine), CHUNK):
             if progress is not None:
                 progress(len(done), len(units) - len(missing) + len(mine))
@@ -114,15 +123,13 @@ def measured_curves(
 
 def read_curves(file: str | os.PathLike[str]) -> Mapping[str, Curve]:
     """The curves in a file that `measured_curves` wrote, by the names of their units: to plot them, say."""
-    path = Path(file)
+    path = _path(file)
     if not path.exists():
         raise InputError(f"there are no curves in {path}: the file is missing")
-    lines = [_parsed(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {
-        str(line["unit"]): Curve(tuple(line["counts"]), tuple(line["losses"]))
-        for line in lines
-        if line is not None and "unit" in line
-    }
+    fingerprint, curves = _read(path)
+    if fingerprint is None:
+        raise InputError(f"there are no curves in {path}: its first line does not say what they are of")
+    return curves
 
 
 def _together(curves: dict[str, Curve], world: int) -> dict[str, Curve]:
@@ -168,7 +175,7 @@ class _Record:
     """Curves in a file of JSON lines, the first of which says what they are of; one file for each process."""
 
     def __init__(self, file: str | os.PathLike[str] | None, rank: int, fingerprint: str) -> None:
-        self.base = None if file is None else Path(file)
+        self.base = None if file is None else _path(file)
         self.own = None if self.base is None else self._of(rank)
         self.fingerprint = fingerprint
 
@@ -184,23 +191,57 @@ class _Record:
         for path in sorted({self.base, *self.base.parent.glob(f"{self.base.name}.[0-9]*")}):
             if not path.exists():
                 continue
-            head, *lines = path.read_text(encoding="utf-8").split("\n")
-            if _parsed(head) != {"curves of": self.fingerprint}:
+            fingerprint, curves = _read(path)
+            if fingerprint != self.fingerprint:
                 raise InputError(f"{path} holds no curves, or those of another model, score or data; remove it")
-            for line in map(_parsed, lines):
-                if line is not None:
-                    found[str(line["unit"])] = Curve(tuple(line["counts"]), tuple(line["losses"]))
+            found |= curves
         return {unit.name: found[unit.name] for unit in units if unit.name in found}
+
+    def begin(self) -> None:
+        """Start this process's file with what its curves are of, or end a line of it that was cut off."""
+        if self.own is not None:
+            self._append([{"curves of": self.fingerprint}] if not self.own.exists() else [])
 
     def write(self, curves: Mapping[str, Curve]) -> None:
         """Add curves to this process's file."""
-        if self.own is None:
-            return
-        lines = [] if self.own.exists() else [json.dumps({"curves of": self.fingerprint})]
-        for name, curve in curves.items():
-            lines.append(json.dumps({"unit": name, "counts": curve.counts, "losses": curve.losses}))
-        with self.own.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in lines))
+        self._append([{"unit": name, **asdict(curve)} for name, curve in curves.items()])
+
+    def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        if self.own is not None:
+            with _blamed(self.own), self.own.open("a", encoding="utf-8") as file:
+                file.write("\n".join(map(json.dumps, lines)) + "\n")
+
+
+def _path(file: str | os.PathLike[str]) -> Path:
+    if not isinstance(file, (str, os.PathLike)):
+        raise InputError(f"curves is a {type(file).__name__}; the path of a file is wanted")
+    return Path(file)
+
+
+@contextmanager
+def _blamed(path: Path) -> Iterator[None]:
+    """InputError that names the file of curves where it cannot be read or written."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"curves: {path} cannot be used: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _read(path: Path) -> tuple[str | None, dict[str, Curve]]:
+    """What the curves in a file are of (None: it does not say), and the curves by the names of their units; a line
+    that was cut off is left out."""
+    with _blamed(path):
+        head, *lines = path.read_text(encoding="utf-8").split("\n")
+    found: dict[str, Curve] = {}
+    for number, line in enumerate(lines, start=2):
+        if (values := _parsed(line)) is None:
+            continue
+        try:
+            name = read_as(str, values.pop("unit", None), "unit")
+            found[name] = read_as(Curve, values, "curve")
+        except InputError as error:
+            raise InputError(f"{path}, line {number}: {error}") from error
+    return (_parsed(head) or {}).get("curves of"), found
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
@@ -211,20 +252,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _fingerprint(attention: FeatureAttention, units: Sequence[Unit], values: Mapping[str, Tensor]) -> str:
-    """What curves depend on, as one number: weights, order of channels, feature maps and images."""
-    digest = hashlib.sha256()
-    for name in sorted(attention.reference):
-        digest.update(name.encode())
-        digest.update(_bytes(attention.reference[name]))
-    for unit in units:
-        digest.update(f"{unit.name} {unit.order.tolist()} {unit.counts}".encode())
-    digest.update(" ".join(attention.nodes).encode())
-    for batch in attention.batches:
-        for tensor in (*(a for a in batch.args if isinstance(a, Tensor)), *batch.boxes):
-            digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+def _fingerprint(attention: FeatureAttention, units: Sequence[Unit]) -> str:
+    """What curves depend on: the attention, and which channels go in which order."""
+    orders = [([site.name for site in unit.sites], unit.order.tolist(), unit.counts) for unit in units]
+    return hashlib.sha256(f"{attention.fingerprint()} {orders}".encode()).hexdigest()

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
+from l1rr_fx.arguments import of_kind
 from passes.errors import InputError
 
 Kind = TypeVar("Kind")
@@ -23,6 +24,7 @@ def to_json(value: Any, what: str, version: int) -> str:
 
 def from_json(kind: type[Kind], text: str, what: str, version: int) -> Kind:
     """The dataclass that `to_json` wrote. Raises InputError, naming the field, where the text is anything else."""
+    of_kind(f"the {what}", text, str, ", the text of a JSON document")
     try:
         document = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -31,7 +33,7 @@ def from_json(kind: type[Kind], text: str, what: str, version: int) -> Kind:
         raise InputError(f'this is not a {what}: "format" is not "l1rr-fx {what}"')
     if (found := document.pop("version", None)) != version:
         raise InputError(f"the {what} has version {found!r}; this l1rr-fx reads version {version}")
-    result = _read(kind, document, what)
+    result = read_as(kind, document, what)
     assert isinstance(result, kind)
     return result
 
@@ -49,7 +51,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _read(wanted: Any, value: Any, where: str) -> Any:
+def read_as(wanted: Any, value: Any, where: str) -> Any:
     """`value`, out of JSON, as the annotated type `wanted`; InputError names the place where it does not fit."""
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if is_dataclass(wanted):
@@ -57,12 +59,12 @@ def _read(wanted: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         return value if value in arguments else _misfit(f"one of {', '.join(arguments)}", value, where)
     if origin in (typing.Union, types.UnionType):  # X | None is the only union of a report
-        return None if value is None else _read(arguments[0], value, where)
+        return None if value is None else read_as(arguments[0], value, where)
     if origin is tuple:
         return _read_tuple(arguments, value, where)
     if origin is Mapping:
         items = value.items() if isinstance(value, dict) else _misfit("an object", value, where)
-        return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in items}
+        return {key: read_as(arguments[1], item, f"{where}.{key}") for key, item in items}
     if wanted is float and (type(value) in (int, float) or value in ("inf", "-inf", "nan")):
         return float(value)
     return value if type(value) is wanted else _misfit(f"a value of type {wanted.__name__}", value, where)
@@ -75,7 +77,7 @@ def _read_dataclass(wanted: Any, value: Any, where: str) -> Any:
     if unexpected := [*(set(names) ^ set(value))]:
         raise InputError(f"{where}: the field {sorted(unexpected)[0]!r} is missing or unknown")
     hints = typing.get_type_hints(wanted)
-    return wanted(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names})
+    return wanted(**{name: read_as(hints[name], value[name], f"{where}.{name}") for name in names})
 
 
 def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
@@ -84,7 +86,7 @@ def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any
     if arguments[-1] is not Ellipsis and len(value) != len(arguments):
         _misfit(f"{len(arguments)} values", value, where)
     types_ = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-    return tuple(_read(each, item, f"{where}[{i}]") for i, (each, item) in enumerate(zip(types_, value, strict=True)))
+    return tuple(read_as(each, item, f"{where}[{i}]") for i, (each, item) in enumerate(zip(types_, value, strict=True)))
 
 
 def _misfit(wanted: str, value: Any, where: str) -> typing.NoReturn:

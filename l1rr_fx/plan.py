@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
+from l1rr_fx.arguments import of_kind
 from l1rr_fx.attention import AttentionLoss
 from l1rr_fx.budget import Budget
 from l1rr_fx.documents import from_json, to_json
@@ -19,6 +20,7 @@ from l1rr_fx.hold import Held
 from l1rr_fx.report import printed
 from l1rr_fx.zeroing import ChannelSite, Zeroing, unwrapped
 from passes.errors import InputError
+from passes.options import Options
 
 VERSION = 1
 
@@ -91,7 +93,7 @@ class Plan:
         shift was not loses a constant: `recalibrate_batch_norm` afterwards takes it out of the next layers' statistics.
         InputError if the model's parameters have other names or shapes.
         """
-        for parameter, masked in self._parameters(model):
+        for parameter, masked in self._parameters(of_kind("model", model, nn.Module)):
             parameter.masked_fill_(masked, 0)
         return self.zeroed
 
@@ -106,7 +108,7 @@ class Plan:
 
     def diff(self, other: Plan) -> tuple[SiteDifference, ...]:
         """The sites where two plans of one model differ. InputError if they are of different models."""
-        _same_shapes(other.shapes, self.shapes, "the other plan's model")
+        _same_shapes(of_kind("other", other, Plan).shapes, self.shapes, "the other plan's model")
         mine, yours = ({s.name: set(s.zeroed) for s in plan.sites} for plan in (self, other))
         names = dict.fromkeys((*mine, *yours))
         pairs = [(name, mine.get(name, set()), yours.get(name, set())) for name in names]
@@ -175,6 +177,10 @@ class Plan:
 
     def _check(self) -> None:
         """InputError where a plan from a file contradicts itself."""
+        Options(self.mode)
+        names = [site.name for site in self.sites]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"plan: the site {twice[0]} is there {names.count(twice[0])} times")
         for site in self.sites:
             shape = self.shapes.get(site.weight, ())
             if not 0 <= site.axis < len(shape) or shape[site.axis] != site.channels:

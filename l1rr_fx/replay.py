@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate, map_arg
+from torch.utils import _pytree as pytree
 
 from passes.reading import attribute
 
@@ -33,7 +34,7 @@ class Replay:
 
     def run(self, args: Sequence[Any], values: Values) -> Mapping[Node, Any]:
         """The value of every node. Parameters that are not in `values` have their own, gradients included."""
-        found: dict[Node, Any] = dict(zip(self.inputs, args, strict=False))
+        found: dict[Node, Any] = dict(zip(self.inputs, pytree.tree_leaves(tuple(args)), strict=True))
         found.update((n, values[name] if name in values else attribute(self.module, name)) for n, name in self._items())
         _compute(found, self.calls)
         return found
@@ -51,6 +52,12 @@ class Replay:
         reached = set(self._reached(start))
         return tuple(end for end in self.ends if end in reached)
 
+    @property
+    def text(self) -> str:
+        """What is computed up to the ends, whatever the parameters' values and the device are."""
+        calls = [(n.name, str(n.target), map_aggregate((n.args, n.kwargs), _without_device)) for n in self.calls]
+        return str((self.inputs, list(self.tensors.items()), calls, self.ends))
+
     def _items(self) -> Sequence[tuple[Node, str]]:
         return tuple(self.tensors.items())
 
@@ -62,6 +69,10 @@ class Replay:
                 reached.add(node)
                 calls.append(node)
         return calls
+
+
+def _without_device(value: Any) -> Any:
+    return None if isinstance(value, torch.device) else value
 
 
 def _compute(found: MutableMapping[Node, Any], calls: Sequence[Node]) -> None:

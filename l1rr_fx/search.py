@@ -16,6 +16,9 @@ LEAST, SHARE = 4, 0.05
 """A layer keeps at least LEAST channels, and SHARE of them."""
 
 
+FOR_NONE = '. Latency is that of the network that prune(target="none") writes; pruned for its device it can be faster'
+
+
 @dataclass(frozen=True, eq=False)
 class Removal:
     """One channel of a unit, the `rank`-th of its order, and the loss or score at which it goes."""
@@ -35,8 +38,14 @@ class Search:
     """The shortest start of the sequence that meets the limits on cost, or the longest within that on attention."""
 
     def __init__(
-        self, analysis: Analysis, budget: Budget, attention: FeatureAttention | None, sequence: Sequence[Removal]
+        self,
+        analysis: Analysis,
+        budget: Budget,
+        attention: FeatureAttention | None,
+        sequence: Sequence[Removal],
+        blocked: Mapping[str, str],
     ) -> None:
+        self.blocked = blocked
         self.analysis, self.budget, self.attention, self.sequence = analysis, budget, attention, sequence
         self.limits = {name: limit for name, limit in budget.limits.items() if name != "attention"}
         self._shares: dict[int, Mapping[str, float] | None] = {}
@@ -110,14 +119,14 @@ class Search:
         return f"{shown(shares)} is reachable" if shares is not None else "nothing is reachable"
 
     def _impossible(self, count: int) -> InputError:
-        masks = self.zeroing(count)
-        floors = [s for s in self.analysis.sites if s.name in masks]
-        left = [s for s in self.analysis.sites if s.name not in masks]
-        names = ", ".join(sorted({f"{s.name} ({s.blocked or 'not taken from'})" for s in left})[:8])
+        floors = self.zeroing(count)
+        whole = [f"{name} ({reason})" for name, reason in self.blocked.items() if name not in floors]
+        names = ", ".join(sorted(whole)[:8])
         return InputError(
             f"the budget {shown(self.limits)} cannot be met; {self._reachable(count)}, with {len(floors)} layers at "
             f"their least, max({LEAST}, {SHARE:.0%}) of their channels"
             + (f", and these whole: {names}" if names else "")
+            + (FOR_NONE if "latency" in self.limits else "")
         )
 
 

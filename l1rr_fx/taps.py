@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import takewhile
 
 import networkx as nx
 import torch
@@ -67,6 +68,35 @@ def named_taps(program: Program, names: Sequence[str]) -> tuple[Node, ...]:
                 raise InputError(f"taps: {name!r} has shape {program.shape(node)}; a map (n, c, h, w) is wanted")
             found[node] = None
     return tuple(found)
+
+
+def same_taps(program: Program, first: Graph, taps: Sequence[Node]) -> tuple[Node, ...]:
+    """What `taps`, of the graph `first`, are in the network for inputs of other sizes. InputError if they are nothing.
+
+    The result of a module's call is that of the same call; what is no module's result has the same place in a graph
+    that is alike up to there."""
+    calls = {node: call for call, node in _results(first).items()}
+    results = _results(program.module.graph)
+    alike = dict(takewhile(_is_alike, zip(first.nodes, program.module.graph.nodes, strict=False)))
+    found = [results.get(calls[tap]) if tap in calls else alike.get(tap) for tap in taps]
+    for tap, node in zip(taps, found, strict=True):
+        if node is None or _kind(node) != _kind(tap):
+            sizes = [tuple(n.meta["val"].shape) for n in program.values if n.op == "placeholder"]
+            raise InputError(
+                f"taps: the network for inputs of {', '.join(map(str, sizes))} has no {calls.get(tap, tap.name)!r} as "
+                "that for the first example has it; give images of one size, or name maps that all sizes have"
+            )
+    return tuple(node for node in found if node is not None)
+
+
+def _is_alike(pair: tuple[Node, Node]) -> bool:
+    return pair[0].name == pair[1].name and pair[0].target == pair[1].target
+
+
+def _kind(node: Node) -> tuple[int, int]:
+    """How many axes a tensor has, and how many channels."""
+    shape = node.meta["val"].shape
+    return len(shape), shape[1]
 
 
 def tap_names(graph: Graph, taps: Sequence[Node]) -> tuple[str, ...]:

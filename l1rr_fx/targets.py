@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from l1rr_fx.arguments import of_kind
 from passes.errors import InputError
 
 Target = Tensor | Mapping[str, Any]
@@ -35,13 +38,11 @@ def read_batches(batches: Iterable[Any], *, device: torch.device) -> tuple[Batch
     """The batches of an iterable of (images, targets), on `device`.
 
     `images` is a tensor (n, 3, h, w), or a tuple of the model's arguments that begins with one; `targets` has one
-    `Target` for each image. InputError names the batch and the image where boxes are missing, inverted, not numbers or
-    outside the image, and if there is no box at all.
+    `Target` for each image. InputError names the batch and the image where boxes are missing, inverted, not finite or
+    outside the image, or labels no whole numbers.
     """
-    found = tuple(_batch(number, batch, device) for number, batch in enumerate(batches))
-    if not any(len(boxes) for batch in found for boxes in batch.boxes):
-        raise InputError(f"{len(found)} batches without a single box: attention is measured inside boxes")
-    return found
+    of_kind("batches", batches, Iterable, ", of (images, targets)")  # type: ignore[type-abstract]  # isinstance takes it
+    return tuple(_batch(number, batch, device) for number, batch in enumerate(batches))
 
 
 def _batch(number: int, batch: Any, device: torch.device) -> Batch:
@@ -57,7 +58,7 @@ def _batch(number: int, batch: Any, device: torch.device) -> Batch:
         what = f"{len(targets)} targets" if isinstance(targets, Sequence) else f"a {type(targets).__name__} as targets"
         raise InputError(f"{where} has {count} images and {what}; one for each image is wanted")
     pairs = [_target(f"{where}, image {n}", target, size, device) for n, target in enumerate(targets)]
-    on_device = tuple(arg.to(device) if isinstance(arg, Tensor) else arg for arg in args)
+    on_device = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), args)
     return Batch(on_device, tuple(boxes for boxes, _ in pairs), tuple(labels for _, labels in pairs), size)
 
 
@@ -72,20 +73,30 @@ def _target(where: str, target: Any, size: tuple[int, int], device: torch.device
         return torch.zeros(0, 4, device=device), torch.zeros(0, dtype=torch.int64, device=device)
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise InputError(f"{where}: boxes have shape {tuple(boxes.shape)}; (n, 4) is wanted")
+    if boxes.is_complex() or boxes.dtype == torch.bool:
+        raise InputError(f"{where}: boxes are {boxes.dtype}; numbers of pixels are wanted")
     _check_boxes(where, boxes.detach().float(), size)
     if labels is None:
         labels = torch.zeros(len(boxes), dtype=torch.int64)
     if not isinstance(labels, Tensor) or labels.shape != (len(boxes),):
         raise InputError(f"{where}: {len(boxes)} boxes need 'labels' of shape ({len(boxes)},)")
-    return boxes.detach().float().to(device), labels.detach().to(device, torch.int64)
+    return boxes.detach().float().to(device), _classes(where, labels.detach()).to(device)
+
+
+def _classes(where: str, labels: Tensor) -> Tensor:
+    """Labels as int64; YOLO's are floats."""
+    wrong = labels if labels.is_complex() else labels[labels.to(torch.int64).double() != labels.double()]
+    if len(wrong):
+        raise InputError(f"{where}: a label is {wrong[0].item()}; the whole number of a class is wanted")
+    return labels.to(torch.int64)
 
 
 def _check_boxes(where: str, boxes: Tensor, size: tuple[int, int]) -> None:
     height, width = size
     for number, (left, top, right, bottom) in enumerate(boxes.tolist()):
         shown = f"{where}: box {number} ({left:g}, {top:g}, {right:g}, {bottom:g})"
-        if not (left < right and top < bottom):
-            raise InputError(f"{shown} is not left, top, right, bottom with left < right and top < bottom")
+        if not (-math.inf < left < right < math.inf and -math.inf < top < bottom < math.inf):
+            raise InputError(f"{shown} is not left, top, right, bottom with left < right and top < bottom, all finite")
         if right <= 0 or bottom <= 0 or left >= width or top >= height:
             raise InputError(f"{shown} lies outside the image of {width} x {height} pixels")
 
@@ -94,11 +105,12 @@ def target_mask(boxes: Tensor, size: tuple[int, int], cells: tuple[int, int]) ->
     """What a map of `cells` (h, w) over an image of `size` pixels counts for, shape (h, w).
 
     Each cell has the largest 1 / (area in cells, at least 1) of the boxes that cover any of it, so that a small target
-    counts as much as a large one; 0 where there is none.
+    counts as much as a large one; 0 where there is none. Of a box only what lies in the image counts.
     """
     height, width = cells
     scale = boxes.new_tensor([width / size[1], height / size[0]] * 2)
-    left, top, right, bottom = (boxes * scale).unbind(1)
+    limits = boxes.new_tensor([width, height] * 2)
+    left, top, right, bottom = (boxes * scale).clamp(min=0).minimum(limits).unbind(1)
     area = ((right - left) * (bottom - top)).clamp(min=1)
     x, y = torch.arange(width, device=boxes.device), torch.arange(height, device=boxes.device)
     across = (x < right[:, None]) & (x + 1 > left[:, None])

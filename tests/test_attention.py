@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from l1rr_fx.attention import FeatureAttention, attention_loss, attention_map
 from l1rr_fx.demo.detector import TreeDetector, Widths
 from l1rr_fx.recalibrate import recalibrate_batch_norm
+from l1rr_fx.replay import Replay
 from l1rr_fx.taps import found_taps
 from l1rr_fx.targets import target_mask
 from l1rr_fx.zeroing import evaluation_graph
@@ -148,6 +149,119 @@ def test_batches_of_other_sizes_are_taken(detector: TreeDetector) -> None:
     assert small.losses([{"stage4.first.1.weight": torch.zeros(8)}])[0].total > 0
 
 
+@pytest.mark.parametrize("size", [(4, 4), (17, 64)])
+def test_maps_are_the_same_tensors_for_every_size(size: tuple[int, int]) -> None:
+    """Alone, these sizes have no two maps of the image, or none."""
+    torch.manual_seed(0)
+    net, zeros = Shared().eval(), {"body.0.0.weight": torch.zeros(8, 3, 3, 3)}
+    small = [(torch.rand(1, 3, *size), [torch.tensor([[1.0, 1, 4, 3]])])]
+    both = FeatureAttention(net, (IMAGES,), [(IMAGES, BOXES), *small])
+    names = ("head.1", "head.1@1")
+    alone = [
+        FeatureAttention(net, (batch[0],), [batch], taps=names).losses([zeros])[0]
+        for batch in ((IMAGES, BOXES), *small)
+    ]
+    found = both.losses([zeros])[0]
+    assert tuple(found.per_tap) == both.taps == names
+    for name in names:
+        assert found.per_tap[name] == pytest.approx((2 * alone[0].per_tap[name] + alone[1].per_tap[name]) / 3)
+
+
+class Wider(nn.Module):
+    """Sums, which are no module's results, and another one before them in images that are large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+        self.first, self.second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if x.shape[2] > 32:
+            x = x + x.mean()
+        found: Tensor = self.head(self.first(x) + self.second(x))
+        return found
+
+
+def test_a_map_that_a_size_has_not_is_refused() -> None:
+    small = [(IMAGES[:1, :, :32, :32], BOXES[1:])]
+    with pytest.raises(InputError, match=r"inputs of \(1, 3, 32, 32\) has no 'add_1' as that for the first example"):
+        FeatureAttention(Wider(), (IMAGES,), [(IMAGES, BOXES), *small]).of(Wider())
+    with pytest.raises(InputError, match=r"\(2, 3, 64, 64\) has no 'add' as that"):  # but another of that name
+        FeatureAttention(Wider(), small[0][:1], [(IMAGES, BOXES), *small]).of(Wider())
+    narrow = [(IMAGES[:1, :, :, :32], BOXES[1:])]
+    FeatureAttention(Wider(), (IMAGES,), [(IMAGES, BOXES), *narrow]).of(Wider())
+
+
+class Gated(nn.Module):
+    """A detector that is called with a mapping and a switch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Shared()
+
+    def forward(self, image: Tensor, more: dict[str, Tensor], doubled: bool) -> list[Tensor]:
+        return self.body(image * (more["scale"] if doubled else more["shift"]))  # type: ignore[no-any-return]
+
+
+def test_arguments_may_be_nested() -> None:
+    net, more = Gated().eval(), {"shift": torch.tensor(0.0), "scale": torch.tensor(2.0)}
+    zeros = {"body.body.0.0.weight": torch.zeros(8, 3, 3, 3)}
+    found = FeatureAttention(net, (IMAGES, more, True), [((IMAGES, more, True), BOXES)]).losses([zeros])[0]
+    wanted = FeatureAttention(net.body, (IMAGES,), [(2 * IMAGES, BOXES)]).losses(
+        [{"body.0.0.weight": torch.zeros(8, 3, 3, 3)}]
+    )
+    assert found.total == pytest.approx(wanted[0].total)
+
+
+class Shifted(nn.Module):
+    """A constant is made on the device of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.conv(x) + torch.ones(4, 1, 1, device=x.device))
+        return found
+
+
+def test_what_is_computed_is_told_without_the_device() -> None:
+    """The processes of a torchrun have a device each, and share their curves."""
+    program = Program(evaluation_graph(Shifted(), (IMAGES,)), rule_for)
+    text = Replay(program.module, found_taps(program)).text
+    assert "aten.ones" in text and "device" in text and "cpu" not in text
+
+
+def test_only_the_part_of_a_box_in_the_image_counts() -> None:
+    inside, cells = torch.tensor([[0.0, 16, 64, 64]]), (8, 8)
+    for beyond in ([-1e7, 16, 64, 1e7], [0, 16, 3e38, 65], [-5.0, 16, 70, 90]):
+        found = target_mask(torch.tensor([beyond]), (64, 64), cells)
+        assert torch.equal(found, target_mask(inside, (64, 64), cells)) and float(found.sum()) == pytest.approx(1)
+
+
+def test_a_term_of_images_without_boxes_is_zero(detector: TreeDetector, attention: FeatureAttention) -> None:
+    with torch.no_grad():
+        detector.stage8[0][1].weight.mul_(2)
+    term = attention.term(IMAGES, [torch.zeros(0, 4)] * 2)
+    term.backward()
+    assert float(term.detach()) == 0 and not any(p.grad is not None and p.grad.any() for p in detector.parameters())
+    assert float(attention.term(IMAGES, BOXES).detach()) > 0
+
+
+def test_a_term_reaches_parameters_that_were_replaced() -> None:
+    net = Shared().eval()
+    attention = FeatureAttention(net, (IMAGES,), [(IMAGES, BOXES)])
+    net.load_state_dict({name: value + torch.rand_like(value) for name, value in net.state_dict().items()}, assign=True)
+    attention.term(IMAGES, BOXES).backward()
+    assert net.body[0][0].weight.grad is not None
+    with pytest.raises(InputError, match="torch.float32, to which attention refers"):
+        attention.of(copy.deepcopy(net).double())
+    net.double()
+    with pytest.raises(InputError, match="torch.float32, to which attention refers"):
+        attention.term(IMAGES.double(), BOXES)
+
+
 def test_as_a_term_it_has_gradients_and_leads_back(detector: TreeDetector, attention: FeatureAttention) -> None:
     with torch.no_grad():
         detector.stage8[0][1].weight.mul_(torch.linspace(0.2, 2, 16))
@@ -205,6 +319,14 @@ BAD: dict[str, tuple[Any, str]] = {
     "a box outside": ([(ONE, [torch.tensor([[70.0, 3, 80, 9]])])], r"box 0 \(70, 3, 80, 9\) lies outside .* 64 x 64"),
     "an inverted box": ([(ONE, [torch.tensor([[9.0, 3, 5, 9]])])], r"box 0 \(9, 3, 5, 9\) is not left, top"),
     "a box of NaN": ([(ONE, [torch.tensor([[float("nan"), 3, 5, 9]])])], "box 0 .* is not left, top"),
+    "an infinite box": (
+        [(ONE, [torch.tensor([[0.0, 0, torch.inf, torch.inf]])])],
+        r"box 0 \(0, 0, inf, inf\) .* finite",
+    ),
+    "complex boxes": ([(ONE, [BOXES[0].to(torch.complex64)])], "boxes are torch.complex64"),
+    "a label of NaN": ([(ONE, [{"boxes": BOXES[1], "labels": torch.tensor([torch.nan])}])], "a label is nan"),
+    "half a label": ([(ONE, [{"boxes": BOXES[0], "labels": torch.tensor([1, 1.75])}])], "image 0: a label is 1.75"),
+    "no iterable": (None, "batches is a NoneType"),
     "boxes of five numbers": ([(ONE, [torch.ones(2, 5)])], r"boxes have shape \(2, 5\)"),
     "labels for other boxes": ([(ONE, [{"boxes": BOXES[0], "labels": torch.ones(3)}])], "2 boxes need 'labels'"),
 }
@@ -217,6 +339,24 @@ def test_bad_batches(case: str) -> None:
         FeatureAttention(Coupled(), (ONE,), batches)
 
 
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no model": ({"model": None}, "model is a NoneType"),
+    "no arguments": ({"args": None}, "args is a NoneType"),
+    "an array": ({"args": (ONE, ONE.numpy())}, "args hold a ndarray"),
+    "no taps": ({"taps": []}, "taps is empty"),
+    "one tap": ({"taps": "stage8"}, "taps is 'stage8'; a sequence"),
+    "taps by number": ({"taps": [3]}, r"taps\[0\] is a int"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_arguments_of_a_wrong_type(case: str) -> None:
+    changed, message = WRONG[case]
+    arguments: dict[str, Any] = {"model": Shared(), "args": (ONE,), "batches": [(ONE, BOXES[:1])], **changed}
+    with pytest.raises(InputError, match=message):
+        FeatureAttention(**arguments)
+
+
 def test_bad_models_and_taps(detector: TreeDetector) -> None:
     batches = [(IMAGES, BOXES)]
     with pytest.raises(InputError, match="no detector's heads are found"):
@@ -226,6 +366,8 @@ def test_bad_models_and_taps(detector: TreeDetector) -> None:
     with pytest.raises(InputError, match="label 1 has no name"):
         targets = [{"boxes": boxes, "labels": torch.ones(len(boxes))} for boxes in BOXES]
         FeatureAttention(detector, (IMAGES,), [(IMAGES, targets)], class_names=("tree",))
+    with pytest.raises(InputError, match="model is a NoneType"):
+        FeatureAttention(detector, (IMAGES,), batches).of(None)  # type: ignore[arg-type]  # that is the test
     with torch.no_grad():
         detector.stage4.first[1].weight.fill_(1e30)
         detector.stage4.second[1].weight.fill_(1e30)

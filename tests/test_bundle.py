@@ -453,6 +453,14 @@ def test_a_folder_inside_a_file_is_an_error(tmp_path: Path) -> None:
         lower(*linear(), out=tmp_path / "file" / "b", half_model=False)
 
 
+def test_a_network_in_half_precision_is_held_to_what_it_rounds(tmp_path: Path) -> None:
+    model, args = detector()
+    image = args[0].to(torch.bfloat16)
+    lower(model.to(torch.bfloat16), (image,), target="onnxruntime", out=tmp_path / "bundle", half_model=False)
+    done = run(tmp_path / "bundle", "--iterations", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # The command
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 import sys
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,12 +31,13 @@ from l1rr_fx.plan import Plan
 from l1rr_fx.recalibrate import recalibrate_batch_norm
 from l1rr_fx.scores import GroupSum
 from l1rr_fx.sites import channel_sites
-from passes.errors import InputError
+from passes.errors import InputError, VanishedError
 from tests.test_scores import Net
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 BOXES = [torch.tensor([[4.0, 6, 30, 28], [40, 40, 60, 62]]), torch.tensor([[10.0, 10, 20, 20]])]
 ARGS = (IMAGES[:1],)
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Detector(nn.Module):
@@ -381,6 +386,7 @@ def test_curves_are_taken_up_where_they_stopped(model: Detector, attention: Feat
     resumed = choose(model, ARGS, curves=file, progress=lambda *now: told.append(now), **options)
     assert told == [(8, 11), (11, 11)]
     assert resumed == choose(model, ARGS, **options)
+    assert len(read_curves(file)) == 11, "a curve was written behind the half"
     other = detector()
     with torch.no_grad():
         other.lateral8[1].weight[0] += 1
@@ -394,6 +400,185 @@ def test_attention_of_other_weights_is_refused(attention: FeatureAttention) -> N
         other.lateral8[1].weight[0] += 1
     with pytest.raises(InputError, match=r"other weights: lateral8\.1\.weight differs"):
         choose(other, ARGS, budget=Budget(macs=0.5), attention=attention)
+
+
+class Small(nn.Module):
+    """Two sizes of map from a few layers, the second after a tower."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.ModuleList([ConvBlock(c, 8, stride=4) for c in (3, 8)])
+        self.tower = ConvBlock(8, 8)
+        self.heads = nn.ModuleList(nn.Conv2d(8, 2, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        fine = self.body[0](x)
+        return [self.heads[0](fine), self.heads[1](self.tower(self.body[1](fine)))]
+
+
+def small_curves(net: nn.Module, targets: list[Tensor], file: Path | None) -> Plan:
+    attention = FeatureAttention(net, ARGS, [(IMAGES, targets)])
+    return choose(net, ARGS, budget=Budget(macs=0.7), attention=attention, curves=file)
+
+
+def test_curves_of_other_data_or_of_another_network_are_refused(tmp_path: Path) -> None:
+    """The same boxes in other images; the same weights with another dilation; the same scores with other statistics."""
+    net, file = Small().eval(), tmp_path / "curves"
+    joined, apart = [torch.cat(BOXES), torch.zeros(0, 4)], BOXES
+    first = small_curves(net, joined, file)
+    assert first == small_curves(net, joined, file) != small_curves(net, apart, None)
+    with pytest.raises(InputError, match="another model, score or data"):
+        small_curves(net, apart, file)
+    net.tower[0].dilation = net.tower[0].padding = (2, 2)
+    assert small_curves(net, joined, None) != first
+    with pytest.raises(InputError, match="another model, score or data"):
+        small_curves(net, joined, file)
+    net = Small().eval()
+    net.tower[1].running_mean.add_(1)
+    with pytest.raises(InputError, match="another model, score or data"):
+        small_curves(net, joined, file)
+
+
+def test_fingerprints_are_those_of_what_is_computed() -> None:
+    """In another process, on another device, for an equal copy: resumed curves must be known again."""
+    batches = [(IMAGES, BOXES), (IMAGES[:1, :, :32], BOXES[1:])]
+    found = {FeatureAttention(Small().eval(), ARGS, batches).fingerprint() for _ in range(2)}
+    code = (
+        "from tests.test_choose import *\n"
+        "batches = [(IMAGES, BOXES), (IMAGES[:1, :, :32], BOXES[1:])]\n"
+        "print(FeatureAttention(Small().eval(), ARGS, batches).fingerprint())"
+    )
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found == {again.stdout.strip()}
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "nothing": (lambda path: None, "curves is a NoneType"),
+    "no folder": (lambda path: path / "no" / "curves", "No such file"),
+    "a folder": (lambda path: path, "Is a directory"),
+    "binary": (lambda path: written(path, b"\xff\xfe\x00"), "cannot be used"),
+    "text": (lambda path: written(path, b"curves"), "curves"),
+    "no counts": (lambda path: written(path, HEAD + b'{"unit": "a", "losses": []}'), "line 2: curve: .*'counts'"),
+    "no unit": (lambda path: written(path, HEAD + b'{"counts": [], "losses": []}'), "line 2: unit"),
+    "no number": (lambda path: written(path, HEAD + b'{"unit": "a", "counts": [1], "losses": ["x"]}'), r"losses\[0\]"),
+    "falling": (lambda path: written(path, HEAD + b'{"unit": "a", "counts": [2, 1], "losses": [0, 0]}'), "do not rise"),
+    "infinite": (lambda path: written(path, HEAD + b'{"unit": "a", "counts": [1], "losses": [NaN]}'), "finite"),
+}
+HEAD = b'{"curves of": "it"}\n'
+
+
+def written(folder: Path, content: bytes) -> Path:
+    (folder / "curves").write_bytes(content)
+    return folder / "curves"
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_files_that_hold_no_curves(case: str, tmp_path: Path, model: Detector, attention: FeatureAttention) -> None:
+    make, message = BROKEN[case]
+    file = make(tmp_path)
+    with pytest.raises(InputError, match="missing" if case == "no folder" else message):
+        read_curves(file)
+    if file is not None:
+        with pytest.raises(InputError, match=message):
+            choose(model, ARGS, budget=Budget(macs=0.5), attention=attention, curves=file, progress=never)
+
+
+def never(done: int, total: int) -> None:
+    raise AssertionError("something was measured")
+
+
+def test_attention_of_other_statistics_is_refused() -> None:
+    for name in ("tower.0.weight", "body.1.1.running_mean", "heads.0.bias"):
+        net = Small().eval()
+        attention = FeatureAttention(net, ARGS, [(IMAGES, BOXES)])
+        net.state_dict()[name].add_(1)
+        with pytest.raises(InputError, match=f"other weights: {name} differs"):
+            choose(net, ARGS, budget=Budget(macs=0.5), attention=attention)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a number": ({"budget": 0.5}, r"budget is a float; a Budget .*Budget\(macs=0.35\)"),
+    "a mapping": ({"budget": {"macs": 0.5}}, "budget is a dict"),
+    "text": ({"budget": "macs=0.5"}, "budget is a str"),
+    "no model": ({"model": None}, "model is a NoneType"),
+    "attention": ({"attention": 3}, "attention is a int"),
+    "a function for a predictor": ({"latency": len}, "latency is a builtin_function_or_method; a LatencyPredictor"),
+    "one site": ({"sites": "stem.1"}, "sites is 'stem.1'; a sequence"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_arguments_of_a_wrong_type(case: str, model: Detector) -> None:
+    changed, message = WRONG[case]
+    arguments: dict[str, Any] = {"model": model, "args": ARGS, "budget": Budget(macs=0.5), **changed}
+    with pytest.raises(InputError, match=message):
+        choose(**arguments)
+
+
+@pytest.mark.parametrize("says", ["x", None, float("nan"), -1])
+def test_what_a_predictor_says_is_a_number(says: Any) -> None:
+    class Says:
+        def predict(self, module: GraphModule, args: tuple[Any, ...]) -> Any:
+            return says
+
+    with pytest.raises(InputError, match=f"the latency predictor says {says!r}; a positive number"):
+        choose(Small().eval(), ARGS, budget=Budget(latency=0.5), latency=Says())
+
+
+def test_an_output_that_is_constant_already_is_refused_as_prune_does() -> None:
+    net = Small().eval()
+    for parameter in net.heads[1].parameters():
+        nn.init.zeros_(parameter)
+    for act in (lambda: l1rr_fx.prune(net, ARGS), lambda: choose(net, ARGS, budget=Budget(macs=0.9))):
+        with pytest.raises(VanishedError, match="output 1"):
+            act()
+
+
+def one_batch_norm() -> nn.Sequential:
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, 16), (16, 32), (32, 32), (32, 2))]
+    first, second, third, last = convolutions
+    return nn.Sequential(first, nn.BatchNorm2d(16), nn.ReLU(), second, nn.ReLU(), third, nn.ReLU(), last).eval()
+
+
+def test_layers_without_batch_norm_say_why_they_are_whole() -> None:
+    net, args = one_batch_norm(), (torch.rand(1, 3, 8, 8),)
+    why = "no batch norm: only with attention, or named in sites="
+    reasons = {site.name: site.blocked for site in choose(net, args, budget=Budget(macs=0.95)).sites}
+    assert reasons == {"1": None, "3": why, "5": why, "7": "network output"}
+    with pytest.raises(InputError, match=f"these whole: 3 .{why}., 5 .{why}., 7 .network output"):
+        choose(net, args, budget=Budget(macs=0.3))
+
+
+@pytest.mark.parametrize("scores", ["weight-norm", "bn-scale"])
+def test_sites_that_are_named_are_taken_from(scores: str) -> None:
+    net, args = one_batch_norm(), (torch.rand(1, 3, 8, 8),)
+    plan = choose(net, args, budget=Budget(macs=0.5), sites=["3", "5"], scores=scores)
+    assert [site.name for site in plan.sites if site.zeroed] == ["3", "5"]
+    assert pruned_shares(plan, net, args)[1] == pytest.approx(plan.reached["macs"])
+    assert choose(net, args, budget=Budget(macs=0.2), sites=["1", "3", "5"], scores="weight-norm").sites[0].zeroed
+    with pytest.raises(InputError, match="no layer has channels that may go: 7: network output; 1: not among"):
+        choose(net, args, budget=Budget(macs=0.5), sites=["7"])
+
+
+def test_why_small_layers_and_partners_are_whole() -> None:
+    small = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+    )
+    plan = choose(small.eval(), (torch.rand(1, 3, 8, 8),), budget=Budget(macs=0.9))
+    assert plan.sites[0].blocked == "no more channels than a layer keeps"
+    torch.manual_seed(0)
+    plan = choose(
+        Net().eval(), (torch.rand(1, 3, 16, 16),), budget=Budget(macs=0.99), sites=["expand_norm", "stem_norm"]
+    )
+    partner = next(site for site in plan.sites if site.name == "expand_norm")
+    assert not partner.zeroed and partner.blocked == "one with depthwise_norm: not among the sites given"
+
+
+def test_a_latency_that_cannot_be_met_says_whose_it_is(model: Detector) -> None:
+    with pytest.raises(InputError, match=r"Latency is that of the network that prune\(target=\"none\"\) writes"):
+        choose(model, ARGS, budget=Budget(latency=0.01), latency=SecondsByMacs())
 
 
 def test_curves_are_read_back(model: Detector, curves: Path) -> None:
@@ -422,6 +607,13 @@ def test_budgets_as_text() -> None:
             Budget.parse(text)
     with pytest.raises(InputError, match="empty budget"):
         Budget()
+    with pytest.raises(InputError, match="the budget is a NoneType"):
+        Budget.parse(None)  # type: ignore[arg-type]  # that is the test
+
+
+def test_budgets_of_other_numbers() -> None:
+    found = Budget(macs=np.float32(0.5), params=Fraction(1, 4))  # type: ignore[arg-type]  # real numbers, but no floats
+    assert found == Budget(macs=0.5, params=0.25) and {type(limit) for limit in found.limits.values()} == {float}
 
 
 MODELS = """
@@ -433,6 +625,10 @@ def model():
 
 def data():
     return [(IMAGES, BOXES)]
+
+def torn():
+    yield IMAGES, BOXES
+    raise OSError("the disk is gone")
 """
 
 
@@ -450,6 +646,13 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model
         (call, "plan.json exists"),
         ([*call, "--overwrite", "--data", "my_models:nothing"], "no function 'nothing'"),
         ([*call, "--overwrite", "--budget", "macs=0.2"], "given once"),
+        ([*call, "--overwrite", "--data", "my_models:torn"], "my_models:torn raised OSError: the disk is gone"),
+        ([*call[:-1], "no/plan.json", "--data", "my_models:nothing"], "no/plan.json lies in no folder that exists"),
+        ([*call[:-1], ".", "--overwrite", "--data", "my_models:nothing"], ". is a folder"),
+        (
+            [*call, "--overwrite", "--data", "my_models:data", "--curves", "no/curves"],
+            "curves: no/curves cannot be used",
+        ),
     ):
         failed = CliRunner().invoke(app, arguments)
         assert failed.exit_code == 2 and message in failed.output

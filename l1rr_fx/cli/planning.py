@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -46,8 +46,7 @@ def choose_command(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with reporting(None):
         limits = Budget.parse(",".join(budget))
-        if output.exists() and not overwrite:
-            raise InputError(f"{output} exists; --overwrite replaces it")
+        _check_output(output, overwrite=overwrite)
         subject = load_subject(model)
         attention = None if data is None else FeatureAttention(subject.model, subject.args, _batches(data))
         with Progress(*columns, console=console, transient=True) as bar:
@@ -68,8 +67,20 @@ def choose_command(
     Console().print(Text(f"saved in {output}"), soft_wrap=True)
 
 
-def _batches(data: str) -> Iterable[object]:
+def _check_output(output: Path, *, overwrite: bool) -> None:
+    """InputError where no plan could be written, before anything is measured."""
+    if output.is_dir() or not output.parent.is_dir():
+        what = "is a folder" if output.is_dir() else "lies in no folder that exists"
+        raise InputError(f"{output} {what}; the path of a file is wanted")
+    if output.exists() and not overwrite:
+        raise InputError(f"{output} exists; --overwrite replaces it")
+
+
+def _batches(data: str) -> Sequence[object]:
     found = called(data, "--data")
     if not isinstance(found, Iterable):
         raise InputError(f"{data} returned a {type(found).__name__}; batches (images, targets) are wanted")
-    return found
+    try:
+        return tuple(found)
+    except Exception as error:  # a generator of the user's may raise anything
+        raise InputError(f"{data} raised {type(error).__name__}: {error}") from error

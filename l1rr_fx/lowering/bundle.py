@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from l1rr_fx.archive.files import move_to, new_directory_beside, settle, size_and_hash
@@ -29,6 +31,7 @@ from l1rr_fx.pruned import Pruned
 from passes.aside import run_aside
 from passes.capture import capture
 from passes.errors import InputError, VerifyError
+from passes.verify import run_graph
 
 log = logging.getLogger(__name__)
 
@@ -97,15 +100,16 @@ def lower(
     module = pruned.module if isinstance(pruned, Pruned) else pruned
     check_module(module, args)
     kwargs = in_order(module, kwargs)
-    work_list = kernels(capture(module, args, kwargs))
+    graph = capture(module, args, kwargs)
+    work_list = kernels(graph)
     predictions = _predictions(target, work_list)
     emit = partial(to_onnx, module, args, kwargs=kwargs, metadata=metadata)
     with _written(folder) as work:
         emitted = _write_model(emit, work / MODEL, nms, target=target)
         notes = _write_half_model(emit, work / HALF_MODEL, nms) if half_model else ()
-        graph = required("onnx", extra="onnx").load(str(work / (MODEL if nms is None else BEFORE_NMS[MODEL]))).graph
-        expected = _write_tensors(work, graph, module, args, kwargs or {})
-        suppression, nothing = _suppression(nms, graph, expected)
+        file = required("onnx", extra="onnx").load(str(work / (MODEL if nms is None else BEFORE_NMS[MODEL]))).graph
+        expected = _write_tensors(work, file, _outputs(module, graph, args, kwargs), args, kwargs)
+        suppression, nothing = _suppression(nms, file, expected)
         notes += nothing
         shutil.copyfile(Path(__file__).with_name(SCRIPT), work / SCRIPT)
         facts = {
@@ -118,7 +122,7 @@ def lower(
             "notes": list(notes),
             "predicted": {name: {"ms": p.ms, "gpu_ghz": p.clock} for name, p in predictions.items()},
             "kernels": [asdict(kernel) for kernel in work_list],
-            "nodes": _makers(graph),
+            "nodes": _makers(file),
         }
         (work / "README.md").write_text(readme(facts), encoding="utf-8")
         _write_manifest(work, facts)
@@ -190,18 +194,26 @@ def _write_half_model(emit: Emit, path: Path, nms: Nms | None) -> tuple[str, ...
 
 
 def _write_tensors(
-    work: Path, graph: Any, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    work: Path, graph: Any, outputs: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """The inputs and the outputs of torch, under the names that the ONNX file gives them; the outputs are returned."""
     numpy = required("numpy", extra="onnx")
     inputs = _named(graph.input, (args, dict(kwargs)))
-    expected = _named(graph.output, run_aside(module, args, kwargs))
+    expected = _named(graph.output, outputs)
     for name, arrays in (("inputs.npz", inputs), ("expected.npz", expected)):
         with zipfile.ZipFile(work / name, "w") as file:  # numpy.savez takes no array that is called "file"
             for key, array in arrays.items():
                 with file.open(zipfile.ZipInfo(f"{key}.npy"), "w") as entry:
                     numpy.lib.format.write_array(entry, array, allow_pickle=False)
     return expected
+
+
+def _outputs(module: nn.Module, graph: GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What torch gives: of a network in half precision what it would give without its rounding, as the file does."""
+    tensors = [*module.state_dict().values(), *pytree.tree_leaves((args, dict(kwargs)))]
+    if any(isinstance(each, Tensor) and each.dtype in (torch.float16, torch.bfloat16) for each in tensors):
+        return run_graph(graph, args, kwargs, doubled=True)
+    return run_aside(module, args, kwargs)
 
 
 def _suppression(

@@ -1,0 +1,43 @@
+"""Arguments of public functions, checked at the door: each check returns the value, or raises InputError with it."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any, TypeVar
+
+from passes.errors import InputError
+
+Kind = TypeVar("Kind")
+
+
+def of_kind(name: str, value: Any, kind: type[Kind], hint: str = "") -> Kind:
+    """The value, which is a `kind`; `hint` says where to get one."""
+    if not isinstance(value, kind):
+        raise InputError(f"{name} is a {type(value).__name__}; {_article(kind)} is wanted{hint}")
+    return value
+
+
+def all_of_kind(name: str, values: Any, kind: type[Kind], hint: str = "") -> tuple[Kind, ...]:
+    """The values as a tuple; each is a `kind`."""
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
+        raise InputError(f"{name} is {values!r:.60}; a sequence of {kind.__name__} is wanted{hint}")
+    return tuple(of_kind(f"{name}[{n}]", value, kind, hint) for n, value in enumerate(values))
+
+
+def number(name: str, value: Any, wanted: str = "a finite number >= 0", *, least: float = 0.0) -> float:
+    """The value as a finite number of at least `least`, which `wanted` says in words."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) < math.inf:
+        raise InputError(f"{name} is {value!r:.60}; {wanted} is wanted")
+    return float(value)
+
+
+def share(name: str, value: Any, wanted: str) -> float:
+    """The value as a number above 0 and below 1."""
+    if not 0 < number(name, value, wanted) < 1:
+        raise InputError(f"{name} is {value}; {wanted} is wanted")
+    return float(value)
+
+
+def _article(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}"
