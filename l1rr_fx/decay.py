@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from l1rr_fx.arguments import number, of_kind
 from passes.errors import InputError
 
 SHOWN = 8
@@ -16,9 +17,10 @@ SHOWN = 8
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
     """The model's trainable parameters as two groups for an optimiser: weights, which decay, and vectors (gammas,
     shifts, biases), which do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    decay = number("weight_decay", weight_decay)
+    parameters = [p for p in of_kind("model", model, nn.Module).parameters() if p.requires_grad]
     return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
 

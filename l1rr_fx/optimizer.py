@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from l1rr_fx.arguments import of_kind
 from l1rr_fx.pruned import Pruned
 from passes.errors import InputError
 from passes.selection import Selection
@@ -19,9 +20,10 @@ def pruned_optimizer_state(pruned: Pruned, model: nn.Module, optimizer: Optimize
     """A state dict for an optimizer of the same class over the parameters of `pruned.module`.
 
     `optimizer` is that of `model`, the network that was pruned. Moments of the shape of their parameter keep the
-    elements that the parameter kept; numbers such as the step are copied. Every parameter group keeps its options, less
-    the parameters that vanished, in the order of `pruned.module.named_parameters()`: build the new optimizer in that
-    order, with the same groups.
+    elements that the parameter kept, and are zero where it is zero: what is dead but stays (to fill a group, say) has
+    moments from before it died, which would bring it back to life. Numbers such as the step are copied. Every
+    parameter group keeps its options, less the parameters that vanished, in the order of
+    `pruned.module.named_parameters()`: build the new optimizer in that order, with the same groups.
 
         small = torch.optim.AdamW(pruned.module.parameters(), lr=1e-3)
         small.load_state_dict(l1rr_fx.pruned_optimizer_state(pruned, model, optimizer))
@@ -29,6 +31,9 @@ def pruned_optimizer_state(pruned: Pruned, model: nn.Module, optimizer: Optimize
     Raises InputError where the three do not belong together, or where a state is neither a number nor of the shape of
     its parameter (LBFGS keeps a history of the whole network, Adafactor sums of rows and columns).
     """
+    of_kind("pruned", pruned, Pruned, ", what `l1rr_fx.prune` returned")
+    of_kind("model", model, nn.Module, ", the one that was pruned")
+    of_kind("optimizer", optimizer, Optimizer, ", that of the model")
     survivors = _survivors(pruned, model)
     ours = {id(parameter) for parameter in model.parameters()}
     old = optimizer.state_dict()
@@ -56,6 +61,7 @@ class _Survivor:
     name: str
     original: nn.Parameter
     selection: Selection
+    value: nn.Parameter
 
 
 def _survivors(pruned: Pruned, model: nn.Module) -> tuple[_Survivor, ...]:
@@ -76,7 +82,7 @@ def _survivors(pruned: Pruned, model: nn.Module) -> tuple[_Survivor, ...]:
                 f"{name} has shape {(*original.shape,)} in the model and {(*parameter.shape,)} in the pruned network; "
                 f"pruning went from {selection.shape} to {selection.new_shape}: is this another model?"
             )
-        found.append(_Survivor(name, original, selection))
+        found.append(_Survivor(name, original, selection, parameter))
     return tuple(found)
 
 
@@ -91,13 +97,15 @@ def _group(saved: Mapping[str, Any], members: Sequence[_Survivor], start: int) -
 
 def _selected(survivor: _Survivor, state: Mapping[str, Any]) -> dict[str, Any]:
     """The state of one parameter, cut like the parameter."""
-    return {key: _selected_value(f"{survivor.name}, {key}", survivor.selection, value) for key, value in state.items()}
+    return {key: _selected_value(f"{survivor.name}, {key}", survivor, value) for key, value in state.items()}
 
 
-def _selected_value(what: str, selection: Selection, value: Any) -> Any:
+def _selected_value(what: str, survivor: _Survivor, value: Any) -> Any:
+    selection = survivor.selection
     if isinstance(value, Tensor):
         if value.shape == selection.shape:
-            return selection.apply(value.detach())
+            kept = selection.apply(value.detach())
+            return kept.masked_fill((survivor.value.detach() == 0).to(kept.device), 0)
         if value.dim() == 0:
             return value.detach().clone()
         raise InputError(f"{what}: a state of shape {(*value.shape,)} for a parameter of shape {selection.shape}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+from l1rr_fx.arguments import number
 from passes.errors import InputError
 
 Schedule = Callable[[float], float]
@@ -70,12 +71,20 @@ def schedule_named(schedule: str | Schedule) -> Schedule:
     return schedule
 
 
+def factor_at(schedule: Schedule, t: float) -> float:
+    """The value of a schedule. InputError where it raises, or gives anything but a finite number of at least 0."""
+    try:
+        value = float(schedule(t))
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise InputError(f"the schedule raises {type(error).__name__} at t = {t:g}: {error}") from error
+    return number(f"the schedule at t = {t:g}", value)
+
+
 def mean_factor(schedule: Schedule, *, points: int = 1000) -> float:
-    """The mean of a schedule over training. InputError where it is negative, not finite or zero throughout."""
-    values = [float(schedule((n + 0.5) / points)) for n in range(points)]
-    for n, value in enumerate(values):
-        if not (math.isfinite(value) and value >= 0):
-            raise InputError(f"the schedule is {value} at t = {(n + 0.5) / points:g}; a finite number >= 0 is wanted")
+    """The mean of a schedule over training. InputError where it has no value, the ends too, or is zero throughout."""
+    for end in (0.0, 1.0):
+        factor_at(schedule, end)
+    values = [factor_at(schedule, (n + 0.5) / points) for n in range(points)]
     if not any(values):
         raise InputError("the schedule is 0 throughout training: nothing would ever be pushed to zero")
     return math.fsum(values) / points

@@ -7,7 +7,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from l1rr_fx.arguments import all_of_kind, of_kind
+from l1rr_fx.decay import few
+from l1rr_fx.penalised import SOURCE, parameter, refuse_frozen, row_norms
 from l1rr_fx.zeroing import ChannelSite, evaluation_mode, unwrapped
 from passes.errors import InputError
 
@@ -16,14 +20,6 @@ class Score(Protocol):
     """Scores of a site's channels, shape (channels,), at least 0."""
 
     def __call__(self, model: nn.Module, site: ChannelSite) -> Tensor: ...
-
-
-def row_norms(weight: Tensor, axis: int) -> Tensor:
-    """The L2 norm of each row of a weight along `axis`; of a scale, its magnitude. Shape (channels,)."""
-    if weight.dim() == 1:
-        return weight.abs()
-    norms: Tensor = torch.linalg.vector_norm(weight, dim=[a for a in range(weight.dim()) if a != axis])
-    return norms
 
 
 def bn_scale(model: nn.Module, site: ChannelSite) -> Tensor:
@@ -38,8 +34,24 @@ def weight_norm(model: nn.Module, site: ChannelSite) -> Tensor:
             f"{site.name}: no single layer makes its channels, so that they have no filter to take the norm of; "
             'use the score "bn-scale" or "taylor"'
         )
-    weight = model.get_parameter(site.filters).detach()
-    return row_norms(weight, 0 if weight.shape[0] == site.channels else 1)
+    return row_norms(_filters(model, site, site.filters), 0)
+
+
+def _filters(model: nn.Module, site: ChannelSite, name: str) -> Tensor:
+    """The weight that makes a site's channels, with a row for each."""
+    weight = model.get_parameter(name).detach()
+    layer = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(layer, _ConvTransposeNd):  # (inputs, outputs of a group, window): groups lie along the inputs
+        by_group: Tensor = weight.unflatten(0, (layer.groups, -1))
+        return by_group.transpose(1, 2).flatten(0, 1)
+    if site.kind == "rows":
+        return weight.movedim(site.axis, 0)
+    if weight.dim() > 2 and not isinstance(layer, _ConvNd):
+        raise InputError(
+            f"{site.name}: {name} of shape {(*weight.shape,)} is of no convolution of torch.nn, so that it is not "
+            'known which of its axes makes the channels; use the score "bn-scale" or l1rr_fx.scores.Taylor'
+        )
+    return weight
 
 
 class Taylor:
@@ -57,16 +69,15 @@ class Taylor:
         loss: Callable[[nn.Module, Any], Tensor],
         sites: Sequence[ChannelSite],
     ) -> None:
-        inner = unwrapped(model)
+        inner = unwrapped(of_kind("model", model, nn.Module))
         self.scores: dict[str, Tensor] = {}
-        names = [name for site in sites for name in (site.weight, site.bias) if name is not None]
-        parameters = [inner.get_parameter(name) for name in names]
+        names = [name for site in _sites(sites) for name in (site.weight, site.bias) if name is not None]
+        parameters = [parameter(inner, name) for name in names]
+        refuse_frozen(list(zip(names, parameters, strict=True)))
         count = 0
         with evaluation_mode(model), torch.enable_grad():
             for count, batch in enumerate(batches, start=1):
-                value = loss(model, batch)
-                if not bool(value.detach().isfinite().all()):
-                    raise InputError(f"batch {count - 1}: the loss is {float(value.detach().sum())}")
+                value = _loss(loss(model, batch), f"batch {count - 1}")
                 gradients = torch.autograd.grad(value, parameters, allow_unused=True)
                 self._add(sites, dict(zip(names, zip(parameters, gradients, strict=True), strict=True)))
         if not count:
@@ -91,6 +102,22 @@ class Taylor:
             self.scores[site.name] = self.scores.get(site.name, 0) + change.square()
 
 
+def _sites(sites: Sequence[ChannelSite]) -> tuple[ChannelSite, ...]:
+    return all_of_kind("sites", sites, ChannelSite, SOURCE)
+
+
+def _loss(value: object, where: str) -> Tensor:
+    """A finite scalar with a gradient, or InputError."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        found = f"of shape {(*value.shape,)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise InputError(f"{where}: the loss is {found}; a tensor with one number is wanted")
+    if not bool(value.detach().isfinite()):
+        raise InputError(f"{where}: the loss is {float(value.detach())}")
+    if not value.requires_grad:
+        raise InputError(f"{where}: the loss has no gradient; is it computed under no_grad, or detached?")
+    return value
+
+
 class GroupSum:
     """The sum of another score over all sites that share their channels through sums of branches.
 
@@ -100,7 +127,12 @@ class GroupSum:
 
     def __init__(self, score: str | Score, sites: Sequence[ChannelSite]) -> None:
         self.score = score_named(score)
-        self.sites = tuple(sites)
+        self.sites = _sites(sites)
+        if lost := [site.name for site in self.sites if not site.group]:
+            raise InputError(
+                f"the groups of {len(lost)} sites are not known: {few(lost)}; give an example input, so that the graph "
+                "is asked: channel_sites(model, args)"
+            )
 
     def __call__(self, model: nn.Module, site: ChannelSite) -> Tensor:
         members = [s for s in self.sites if s.group == site.group and s.channels == site.channels] or [site]
@@ -123,7 +155,12 @@ def score_named(score: str | Score) -> Score:
 
 def scores_of(model: nn.Module, site: ChannelSite, score: Score) -> Tensor:
     """The scores of a site on the CPU in float64, checked. InputError where they are not one number a channel."""
-    found = score(unwrapped(model), site).detach().to("cpu", torch.float64)
+    found = score(unwrapped(model), site)
+    if not isinstance(found, Tensor):
+        raise InputError(
+            f"{site.name}: the scores are a {type(found).__name__}; a tensor of one number a channel is wanted"
+        )
+    found = found.detach().to("cpu", torch.float64)
     if found.shape != (site.channels,) or not bool(found.isfinite().all()):
         raise InputError(
             f"{site.name}: scores of shape {tuple(found.shape)} for {site.channels} channels, "

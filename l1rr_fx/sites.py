@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from l1rr_fx.arguments import of_kind
 from l1rr_fx.zeroing import (
     ChannelSite,
     ZeroedProgram,
@@ -43,22 +44,40 @@ NOT_ZERO = "the function after it makes another value of zero"
 def channel_sites(
     model: nn.Module, args: tuple[Any, ...] | None = None, kwargs: Mapping[str, Any] | None = None
 ) -> tuple[ChannelSite, ...]:
-    """The sites of a model. `args` and `kwargs` are one example input, without which only batch norms are found.
+    """The sites of a model. `args` and `kwargs` are one example input, without which only batch norms are found, and
+    their groups are unknown (0). A scale that several batch norms share is one site; one that is computed at each call
+    (a mask, a parametrization) is none.
 
     Raises InputError where there are none, and with an example also what `passes.capture` raises.
     """
+    of_kind("model", model, nn.Module)
     if args is not None:
         return sites_of(Program(evaluation_graph(model, args, kwargs), rule_for))
-    norms = [(n, m) for n, m in unwrapped(model).named_modules() if isinstance(m, _BatchNorm) and m.affine]
+    norms: dict[Tensor, tuple[str, _BatchNorm]] = {}
+    for name, module in unwrapped(model).named_modules():
+        if isinstance(module, _BatchNorm) and _scales(module):
+            norms.setdefault(module.weight, (name, module))
     if not norms:
         raise InputError(
-            f"{type(model).__name__} has no batch norm with scales; give an example input, so that the layers without "
-            "one are found: sites=channel_sites(model, args)"
+            f"{type(model).__name__} has no batch norm with scales of its own; give an example input, so that the "
+            "layers without one are found: sites=channel_sites(model, args)"
         )
     return tuple(
-        ChannelSite(name, "scale", _joined(name, "weight"), _joined(name, "bias"), norm.num_features, unit=name)
-        for name, norm in norms
+        ChannelSite(
+            name,
+            "scale",
+            _joined(name, "weight"),
+            None if norm.bias is None else _joined(name, "bias"),
+            norm.num_features,
+            unit=name,
+        )
+        for name, norm in norms.values()
     )
+
+
+def _scales(norm: nn.Module) -> bool:
+    """Whether a norm has scales, and they and its shifts are parameters that nothing computes at each call."""
+    return norm._parameters.get("weight") is not None and "bias" in norm._parameters
 
 
 def sites_of(program: Program) -> tuple[ChannelSite, ...]:
@@ -133,6 +152,7 @@ def _is_scaled(program: Program, site: Site) -> bool:
 
 def _site(program: Program, uses: Sequence[_Call]) -> ChannelSite:
     first = uses[0]
+    weight = None if first.maker is None else weight_of(first.maker.node)
     kind = "scale" if isinstance(first.site.rule, ChannelAffine) else "rows"
     transposed = isinstance(first.site.rule, Weighted) and first.site.rule.transposed
     return ChannelSite(
@@ -142,7 +162,7 @@ def _site(program: Program, uses: Sequence[_Call]) -> ChannelSite:
         first.bias or None,
         first.site.out_shape[first.channel_axis],
         axis=1 if transposed else 0,
-        filters=None if first.maker is None else _name(weight_of(first.maker.node)),
+        filters=_name(weight) if weight is not None and weight.op == "get_attr" else None,
         macs=sum(_macs(use.maker) for use in uses if use.maker is not None),
     )
 

@@ -218,8 +218,9 @@ class _Memory:
 
 
 def _arguments(operator: OpOverload) -> list[tuple[str, str]]:
-    """The names and types of what an operator takes."""
-    return [(argument.name, str(argument.real_type)) for argument in operator._schema.arguments]
+    """The names and types of what an operator takes; the first, which is written perhaps, is "self" or "input"."""
+    names = [argument.name for argument in operator._schema.arguments]
+    return list(zip(["", *names[1:]], (str(argument.real_type) for argument in operator._schema.arguments), strict=True))
 
 
 Undo = Callable[[Any, Node, Node, Node], Node]

@@ -23,7 +23,7 @@ from passes.capture import capture
 from passes.errors import VerifyError
 
 MODELS = """
-import os, signal
+import os, signal, sys
 import torch
 from torch import nn
 
@@ -44,6 +44,9 @@ def interrupted():
     os.kill(os.getpid(), signal.SIGINT)
     return net()
 
+def leaves():
+    sys.exit(3)
+
 number = 3
 """
 
@@ -55,6 +58,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "cli_models.py").write_text(MODELS)
     (tmp_path / "broken.py").write_text("import a_package_that_does_not_exist")
+    (tmp_path / "leaves.py").write_text("import sys; sys.exit('not here')")
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval()
     torch.export.save(torch.export.export(model, (torch.ones(1, 3, 4, 4),)), tmp_path / "net.pt2")
     monkeypatch.delitem(sys.modules, "cli_models", raising=False)
@@ -166,6 +170,8 @@ WRONG = {
     "cli_models:number": "no function 'number'",
     "cli_models:one": "returned a Sequential; (model, args) is wanted",
     "cli_models:no_tuple": "returned a Tensor as its args",
+    "leaves:net": "leaves cannot be imported: SystemExit: not here",
+    "cli_models:leaves": "cli_models:leaves raised SystemExit: 3",
     "cli_models:no_model": "returned a str as its model",
 }
 
@@ -220,17 +226,29 @@ def test_wrong_options_exit_with_2(here: Path, calls: list[dict[str, Any]], argu
     assert not calls
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+@pytest.mark.parametrize("option", ["--record", "--write"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_run(here: Path, option: str) -> None:
+    (here / "binary").write_bytes(bytes(range(256)))
+    reasons = {".": "Is a directory", "no/file": "No such file or directory", "binary": "it is no text"}
+    for path, message in reasons.items():
+        result = call("conformance", "--case", "no_case", option, path)
+        assert_one_line(result, f"{option} {path}: {message}; the path of a text file is wanted")
+    assert_one_line(call("conformance", "--case", "no_case", option, "new"), "there is no case 'no_case'")
+    assert not (here / "new").exists()
+
+
+def run(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
     root = str(Path(l1rr_fx.__file__).parent.parent)  # installed or not
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, **more}
     return subprocess.run(
         [sys.executable, "-m", "l1rr_fx.cli", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
     )
 
 
 def test_a_real_process(here: Path) -> None:
-    right = run("inspect", "cli_models:net", cwd=here)
+    right = run("inspect", "cli_models:net", cwd=here, PYTHONIOENCODING="latin-1", COLUMNS="40")
     assert right.returncode == 0, right.stderr
+    assert "channels" in right.stdout and "?" in right.stdout
     wrong = run("inspect", "nothing.pt2", cwd=here)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == "error: nothing.pt2: there is no such file\n"

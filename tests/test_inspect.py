@@ -8,10 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 
 import l1rr_fx
 from l1rr_fx.inspect import NETWORK_OUTPUT, ONLY_CHANNEL, InspectedLayer, inspect
+from l1rr_fx.zeroing import evaluation_graph
 from passes.errors import CaptureError, InputError
+from passes.facts import channel_facts
+from passes.groups import channel_groups
+from passes.program import Program
+from passes.rules import rule_for
 
 X = torch.rand(1, 3, 8, 8)
 
@@ -169,3 +175,54 @@ def test_bad_models_are_refused() -> None:
         inspect(X, (X,))  # type: ignore[arg-type]
     with pytest.raises(CaptureError, match="Branches"):
         inspect(Branches(2, 2), (torch.ones(2),))
+
+
+class Dynamic(nn.Module):
+    """A layer whose kernel is computed from the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.kernel, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 8 * 8), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        found: Tensor = self.head(F.conv2d(x, self.kernel(x.mean((2, 3))).view(8, 8, 1, 1)))
+        return found
+
+
+def computed(kind: str) -> nn.Module:
+    """A network one of whose convolutions has a weight that is computed at each call."""
+    if kind == "dynamic":
+        return Dynamic().eval()
+    conv = nn.Conv2d(8, 8, 3, padding=1, groups=8 if kind == "depthwise" else 1, bias=False)
+    layers = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), conv, nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)
+    if kind == "mask":
+        prune.ln_structured(conv, "weight", 0.5, n=2, dim=0)
+    else:
+        (parametrizations.spectral_norm if kind == "spectral norm" else parametrizations.weight_norm)(conv)
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.mark.parametrize("kind", ["mask", "weight norm", "spectral norm", "depthwise", "dynamic"])
+def test_weights_that_are_computed(kind: str) -> None:
+    """What reads and makes which channels is asked before anything is known of their zeros."""
+    model = computed(kind)
+    assert inspect(model, (X,)).free_channels >= 8
+    sites = l1rr_fx.channel_sites(model, (X,))
+    assert all(site.filters is None for site in sites if site.name == "4")
+    if kind == "depthwise":
+        assert [site.unit for site in sites if site.name in ("1", "4")] == ["1", "1"]
+    plan = l1rr_fx.choose(model, (X,), budget=l1rr_fx.Budget(macs=0.9))
+    if kind != "dynamic":
+        assert len(l1rr_fx.ReweightedL1(model, total_steps=5, args=(X,)).sites) == 2
+    plan.zero_(model)
+    assert l1rr_fx.prune(model, (X,)).report.after.macs <= 0.9 * l1rr_fx.prune(model, (X,)).report.before.macs
+
+
+def test_what_is_asked_before_the_zeros_are_known_is_not_remembered() -> None:
+    """Where channels meet is asked first; the zeros of a mask are found all the same."""
+    program = Program(evaluation_graph(computed("mask"), (X,)), rule_for)
+    channel_groups(program)
+    facts = channel_facts(program)
+    (conv,) = [site.node for site in program.sites if site.node.name == "conv2d_1"]
+    assert int(facts.zero[conv].sum()) == 4

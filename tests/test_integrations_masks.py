@@ -65,6 +65,25 @@ def spectral_norm(layer: nn.Conv2d) -> None:
     parametrizations.spectral_norm(layer)
 
 
+@torch.no_grad()
+def old_spectral_norm(layer: nn.Conv2d) -> None:
+    layer.weight[DEAD] = layer.bias[DEAD] = 0  # type: ignore[index]
+    torch.nn.utils.spectral_norm(layer)
+
+
+def mask_of_old_weight_norm(layer: nn.Conv2d) -> None:
+    """One hook computes what another reads."""
+    old_weight_norm(layer)
+    prune.l1_unstructured(layer, "weight_v", 0.3)
+
+
+def weight_norm_of_a_mask(layer: nn.Conv2d) -> None:
+    """A parametrization of what a hook reads."""
+    prune.custom_from_mask(layer, "weight", EverySecond(4).mask.expand(16, *layer.weight.shape[1:]))
+    prune.custom_from_mask(layer, "bias", EverySecond(1).mask)
+    parametrizations.weight_norm(layer, "weight_orig")
+
+
 def masked(how: Callable[[nn.Conv2d], None]) -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)).eval()
@@ -78,11 +97,12 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
 
 
-ALL = [masks, parametrization, new_weight_norm, spectral_norm]
-OLD = pytest.param(old_weight_norm, marks=pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning"))
+ALL = [masks, parametrization, new_weight_norm, spectral_norm, old_spectral_norm, weight_norm_of_a_mask]
+DEPRECATED = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+OLD = [pytest.param(how, marks=DEPRECATED) for how in (old_weight_norm, mask_of_old_weight_norm)]
 
 
-@pytest.mark.parametrize("how", [*ALL, OLD])
+@pytest.mark.parametrize("how", [*ALL, *OLD])
 def test_plain_weights_are_those_of_a_call(how: Callable[[nn.Conv2d], None]) -> None:
     model = masked(how)
     before, expected = model.state_dict(), model(X)
@@ -99,6 +119,19 @@ def test_plain_weights_are_those_of_a_call(how: Callable[[nn.Conv2d], None]) -> 
     assert shapes(small)["2.weight"] == (8 if how is not masks else alive, alive, 3, 3)
     with torch.no_grad():
         assert relative_error(small(X), expected) < 1e-6
+
+
+@DEPRECATED
+@pytest.mark.parametrize("how", [weight_norm, parametrizations.weight_norm])
+def test_plain_weights_of_a_recurrent_layer(how: Callable[..., Any]) -> None:
+    """It keeps a list of its weights beside, which has a history too."""
+    model = nn.LSTM(4, 8).eval()
+    how(model, "weight_hh_l0")
+    x = torch.rand(5, 2, 4)
+    model(x)[0].sum().backward()
+    plain = plain_weights(model)
+    assert sorted(shapes(plain)) == ["bias_hh_l0", "bias_ih_l0", "weight_hh_l0", "weight_ih_l0"]
+    torch.testing.assert_close(plain(x)[0], model(x)[0])
 
 
 @pytest.mark.parametrize("how", [masks, parametrization])

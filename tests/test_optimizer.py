@@ -147,3 +147,42 @@ def test_another_model_or_optimizer_is_refused(net: Net) -> None:
     other.a = nn.Conv2d(3, 9, 3)
     with pytest.raises(InputError, match="is this another model"):
         l1rr_fx.pruned_optimizer_state(pruned, other, SGD(other.parameters()))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_what_is_dead_but_stays_has_no_moments_from_before_it_died(optimizer: str) -> None:
+    """Channels that a multiple keeps get no gradient behind a ReLU: nothing but old moments could wake them."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)).double()
+
+    def held() -> None:
+        with torch.no_grad():
+            for parameter in (*net[0].parameters(), *net[2].parameters()):
+                parameter[:3] = 0
+
+    old = OPTIMIZERS[optimizer](net.parameters())
+    for x in IMAGES[:2]:
+        step(net, old, x)
+    held()
+    pruned = l1rr_fx.prune(net, (IMAGES[0],), channel_multiple=4)
+    assert pruned.module.get_parameter("0.weight").shape[0] == 8 and pruned.report.accounts.kept
+    new = OPTIMIZERS[optimizer](pruned.module.parameters())
+    new.load_state_dict(l1rr_fx.pruned_optimizer_state(pruned, net, old))
+    for x in IMAGES[2:]:
+        step(net, old, x)
+        held()
+        step(pruned.module, new, x)
+    assert not pruned.module.get_parameter("0.weight")[:3].any()
+    for x in IMAGES:
+        torch.testing.assert_close(pruned.module(x), net(x), rtol=1e-10, atol=1e-12)
+
+
+def test_arguments_of_another_kind_are_refused(net: Net) -> None:
+    pruned, optimizer = l1rr_fx.prune(net, (IMAGES[0],)), SGD(net.parameters())
+    for arguments, message in (
+        ((None, net, optimizer), "pruned is a NoneType; a Pruned is wanted, what `l1rr_fx.prune` returned"),
+        ((pruned.module, net, optimizer), "pruned is a GraphModule; a Pruned is wanted"),
+        ((pruned, None, optimizer), "model is a NoneType; a Module is wanted"),
+        ((pruned, net, None), "optimizer is a NoneType; an Optimizer is wanted"),
+    ):
+        with pytest.raises(InputError, match=message):
+            l1rr_fx.pruned_optimizer_state(*arguments)  # type: ignore[arg-type]

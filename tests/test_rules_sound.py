@@ -212,6 +212,31 @@ def test_a_registered_rule_that_is_wrong_is_caught(custom: Any) -> None:
     l1rr_fx.prune(model, args)
 
 
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("shape", [X, (2, 3, 8), (2, 6)])
+def test_it_is_caught_whatever_the_seed(shape: tuple[int, ...]) -> None:
+    """Each axis of each tensor has its turn, before anything is left to chance."""
+    for seed in range(10):
+        with pytest.raises(AssertionError, match="unneeded"):
+            assert_rule_is_sound(rescale, [(image(*shape),)], rule=pointwise.POINTWISE, rounds=0, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("operator", "samples", "complaint"),
+    [
+        (aten.relu.default, [], "no samples"),
+        (aten.relu.default, (image(*X),), r"samples\[0\] is a Tensor; a Call or a tuple of arguments is wanted"),
+        (aten.relu.default, [()], "aten.relu.default does not run on"),
+        (aten.add.Tensor, [(image(2, 3), image(2, 4))], r"does not run on \(tensor\[2, 3\], tensor\[2, 4\]\): "),
+        ("aten::relu", [(image(*X),)], "operator is a str; an OpOverload is wanted, such as "),
+        (F.relu, [(image(*X),)], "operator is a function; an OpOverload is wanted"),
+    ],
+)
+def test_samples_that_are_none(operator: Any, samples: Any, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        assert_rule_is_sound(operator, samples)
+
+
 @pytest.mark.parametrize(
     ("operator", "rule", "complaint"),
     [

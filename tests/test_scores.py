@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from l1rr_fx.scores import GroupSum, Taylor, bn_scale, score_named, scores_of, weight_norm
 from l1rr_fx.sites import channel_sites
@@ -108,6 +109,43 @@ def test_weight_norm(net: Net, sites: dict[str, ChannelSite]) -> None:
         weight_norm(nn.Sequential(nn.BatchNorm2d(3)), lonely)
 
 
+@pytest.mark.parametrize(("inputs", "outputs", "groups"), [(8, 8, 1), (8, 4, 1), (8, 8, 2), (8, 4, 2), (4, 8, 2)])
+def test_weight_norm_of_a_transposed_convolution(inputs: int, outputs: int, groups: int) -> None:
+    """Its filters lie along axis 1, group by group along axis 0, also where it is square."""
+    up = nn.ConvTranspose2d(inputs, outputs, 2, 2, bias=False, groups=groups)
+    layers = nn.Conv2d(3, inputs, 1), nn.ReLU(), up, nn.BatchNorm2d(outputs), nn.ReLU(), nn.Conv2d(outputs, 2, 1)
+    model = nn.Sequential(*layers).eval()
+    (site,) = [site for site in channel_sites(model, ARGS) if site.name == "3"]
+    pulses = torch.eye(inputs)[:, :, None, None]  # what each input channel makes of a 1 is its part of every filter
+    wanted = up(pulses).detach().square().sum((0, 2, 3)).sqrt()
+    torch.testing.assert_close(weight_norm(model, site), wanted)
+
+
+class Bare(nn.Module):
+    """Weights that functions call, and one that is computed at each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.square = nn.Parameter(torch.rand(3, 3, 2, 2))
+        self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(4)
+        self.normed = parametrizations.weight_norm(nn.Conv2d(3, 4, 1))
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(F.conv_transpose2d(x, self.square)))
+        found: Tensor = self.head(F.relu(self.second(self.normed(x))))
+        return found
+
+
+def test_filters_that_cannot_be_told_are_refused() -> None:
+    model = Bare().eval()
+    first, second = (site for site in channel_sites(model, ARGS) if site.kind == "scale")
+    with pytest.raises(InputError, match="first: square of shape .* is of no convolution of torch.nn"):
+        weight_norm(model, first)
+    with pytest.raises(InputError, match="second: no single layer makes its channels"):
+        weight_norm(model, second)
+
+
 def test_taylor_is_the_change_of_the_loss_to_first_order(net: Net, sites: dict[str, ChannelSite]) -> None:
     """Against the loss itself, with every channel scaled down by a little."""
     x, step = ARGS[0].double(), 1e-5
@@ -138,6 +176,42 @@ def test_groups_are_summed_over_sums_of_branches(net: Net, sites: dict[str, Chan
     torch.testing.assert_close(grouped(net, sites["stem_norm"]), wanted)
     assert torch.equal(grouped(net, sites["stem_norm"]), grouped(net, sites["branch_norm"]))
     assert torch.equal(grouped(net, sites["squeeze"]), bn_scale(net, sites["squeeze"]))
+
+
+def test_unknown_groups_are_refused(net: Net) -> None:
+    """Without an example all sites would be of one group, and layers of one width would be summed."""
+    with pytest.raises(InputError, match=r"groups of 4 sites are not known: stem_norm, .*channel_sites\(model, args\)"):
+        GroupSum("bn-scale", channel_sites(net))
+    with pytest.raises(InputError, match="sites is None; a sequence of ChannelSite"):
+        GroupSum("bn-scale", None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("found", [[1.0] * 8, torch.ones(8).numpy(), None])
+def test_scores_that_are_no_tensor_are_refused(net: Net, sites: dict[str, ChannelSite], found: Any) -> None:
+    with pytest.raises(InputError, match=f"stem_norm: the scores are a {type(found).__name__}; a tensor of one number"):
+        scores_of(net, sites["stem_norm"], lambda model, site: found)
+
+
+LOSSES: dict[str, tuple[Any, str]] = {
+    "None": (lambda model, batch: None, "batch 0: the loss is a NoneType; a tensor with one number"),
+    "a vector": (lambda model, batch: model(batch).mean((1, 2, 3)), r"batch 0: the loss is of shape \(2,\)"),
+    "detached": (lambda model, batch: model(batch).mean().detach(), "batch 0: the loss has no gradient"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_without_a_gradient_is_refused(net: Net, sites: dict[str, ChannelSite], name: str) -> None:
+    loss, message = LOSSES[name]
+    with pytest.raises(InputError, match=message):
+        Taylor(net, [ARGS[0].double()], loss, [sites["stem_norm"]])
+
+
+def test_taylor_of_frozen_parameters_or_of_nothing_is_refused(net: Net, sites: dict[str, ChannelSite]) -> None:
+    x = ARGS[0].double()
+    with pytest.raises(InputError, match="no sites"):
+        Taylor(net, [x], lambda model, batch: model(batch).mean(), [])
+    with pytest.raises(InputError, match=r"2 parameters of the sites are frozen: stem_norm\.weight, stem_norm\.bias"):
+        Taylor(net.requires_grad_(False), [x], lambda model, batch: model(batch).mean(), [sites["stem_norm"]])
 
 
 def test_what_is_refused(net: Net, sites: dict[str, ChannelSite]) -> None:

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from l1rr_fx.decay import parameter_groups
 from l1rr_fx.schedules import SCHEDULES, mean_factor, schedule_named
 from l1rr_fx.sites import channel_sites
-from l1rr_fx.sparsity import FLOOR, LEAST, MOST, SHARE, TRAVEL, ReweightedL1
+from l1rr_fx.sparsity import FLOOR, LEAST, MOST, SHARE, STATE, TRAVEL, ReweightedL1
+from l1rr_fx.zeroing import ChannelSite
 from passes.errors import InputError
 
 IMAGE = (torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
@@ -395,8 +397,17 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "strength below 0": ({"total_steps": 1, "strength": -1.0}, "strength is -1.0"),
     "strength NaN": ({"total_steps": 1, "strength": float("nan")}, "strength is nan"),
     "no schedule of that name": ({"total_steps": 1, "schedule": "warm"}, "schedule is 'warm'; one of constant"),
-    "a schedule below 0": ({"total_steps": 1, "schedule": lambda t: -t}, "the schedule is -"),
+    "a schedule below 0": ({"total_steps": 1, "schedule": lambda t: -t}, "the schedule at t = 1 is -1.0"),
     "a schedule of zeros": ({"total_steps": 1, "schedule": lambda t: 0}, "0 throughout"),
+    "a schedule that divides by 0": ({"total_steps": 1, "schedule": lambda t: 1 / t}, "raises ZeroDivision.* at t = 0"),
+    "a schedule of nothing": ({"total_steps": 1, "schedule": lambda t: None}, "the schedule raises TypeError at t = 0"),
+    "a schedule of words": ({"total_steps": 1, "schedule": lambda t: "x"}, "the schedule raises ValueError at t = 0"),
+    "sites that are none": ({"total_steps": 1, "sites": "abc"}, "sites is 'abc'; a sequence of ChannelSite is wanted"),
+    "sites of names": ({"total_steps": 1, "sites": ["norm"]}, r"sites\[0\] is a str; a ChannelSite is wanted"),
+    "sites of another": (
+        {"total_steps": 1, "sites": [ChannelSite("norm", "scale", "norm.weight", None, 9)]},
+        r"norm has 9 channels .* this Net's norm.weight shape \(8,\)",
+    ),
     "all spared": ({"total_steps": 1, "spared": 1.0}, r"spared is 1.0; a share of the channels in \[0, 1\)"),
     "refreshed never": ({"total_steps": 1, "refresh_every": 0}, "refresh_every is 0"),
     "costs unknown": ({"total_steps": 1, "cost_aware": True}, r"args=\(image,\)"),
@@ -410,13 +421,178 @@ def test_bad_input(case: str) -> None:
         ReweightedL1(Net(), **options)
 
 
-def test_frozen_parameters_are_named() -> None:
+@pytest.mark.parametrize("frozen", [("weight", "bias"), ("bias",)])
+def test_frozen_parameters_are_named(frozen: tuple[str, ...]) -> None:
+    """And what the error says to write instead does it."""
     model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
-    model[0].requires_grad_(False)
-    with pytest.raises(InputError, match=r"2 parameters .* frozen: 0\.weight, 0\.bias;"):
+    for name in frozen:
+        model[0].get_parameter(name).requires_grad_(False)
+    with pytest.raises(InputError, match=rf"{len(frozen)} parameters .* frozen: 0\.{frozen[0]}.*;") as caught:
         ReweightedL1(model, total_steps=1)
-    kept = [site for site in channel_sites(model) if model.get_parameter(site.weight).requires_grad]
+    recipe = str(caught.value).partition("sites=")[2]
+    kept = eval(recipe, {"channel_sites": channel_sites, "model": model})
     assert [site.name for site in ReweightedL1(model, total_steps=1, sites=kept).sites] == ["1"]
+
+
+def test_arguments_of_another_kind() -> None:
+    sparsity = ReweightedL1(Net(), total_steps=10)
+    before = copy.deepcopy(sparsity.state_dict())
+    for call, message in (
+        (lambda: ReweightedL1(None, total_steps=1), "model is a NoneType; a Module is wanted"),  # type: ignore[arg-type]
+        (lambda: sparsity.attach(None), "optimizer is a NoneType"),  # type: ignore[arg-type]
+        (lambda: sparsity.step("x"), "the learning rate is 'x'; a finite number >= 0"),  # type: ignore[arg-type]
+        (lambda: sparsity.step(-0.1), "the learning rate is -0.1"),
+        (lambda: sparsity.step(float("nan")), "the learning rate is nan"),
+        (lambda: sparsity.add_grad_(-1.0), "the learning rate is -1.0"),
+        (lambda: sparsity.advance(float("inf")), "the learning rate is inf"),
+        (lambda: sparsity.load_state_dict(None), "state is a NoneType"),  # type: ignore[arg-type]
+        (lambda: sparsity.load_state_dict({}), "the state lacks sites, steps, "),
+        (lambda: sparsity.load_state_dict({n: before[n] for n in STATE if n != "eps"}), "the state lacks eps:"),
+        (lambda: sparsity.load_state_dict({**before, "eps": before["eps"][:3]}), r"the state's eps has shape \(3,\)"),
+        (lambda: sparsity.load_state_dict({**before, "alive": None}), "the state's alive is a NoneType"),
+        (lambda: parameter_groups(Net(), weight_decay=-1), "weight_decay is -1; a finite number >= 0"),
+        (lambda: parameter_groups(Net(), weight_decay="x"), "weight_decay is 'x'"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InputError, match=message):
+            call()  # type: ignore[no-untyped-call]
+    after = sparsity.state_dict()
+    assert all(torch.equal(after[n], v) if isinstance(v, Tensor) else after[n] == v for n, v in before.items())
+
+
+def test_a_schedule_that_has_no_value_later_is_named_and_does_no_harm() -> None:
+    """Between the points at which it is tried when it is given."""
+    model = Net()
+    sparsity = ReweightedL1(model, total_steps=9, schedule=lambda t: float("nan") if t == 1 / 9 else 1.0)
+    sparsity.step(0.01)
+    with pytest.raises(InputError, match=r"the schedule at t = 0\.111111 is nan"):
+        sparsity.step(0.01)
+    assert bool(model.norm.weight.isfinite().all())
+
+
+DIFFERENT: dict[str, dict[str, Any]] = {
+    "total_steps": {"total_steps": 31},
+    "strength": {"strength": 0.5},
+    "schedule": {"schedule": "linear"},
+    "adaptive": {"adaptive": False},
+    "spared": {"spared": 0.25},
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_a_state_of_another_penalty_is_refused(name: str) -> None:
+    state = ReweightedL1(Net(), total_steps=30).state_dict()
+    other = ReweightedL1(Net(), **{"total_steps": 30, **DIFFERENT[name]})
+    with pytest.raises(InputError, match=f"another penalty: its {name} is "):
+        other.load_state_dict(state)
+    other.load_state_dict({part: state[part] for part in STATE})  # as states were before they said so
+
+
+def test_a_scale_of_two_batch_norms_is_pushed_once() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    model[1].weight = model[0].weight
+    assert [site.name for site in channel_sites(model)] == ["0"]
+    twice = [ChannelSite(str(n), "scale", f"{n}.weight", f"{n}.bias", 4) for n in (0, 1)]
+    for sites in (None, twice):
+        nn.init.ones_(model[0].weight)
+        options: dict[str, Any] = {"strength": 1.0, "schedule": "constant", "adaptive": False, "spared": 0}
+        ReweightedL1(model, total_steps=10, sites=sites, **options).step(0.1)
+        torch.testing.assert_close(model[0].weight.detach(), torch.full((4,), 0.9))
+
+
+def test_batch_norms_whose_scale_is_computed_are_no_sites() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    prune.l1_unstructured(model[2], "bias", 0.5)
+    assert [site.name for site in ReweightedL1(model, total_steps=1).sites] == ["1"]
+    with pytest.raises(InputError, match="no batch norm with scales of its own"):
+        ReweightedL1(model[0], total_steps=1)
+
+
+@pytest.mark.parametrize("strength", ["auto", 0.2])
+def test_the_penalty_as_a_term_of_the_loss(strength: Any) -> None:
+    """It shrinks what `step` shrinks, as far, but for the exact zeros; with a schedule that starts at 0 too."""
+    left = {}
+    for kind in ("none", "step", "term"):
+        torch.manual_seed(0)
+        model = Net()
+        optimizer = SGD(model.parameters(), lr=0.02)
+        sparsity = ReweightedL1(model, total_steps=200, strength=strength)
+        for seed in range(200):
+            x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            (loss + sparsity.penalty() if kind == "term" else loss).backward()
+            optimizer.step()
+            if kind != "none":
+                (sparsity.step if kind == "step" else sparsity.advance)(0.02)
+        left[kind] = model.norm.weight.detach().abs()
+    assert int((left["step"] == 0).sum()) > 0 and float((left["none"] - left["step"]).max()) > 0.2
+    torch.testing.assert_close(left["term"], left["step"], rtol=0, atol=0.02)  # a step beyond zero, and back
+
+
+def test_a_loop_that_forgets_to_advance_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    sparsity = ReweightedL1(Net(), total_steps=1000)
+    for _ in range(99):
+        sparsity.penalty()
+    sparsity.advance(0.1)
+    with torch.no_grad():
+        for _ in range(200):  # for logs
+            sparsity.penalty()
+    assert not caplog.records
+    for _ in range(300):
+        sparsity.penalty()
+    assert [record.getMessage() for record in caplog.records] == [
+        "penalty() was asked for 100 times between two steps: is `advance` called?"
+    ]
+
+
+def test_its_own_slope_does_not_make_a_channel_matter() -> None:
+    """What the loss would change by is asked of the loss alone, when the penalty is a term of it too."""
+    model = Net().double()
+    changes = []
+    for kind in ("step", "term"):
+        sparsity = ReweightedL1(model, total_steps=10, strength=0.5, schedule="constant", args=(IMAGE[0].double(),))
+        model.zero_grad()
+        loss = model(IMAGE[0].double()).square().mean()
+        (loss + sparsity.penalty() if kind == "term" else loss).backward()
+        (sparsity.advance if kind == "term" else sparsity.step)(0.0)
+        changes.append(sparsity.state_dict()["changes"])
+    torch.testing.assert_close(changes[0], changes[1], rtol=1e-4, atol=1e-9)  # kept in float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [False, True])
+def test_parameters_of_16_bits_shrink_as_those_of_32(dtype: torch.dtype, rows: bool) -> None:
+    """Each push is below what their numbers resolve; what it leaves undone is kept, and resumed."""
+    left = []
+    for kind, interrupted in ((torch.float32, False), (dtype, False), (dtype, True)):
+        torch.manual_seed(0)
+        model = Net().to(kind)
+        args = (IMAGE[0].to(kind),) if rows else None
+        options: dict[str, Any] = {"total_steps": 2000, "schedule": "constant", "strength": 0.08, "args": args}
+        sparsity = ReweightedL1(model, **options)
+        for number in range(2000):
+            if interrupted and number == 750:
+                state = copy.deepcopy(sparsity.state_dict())
+                sparsity = ReweightedL1(model, **options)
+                sparsity.load_state_dict(state)
+            sparsity.step(0.005)
+        left.append((model.b.weight.flatten(1).norm(dim=1) if rows else model.norm.weight).detach().float())
+    assert 0 < int((left[0] == 0).sum()) < len(left[0])
+    torch.testing.assert_close(left[1], left[0], rtol=2e-2, atol=2e-2)
+    assert torch.equal(left[1], left[2])
+
+
+def test_shifts_of_16_bits_shrink_as_those_of_32() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        model = Net().to(dtype)
+        nn.init.zeros_(model.norm.weight)
+        nn.init.ones_(model.norm.bias)
+        options: dict[str, Any] = {"strength": 0.01, "schedule": "constant", "adaptive": False, "spared": 0}
+        sparsity = ReweightedL1(model, total_steps=500, **options)
+        for _ in range(500):
+            sparsity.step(0.01)  # a thousandth of the shift
+        torch.testing.assert_close(model.norm.bias.detach().float(), torch.full((8,), 0.5), rtol=1e-2, atol=0)
 
 
 def test_weight_decay_on_gamma_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, settings
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import l1rr_fx
 from l1rr_fx.testing import (
@@ -75,6 +77,13 @@ def test_channel_sets_are_sets_of_channels(data: st.DataObject) -> None:
         assert set(chosen) <= set(range(n))
     with pytest.raises(InputError, match="density"):
         data.draw(channel_sets(n, density="most"))
+
+
+def test_a_family_that_does_not_exist_is_named_at_once() -> None:
+    with pytest.raises(InputError, match="there is no family 'bogus'; there are "):
+        networks(("residual", "bogus"))
+    with pytest.raises(InputError, match="families is 'residual'; a sequence of str is wanted"):
+        networks("residual")
 
 
 @settings(FEW, max_examples=15)
@@ -197,6 +206,16 @@ def test_a_network_above_the_limit_says_what_keeps_more() -> None:
     assert_prunes_exactly(model, args, at_limit=False)
 
 
+def test_models_whose_weights_have_a_history_are_taken() -> None:
+    """What a hook left on its layer at the last call is no leaf, of which torch makes no copy."""
+    model = Net()
+    prune.ln_structured(model.block, "weight", 0.5, n=2, dim=0)
+    model(IMAGE[0]).sum().backward()
+    assert_prunes_exactly(model.eval(), IMAGE)
+    assert_stays_prunable(model, IMAGE, at_least=0.3)
+    assert zeroed(model, 0.5, seed=0).block.weight_orig.is_leaf and not model.block.weight.is_leaf
+
+
 class Transformed(Net):
     """The same, with an operator in it that nobody follows."""
 
@@ -209,8 +228,14 @@ def test_a_model_stays_prunable() -> None:
     assert pruned.report.after.macs <= 0.5 * pruned.report.before.macs
     with pytest.raises(AssertionError, match=r"(?s)of the MACs can go, 67.0% are wanted.*aten.fft_fft"):
         assert_stays_prunable(Transformed(), IMAGE, at_least=0.67)
-    with pytest.raises(InputError, match="at_least is 40"):
-        assert_stays_prunable(Net(), IMAGE, at_least=40)
+    for at_least in (40, 0, None, "0.4", float("nan")):
+        with pytest.raises(
+            InputError, match=f"at_least is {at_least!r}; a share between 0 and 1, such as 0.4, is wanted"
+        ):
+            assert_stays_prunable(Net(), IMAGE, at_least=at_least)  # type: ignore[arg-type]
+    for call in (assert_prunes_exactly, functools.partial(assert_stays_prunable, at_least=0.5)):
+        with pytest.raises(InputError, match="model is a NoneType"):
+            call(None, IMAGE)  # type: ignore[operator, arg-type]
 
 
 def test_the_plugin(pytester: pytest.Pytester) -> None:

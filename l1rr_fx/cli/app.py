@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import sys
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -36,6 +38,9 @@ def options(
     ] = False,
 ) -> None:
     """Make zeroed channels disappear: a network that computes the same, and is smaller."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # rather a question mark than no output
+            stream.reconfigure(errors="replace")
 
 
 @contextlib.contextmanager

@@ -41,6 +41,8 @@ def conformance_command(
 ) -> None:
     """Show which of many small networks a pruner gets right. Exit code 1 if some are wrong, raise or hang."""
     with reporting(None):
+        _check_file(record, "--record")
+        _check_file(write, "--write")
         try:
             from l1rr_fx.conformance import Record, Verdict, page
         except ModuleNotFoundError as error:
@@ -63,6 +65,22 @@ def conformance_command(
         console.print(Text(f"written: {write}"), soft_wrap=True)
     if not all(judgement.verdict.is_safe for judgement in found):
         raise typer.Exit(1)
+
+
+def _check_file(path: Path | None, option: str) -> None:
+    """InputError unless there is text in the file, and more can be written, or there is none yet and can be."""
+    if path is None:
+        return
+    is_new = not path.exists()
+    try:
+        path.open("a").close()
+        if path.is_file():
+            path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise InputError(f"{option} {path}: {reason}; the path of a text file is wanted") from error
+    if is_new:
+        path.unlink()
 
 
 def _tools(names: list[str]) -> list[str]:

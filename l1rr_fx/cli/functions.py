@@ -21,12 +21,12 @@ def called(spec: str, what: str, *, wanted: str = "package.module:function") -> 
         sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise anything, and leave
         raise InputError(f"{module_name} cannot be imported: {type(error).__name__}: {error}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise InputError(f"{module_name} has no function {function_name!r}")
     try:
         return function()
-    except Exception as error:  # and so may the function
+    except (Exception, SystemExit) as error:  # and so may the function
         raise InputError(f"{spec} raised {type(error).__name__}: {error}") from error

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from l1rr_fx.cli.app import app, reporting
-from l1rr_fx.cli.subject import network_subject
+from l1rr_fx.cli.subject import in_eval_mode, network_subject
 from l1rr_fx.settings import from_text
 
 NMS_HELP = (
@@ -51,7 +51,7 @@ def lower_command(
         check_folder(output, overwrite=overwrite)
         subject = network_subject(network, shape or [])
         bundle = lower(
-            subject.model,
+            in_eval_mode(subject.model),
             subject.args,
             subject.kwargs,
             target=target,

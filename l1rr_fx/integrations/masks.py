@@ -10,39 +10,53 @@ neither masks nor hooks:
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import warnings
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod, remove
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+from torch.utils import _pytree as pytree
 
-from passes.aside import copied
 from passes.capture import check_arguments
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def plain_weights(model: nn.Module) -> nn.Module:
     """A copy of the model whose weights are parameters with the values that they now have at a call.
 
-    Masks are multiplied in, parametrizations (new and old weight norm among them) are computed once; names become those
-    of the layers again (`weight`, not `weight_orig` or `parametrizations.weight.original`). `model` is not changed.
+    Masks are multiplied in, parametrizations (weight norm and spectral norm among them, new and old) are computed once,
+    the last that was put on a layer first; names become those of the layers again (`weight`, not `weight_orig` or
+    `parametrizations.weight.original`). Old spectral norms count as in evaluation mode. `model` is not changed.
     """
     check_arguments(model, (), None)
+    plain = detached_copy(model)
     with torch.no_grad():
-        for module in model.modules():
-            for hook in _hooks(module):  # what it left on its layer at the last call has a history, and no copy
-                hook(module, None)
-        plain = copied(model)
         for module in list(plain.modules()):
-            for hook in _hooks(module):
-                if isinstance(hook, WeightNorm):
-                    remove_weight_norm(module, hook.name)
-                else:
-                    remove(module, hook._tensor_name)
             if parametrize.is_parametrized(module):
                 _make_plain(module)
+            for hook in reversed(_hooks(module)):
+                if isinstance(hook, WeightNorm):
+                    remove_weight_norm(module, hook.name)
+                elif isinstance(hook, SpectralNorm):
+                    remove_spectral_norm(module, hook.name)
+                else:
+                    remove(module, hook._tensor_name)
     return plain
+
+
+def detached_copy(model: Module) -> Module:
+    """A deep copy, also where a layer holds what a hook computed at its last call: that has a history, of which torch
+    makes no copy. The copy holds its value."""
+    held = [leaf for module in model.modules() for leaf in pytree.tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 gives some of its own code, for graph modules
+        return copy.deepcopy(model, {id(each): each.detach().clone() for each in held if not each.is_leaf})
 
 
 def _make_plain(module: Any) -> None:
@@ -59,4 +73,5 @@ def _make_plain(module: Any) -> None:
 
 def _hooks(module: nn.Module) -> list[Any]:
     """The hooks that compute a layer's parameters; of several masks on one there is one hook."""
-    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, (BasePruningMethod, WeightNorm))]
+    kinds = (BasePruningMethod, WeightNorm, SpectralNorm)
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, kinds)]

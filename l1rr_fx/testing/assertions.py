@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from l1rr_fx.arguments import share
 from l1rr_fx.compiler import prune
+from l1rr_fx.integrations.masks import detached_copy
 from l1rr_fx.pruned import Pruned
 from l1rr_fx.sites import channel_sites
 from l1rr_fx.testing.blame import find_fault
 from l1rr_fx.testing.judging import differences, fresh
 from l1rr_fx.zeroing import zeroed_values
-from passes.errors import CaptureError, InputError
+from passes.capture import check_arguments
+from passes.errors import CaptureError
 from passes.options import Options
 
 TOLERANCE = 1e-10  # float64: what is left is the reassociation of sums
@@ -39,12 +42,13 @@ def assert_prunes_exactly(
     channel-level method must; the error says what keeps more. `model` is not changed. Errors of `prune` (CaptureError,
     VanishedError, ...) pass through.
     """
+    check_arguments(model, args, kwargs)
     exact, inputs, named = _doubled(model), _doubled(args), _doubled(dict(kwargs or {}))
     pruned = prune(exact, inputs, named, mode=mode, verify=False)
     for seed in range(INPUTS):
         given = inputs if seed == 0 else fresh(inputs, seed)
         with torch.no_grad():
-            expected = copy.deepcopy(exact)(*copy.deepcopy(given), **copy.deepcopy(named))
+            expected = detached_copy(exact)(*copy.deepcopy(given), **copy.deepcopy(named))
             try:
                 deviation = max(differences(copy.deepcopy(pruned.module)(*given, **named), expected), default=0.0)
             except (RuntimeError, IndexError) as error:
@@ -74,10 +78,9 @@ def assert_stays_prunable(
     seed: a regression test of a model's architecture, without training. The error names what blocks the most. `model`
     is not changed.
     """
-    if not 0 < at_least < 1:
-        raise InputError(f"at_least is {at_least}; a share between 0 and 1 is wanted, such as 0.4")
-    if not 0 < ratio < 1:
-        raise InputError(f"ratio is {ratio}; a share between 0 and 1 is wanted")
+    share("at_least", at_least, "a share between 0 and 1, such as 0.4,")
+    share("ratio", ratio, "a share between 0 and 1")
+    check_arguments(model, args, None)
     report = (pruned := prune(_sites_zeroed(model, args, ratio, seed), args, verify=False)).report
     gone = 1 - report.after.macs / max(1, report.before.macs)
     if gone >= at_least:
@@ -93,7 +96,7 @@ def assert_stays_prunable(
 def _sites_zeroed(model: nn.Module, args: tuple[Any, ...], ratio: float, seed: int) -> nn.Module:
     """A copy of `model` with `ratio` of the channels of each site zero, at least one staying."""
     generator = torch.Generator().manual_seed(seed)
-    result = copy.deepcopy(model)
+    result = detached_copy(model)
     values = dict(result.named_parameters())
     masks: dict[str, Tensor] = {}  # by unit: what depthwise convolutions join dies together
     for site in (sites := channel_sites(result, args)):
@@ -117,7 +120,7 @@ def _blame(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], m
 def _doubled(value: Any) -> Any:
     """A copy in float64."""
     if isinstance(value, nn.Module):
-        return copy.deepcopy(value).double()
+        return detached_copy(value).double()
     return pytree.tree_map(
         lambda leaf: leaf.detach().double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, value
     )

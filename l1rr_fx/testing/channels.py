@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import hypothesis.strategies as st
 from torch import nn
 
+from l1rr_fx.integrations.masks import detached_copy
 from l1rr_fx.testing.zeros import CONTRACTIONS, NORMS, kill, widths
 from passes.errors import InputError
 
@@ -46,7 +46,7 @@ class Zeroing:
 
     def apply(self, model: nn.Module) -> nn.Module:
         """A copy of `model` with these channels zeroed."""
-        result = copy.deepcopy(model)
+        result = detached_copy(model)
         for name, rows in self.dead.items():
             kill(result.get_submodule(name), rows)
         return result

@@ -16,9 +16,11 @@ from hypothesis import assume
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from l1rr_fx.arguments import all_of_kind
 from l1rr_fx.testing.channels import DrawFn
 from l1rr_fx.testing.draft import BATCH, FAMILIES, MAX_ELEMENTS, Draft, conv_bn
 from l1rr_fx.testing.operators import OPERATORS
+from passes.errors import InputError
 
 HEADER = """\
 import torch, torch.nn.functional as F
@@ -59,15 +61,23 @@ class Network:
         printer.text(repr(self))
 
 
-@st.composite
 def networks(
-    draw: DrawFn, families: Sequence[str] = FAMILIES, *, max_nodes: int = 7, dtype: torch.dtype = torch.float64
-) -> Network:
+    families: Sequence[str] = FAMILIES, *, max_nodes: int = 7, dtype: torch.dtype = torch.float64
+) -> st.SearchStrategy[Network]:
     """Random networks of these families, channels zeroed at random: image -> stem -> operators -> heads.
 
     At most `max_nodes` operators are drawn between stem and heads; one may be several calls (a residual block). Every
-    output is alive: it is not zero.
+    output is alive: it is not zero. InputError if there is no family of that name.
     """
+    known = dict.fromkeys(family for each in OPERATORS for family in each.families)
+    for family in all_of_kind("families", families, str):
+        if family not in known:
+            raise InputError(f"there is no family {family!r}; there are {', '.join(known)}")
+    return _networks(families, max_nodes, dtype)
+
+
+@st.composite
+def _networks(draw: DrawFn, families: Sequence[str], max_nodes: int, dtype: torch.dtype) -> Network:
     size = draw(st.sampled_from((4, 8)))
     d = Draft(draw, size)
     d.value(_stem(d))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator as python_operator
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from l1rr_fx.arguments import of_kind
 from l1rr_fx.testing.claims import TOLERANCE, changed_where, false_unneeded, false_zero, node_values
 from passes.emit import rewrite
 from passes.errors import InputError
@@ -56,19 +57,42 @@ def assert_rule_is_sound(
 ) -> None:
     """Raise AssertionError, saying which claim is wrong, if the rule of `operator` is wrong about one of these calls.
 
-    `samples` are calls, or tuples of positional arguments. In each of `rounds` other elements of the inputs are zero,
-    other entries of the parameters, and other elements of the results unread. `rule` is tried in place of the one that
-    the operator has. InputError if it has none.
+    `samples` are calls, or tuples of positional arguments. What the rule claims is asked with parts zero along each
+    axis of each input, and unread along each axis of each result. Then in each of `rounds` other elements of the inputs
+    are zero, other entries of the parameters, and other elements of the results unread. `rule` is tried in place of the
+    one that the operator has. InputError if it has none, or does not run on a sample.
     """
     target = _overload(operator)
-    for number, sample in enumerate(samples):
-        call = sample if isinstance(sample, Call) else Call(tuple(sample))
-        for turn in range(rounds):
-            trial = _Trial(target, call, random.Random(f"{seed}.{number}.{turn}"))
+    calls = [_call(f"samples[{n}]", sample) for n, sample in enumerate(samples)]
+    if not calls:
+        raise InputError("no samples: there is nothing to try the rule on")
+    for n, call in enumerate(calls):
+        for trial in _trials(target, call, rounds, f"{seed}.{n}"):
             if problem := trial.problem(rule):
                 raise AssertionError(
                     f"the rule of {target} is not sound for {call}, masked by {trial.masks}: {problem}"
                 )
+
+
+def _call(name: str, sample: object) -> Call:
+    if isinstance(sample, Call):
+        return sample
+    if not isinstance(sample, (tuple, list)):
+        raise InputError(f"{name} is a {type(sample).__name__}; a Call or a tuple of arguments is wanted, such as (x,)")
+    return Call(tuple(sample))
+
+
+def _trials(target: OpOverload, call: Call, rounds: int, seed: str) -> Iterator[_Trial]:
+    """First with masks along one axis after another, then with masks at random."""
+    try:
+        first = _Trial(target, call, random.Random(f"{seed}.axis.0"), turn=0)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise InputError(f"{target} does not run on {call}: {error}") from error
+    yield first
+    for turn in range(1, first.turns):
+        yield _Trial(target, call, random.Random(f"{seed}.axis.{turn}"), turn=turn)
+    for turn in range(rounds):
+        yield _Trial(target, call, random.Random(f"{seed}.{turn}"))
 
 
 def _overload(operator: OpOverload | OpOverloadPacket | CustomOpDef) -> OpOverload:
@@ -82,15 +106,20 @@ def _overload(operator: OpOverload | OpOverloadPacket | CustomOpDef) -> OpOverlo
         found = getattr(operator, operator.overloads()[0])
         assert isinstance(found, OpOverload)
         return found
-    return operator
+    return of_kind("operator", operator, OpOverload, ", such as torch.ops.aten.relu.default, or a custom operator")
 
 
 class _Trial:
-    """One call between masks, as a graph of its own."""
+    """One call between masks, as a graph of its own.
 
-    def __init__(self, target: OpOverload, call: Call, chance: random.Random) -> None:
+    Masks lie along random axes; or, in the given turn, along one axis of each tensor, the next axis in the next turn.
+    Inputs are one axis ahead of results, so that what is unread is not also zero.
+    """
+
+    def __init__(self, target: OpOverload, call: Call, chance: random.Random, turn: int | None = None) -> None:
         self.target = target
         self.chance = chance
+        self.turn = turn
         self.generator = torch.Generator().manual_seed(chance.getrandbits(32))
         self.root = nn.Module()
         self.graph = Graph()
@@ -99,23 +128,32 @@ class _Trial:
         leaves, tree = pytree.tree_flatten((call.args, dict(call.kwargs)))
         args, kwargs = pytree.tree_unflatten([self._leaf(leaf) for leaf in leaves], tree)
         self.call = self._node(target, args, kwargs)
-        self.graph.output(tuple(self._unread(out) for out in self._results()))
+        self._outs = self._results()
+        self.graph.output(tuple(self._unread(out) for out in self._outs))
         self.module = GraphModule(self.root, self.graph)
 
+    @property
+    def turns(self) -> int:
+        """How many turns it takes until each axis of each tensor had its mask."""
+        tensors: list[Tensor] = [*self.inputs, *(out.meta["val"] for out in self._outs)]
+        return max(2, *(tensor.dim() for tensor in tensors))
+
     def problem(self, rule: Rule | None) -> str | None:
-        """What is wrong, or None."""
+        """What is wrong, or None. In a turn of the axes only the rule's claims are asked."""
         program = Program(self.module, lambda node: rule if rule and node is self.call else rule_for(node))
         site = program.at_call(self.call)
         if site is None or site.rule.reason == "unknown operator":
             raise InputError(f"{self.target} has no rule; passes.rules.register_rule gives it one")
         facts = channel_facts(program)
         name = f"{type(site.rule).__module__}.{type(site.rule).__name__}"
-        for turn in range(2):
+        for turn in range(2 if self.turn is None else 1):
             inputs = [changed_where(value, torch.tensor(True), turn) if turn else value for value in self.inputs]
             values = node_values(self.module, inputs)
             problem = false_zero(site, facts, values) or false_unneeded(site, facts, values, turn)
             if problem:
                 return f"{name}: {problem}"
+        if self.turn is not None:
+            return None
         expected = self.module(*_copies(self.inputs))
         small = rewrite(plan_layouts(program, facts)).module
         deviation = relative_deviation(expected, small(*_copies(self.inputs)))
@@ -131,7 +169,7 @@ class _Trial:
         node = self.graph.placeholder(f"x{len(self.inputs)}")
         node.meta["val"] = value
         self.inputs.append(value)
-        return self._masked(node)
+        return self._masked(node, ahead=1)
 
     def _constant(self, value: Tensor, *, sliced: bool = False) -> Node:
         """A parameter or buffer of the network; of a parameter some slices are zeroed."""
@@ -169,15 +207,24 @@ class _Trial:
             found.append(node)
         return found
 
-    def _masked(self, node: Node) -> Node:
+    def _masked(self, node: Node, *, ahead: int = 0) -> Node:
         """The node's value with some elements zero."""
         shape = node.meta["val"].shape
-        if not node.meta["val"].numel() or self.chance.random() < 0.2:
+        axes = self._axes(len(shape), ahead)
+        if axes is None or not node.meta["val"].numel():
             return node
-        axes = tuple(sorted(self.chance.sample(range(len(shape)), min(len(shape), self.chance.choice((1, 1, 1, 2))))))
         self.masks.append(f"{node.name}: axes {axes}")
         masked = self._node(aten.mul.Tensor, (node, self._constant(self._mask(shape, axes))), {})
         return self._node(aten.add.Tensor, (masked, 0.0), {})  # zero, not -0, which a small network does not know
+
+    def _axes(self, rank: int, ahead: int) -> tuple[int, ...] | None:
+        """The axes along which a tensor is masked; None if it is not."""
+        if self.turn is None:
+            if self.chance.random() < 0.2:
+                return None
+            return tuple(sorted(self.chance.sample(range(rank), min(rank, self.chance.choice((1, 1, 1, 2))))))
+        axis = (self.turn + ahead) % max(2, rank)
+        return (axis,) if axis < rank else None
 
     def _unread(self, node: Node) -> Node:
         """A result of which some elements count for nothing (if it is finite: 0 times infinity is not)."""
@@ -190,6 +237,8 @@ class _Trial:
         mask = torch.rand(size, generator=self.generator) > 0.45
         if mask.numel() and not mask.any():
             mask.view(-1)[0] = True
+        if self.turn is not None and mask.numel() > 1 and mask.all():
+            mask.view(-1)[-1] = False
         return mask.double()
 
 

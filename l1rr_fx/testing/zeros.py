@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from l1rr_fx.integrations.masks import detached_copy
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -47,7 +48,7 @@ def zeroed(model: nn.Module, ratio: float, seed: int, *, columns: bool = False) 
     but not shift, row but not bias): it is not dead and must survive.
     """
     generator = torch.Generator().manual_seed(seed)
-    result = copy.deepcopy(model)
+    result = detached_copy(model)
 
     def chance(p: float) -> bool:
         return bool(torch.rand((), generator=generator) < p)

@@ -79,7 +79,8 @@ class Weighted(Rule):
         return int(site.argument(6, "groups", 1))
 
     def widths(self, site: Site, zeros: Sequence[Tensor] = ()) -> Widths:
-        """The channels; of a computed weight the connections are known once the zeros of the inputs are."""
+        """The channels; of a computed weight the connections are known once the zeros of the inputs are. Until then
+        all count as connected."""
         found = site.memo.get("widths")
         if not isinstance(found, Widths):
             groups, shape = self.groups(site), site.shape(site.inputs[0])
@@ -89,14 +90,18 @@ class Weighted(Rule):
                 connected = connected.reshape(groups, inputs // groups, outputs // groups).transpose(1, 2)
             elif connected is not None:
                 connected = connected.reshape(groups, outputs // groups, inputs // groups)
-            found = site.memo["widths"] = Widths(groups, outputs, inputs, connected)
+            found = Widths(groups, outputs, inputs, connected)
+            if zeros or self.is_plain(site):
+                site.memo["widths"] = found
         return found
 
     def nonzero(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
-        """Which pairs of the weight's first two axes have an entry that is not zero; None if all have."""
+        """Which pairs of the weight's first two axes have an entry that is not zero; None if all have, or may have."""
         weight = weight_of(site.node)
         if weight.op == "get_attr":
             return site.program.connections(weight)
+        if not zeros:
+            return None
         zero = collapse(
             zeros[site.inputs.index(weight)],
             [*zeros[site.inputs.index(weight)].shape[:2], *[1] * (len(site.shape(weight)) - 2)],

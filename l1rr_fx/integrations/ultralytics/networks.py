@@ -50,9 +50,11 @@ def channels_of(model: nn.Module) -> int:
 
 
 def pixels(imgsz: Size) -> tuple[int, int]:
-    """Height and width."""
-    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-    return int(height), int(width)
+    """Height and width. InputError where these are not whole numbers of at least 1."""
+    sides = tuple(imgsz) if isinstance(imgsz, (tuple, list)) else (imgsz, imgsz)
+    if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
+        raise InputError(f"imgsz is {imgsz!r}; a whole number of pixels, or (height, width), is wanted")
+    return sides
 
 
 def blank_image(model: nn.Module, imgsz: Size) -> Tensor:

@@ -102,10 +102,10 @@ class _Sparse(_Callbacks):
         assert self.penalty is not None
         if not trainer.ema:  # in older releases only the first of several processes has one
             return
-        averaged = unwrapped(trainer.ema.ema)
-        zeros = self.penalty.zeros()
-        for site in self.penalty.sites:
-            averaged.get_parameter(site.weight).masked_fill_(zeros[site.name].to(trainer.device), 0)
+        model, averaged = unwrapped(trainer.model), unwrapped(trainer.ema.ema)
+        names = [name for site in self.penalty.sites for name in (site.weight, site.bias) if name is not None]
+        for name in names:
+            averaged.get_parameter(name).masked_fill_(model.get_parameter(name) == 0, 0)
 
     def on_model_save(self, trainer: Any) -> None:
         assert self.penalty is not None
