@@ -219,8 +219,8 @@ class _Memory:
 
 def _arguments(operator: OpOverload) -> list[tuple[str, str]]:
     """The names and types of what an operator takes; the first, which is written perhaps, is "self" or "input"."""
-    names = [argument.name for argument in operator._schema.arguments]
-    return list(zip(["", *names[1:]], (str(argument.real_type) for argument in operator._schema.arguments), strict=True))
+    first, *rest = operator._schema.arguments
+    return [("", str(first.real_type)), *((argument.name, str(argument.real_type)) for argument in rest)]
 
 
 Undo = Callable[[Any, Node, Node, Node], Node]
