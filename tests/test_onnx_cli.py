@@ -39,6 +39,15 @@ def test_onnx_writes_a_file(saved: Path, tmp_path: Path) -> None:
     assert code == 2 and "exists already" in output
 
 
+def test_an_exported_program_is_written_and_lowered(tmp_path: Path) -> None:
+    program = torch.export.export(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval(), IMAGE)
+    torch.export.save(program, tmp_path / "model.pt2")
+    code, output = run("onnx", str(tmp_path / "model.pt2"), "-o", str(tmp_path / "model.onnx"))
+    assert code == 0 and "opset 13, 2 nodes for jetson-tx2" in output
+    code, output = run("lower", str(tmp_path / "model.pt2"), "-o", str(tmp_path / "bundle"), "--no-half-model")
+    assert code == 0 and (tmp_path / "bundle" / "model.onnx").exists()
+
+
 def test_lint_prints_findings_and_fails_on_errors(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Hardswish()).eval()
     for name, target in (("good", "jetson-tx2"), ("bad", "onnxruntime")):
