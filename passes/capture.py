@@ -65,6 +65,9 @@ def capture(
     except RecursionError as error:
         raise CaptureError(f"{type(model).__name__} calls itself without end") from error
     except Exception as error:  # torch.export has no error tree of its own: whatever escapes is about the model's code
+        if torch.is_grad_enabled() and "modified inplace" in str(error):  # what runs without gradients only
+            with torch.no_grad():
+                return capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
         if dynamic_shapes is not None:
             capture(model, args, kwargs)  # an error that has nothing to do with the sizes comes first
             raise InputError(f"dynamic_shapes does not fit {type(model).__name__}: {_violations(error)}") from error

@@ -82,6 +82,31 @@ def test_why_a_size_cannot_change_is_said() -> None:
         capture(Caching().eval(), (torch.rand(1, 3, 4, 4),), dynamic_shapes=({0: Dim("n")},))
 
 
+class Overwritten(nn.Module):
+    """Reads a view of what it has written since, which torch refuses while gradients are recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        first, second = y.chunk(2, 1)
+        y[:, 1:3] += 1
+        return first - 2 * second
+
+
+def test_what_runs_without_gradients_alone_is_captured() -> None:
+    model, x = Overwritten().eval(), torch.rand(1, 3, 4, 4)
+    with pytest.raises(RuntimeError, match="modified inplace"):
+        model(x)
+    captured = capture(model, (x,))
+    with torch.no_grad():
+        torch.testing.assert_close(captured(x), model(x))
+    captured(x).sum().backward()
+    assert model.conv.weight.grad is not None
+
+
 def test_inputs_that_are_one_tensor_in_the_example_stay_two() -> None:
     model, x, y = Difference().eval(), torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4)
     torch.testing.assert_close(capture(model, (x, x))(x, y), model(x, y))
