@@ -52,8 +52,10 @@ def arrange(program: Program, facts: Facts) -> Arrangement:
     ranks: dict[Node, Tensor] = {}
     families = []
     graph = channel_groups(program)
-    for members in nx.connected_components(graph):
-        own = [site for site in meetings if site.node in members]
+    position = {node: index for index, node in enumerate(program.values)}
+    for component in nx.connected_components(graph):
+        members = sorted(component, key=position.__getitem__)  # a set has no order: reports would differ by run
+        own = [site for site in meetings if site.node in component]
         if own:
             family, rank = _family(program, facts, members, own)
             families.append((family, frozenset(site.node for site in own)))
@@ -69,7 +71,7 @@ def _differ(site: Site, facts: Facts) -> bool:
 
 
 def _family(
-    program: Program, facts: Facts, members: set[Node], meetings: Sequence[Site]
+    program: Program, facts: Facts, members: Sequence[Node], meetings: Sequence[Site]
 ) -> tuple[Family, Tensor | None]:
     """The family of some sums, and the rank of each of its channels (None: the natural order)."""
     name, channels = meetings[0].node.name, meetings[0].out_shape[1]
@@ -93,7 +95,7 @@ def _is_run(members: tuple[int, ...]) -> bool:
     return not members or members[-1] - members[0] == len(members) - 1
 
 
-def _fixed(program: Program, facts: Facts, members: set[Node]) -> str | None:
+def _fixed(program: Program, facts: Facts, members: Sequence[Node]) -> str | None:
     """Why the channels of a family must stay in their natural order, if they must."""
     for node in members:
         if node.op == "placeholder" or node in program.output_tensors:

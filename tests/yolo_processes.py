@@ -69,7 +69,8 @@ class TwoProcesses(DetectionTrainer):
     def train(self) -> None:
         super().train()  # type: ignore[no-untyped-call]  # theirs
         if RANK != -1:
-            state = {"scale": self.scaler.get_scale(), "model": unwrapped(self.model).state_dict()}
+            average = unwrapped(self.ema.ema).state_dict()  # as it was averaged: checkpoints round it to FP16
+            state = {"scale": self.scaler.get_scale(), "model": unwrapped(self.model).state_dict(), "average": average}
             torch.save(state, self.save_dir / f"rank{RANK}.pt")
             distributed.destroy_process_group()
             self.model = None
