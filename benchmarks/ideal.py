@@ -31,12 +31,12 @@ from torch.fx import Node
 
 from l1rr_fx.sites import sites_of
 from l1rr_fx.zeroing import ChannelSite, ZeroedProgram, evaluation_graph, zeroed_values
-from passes.facts import channel_facts
-from passes.groups import couples, is_meeting
-from passes.layout import Layout
-from passes.options import Options
-from passes.plan import plan_layouts
-from passes.program import Program, Site
+from passes.analysis.coupling import couples, is_meeting
+from passes.analysis.liveness import channel_facts
+from passes.analysis.program import Program, Site
+from passes.assignment.assign import plan_layouts
+from passes.assignment.options import Options
+from passes.graph.layout import Layout
 from passes.rules import rule_for
 from tests.oracle import Case, calibrate, prepare
 from tests.zoo import by_name

@@ -75,10 +75,10 @@ class Pruning:
     def result(self) -> str:
         from l1rr_fx.conformance.judge import counted_macs
         from l1rr_fx.testing.judging import differences
-        from passes.bill import bill
+        from passes.assignment.cost_model import ByteCount
+        from passes.assignment.options import Options
+        from passes.audit.accounting import bill
         from passes.compile import remove_zero_channels
-        from passes.options import Options
-        from passes.target import ByteCount
         from tests.limit import contraction_macs
         from tests.test_op_cases import SETTINGS
 
@@ -120,7 +120,7 @@ def trials(number_of_settings: int) -> Iterator[Trial]:
     """Every row of the table in so many settings in turn, random networks, calls of every operator."""
     from l1rr_fx.conformance.judge import counted_macs
     from l1rr_fx.testing import FAMILIES, fresh, has_constant_output, zeroed
-    from passes.capture import capture
+    from passes.frontend.capture import capture
     from tests.op_cases import CASES
     from tests.oracle import Case
     from tests.test_op_cases import SETTINGS, UNCOUNTED, _open_batch, has_limit

@@ -32,8 +32,8 @@ from l1rr_fx.lowering.interpret import lower_graph
 from l1rr_fx.lowering.proto import model_proto
 from l1rr_fx.lowering.target import target_named
 from l1rr_fx.lowering.writer import Writer
-from passes.capture import capture
-from passes.fold import fold_batch_norm
+from passes.frontend.capture import capture
+from passes.rewriting.fold import fold_batch_norm
 from tests.oracle import zeroed_case
 from tests.zoo import by_name
 

@@ -12,9 +12,9 @@ from rich.progress import track
 
 from l1rr_fx.testing import FAMILIES
 from l1rr_fx.testing.draft import OPERATORS
-from passes.capture import capture
-from passes.normalise import normalise
-from passes.program import Program
+from passes.analysis.program import Program
+from passes.canonical.normalise import normalise
+from passes.frontend.capture import capture
 from passes.rules import RULES, rule_for
 from tests.test_testing import drawn
 

@@ -38,8 +38,8 @@ from torch.utils import _pytree as pytree
 import l1rr_fx
 from benchmarks.ideal import Subject, subject
 from l1rr_fx.report import Report
-from passes.consecutive import consecutive_order
-from passes.fold import fold_batch_norm, fold_constants
+from passes.assignment.pq_tree import consecutive_order
+from passes.rewriting.fold import fold_batch_norm, fold_constants
 
 NETWORKS = ("yolo/yolov5s@640", "yolo/yolov8s@640", "tv/resnet50@224", "body/retinanet_resnet50_fpn@640")
 QUICK = ("yolo/yolov5n@160",)

@@ -32,7 +32,7 @@ from l1rr_fx.lowering.latency import FITTED, JETSON_TX2, Latency
 from l1rr_fx.lowering.latency_fit import Fit, Observation, Prior, fit
 from l1rr_fx.lowering.latency_model import Coefficients, Work
 from l1rr_fx.lowering.published import MEASUREMENTS, SOURCES, Measurement
-from passes.capture import capture
+from passes.frontend.capture import capture
 
 PRIOR = Prior(
     Coefficients(

@@ -24,10 +24,10 @@ from l1rr_fx.replay import Replay, Values
 from l1rr_fx.taps import found_taps, named_taps, same_taps, tap_names
 from l1rr_fx.targets import Batch, Target, read_batches, target_mask
 from l1rr_fx.zeroing import evaluation_graph, unwrapped
-from passes.capture import check_arguments
+from passes.analysis.program import Program
 from passes.errors import InputError
-from passes.program import Program
-from passes.reading import attribute
+from passes.frontend.capture import check_arguments
+from passes.graph.nodes import attribute
 from passes.rules import rule_for
 
 

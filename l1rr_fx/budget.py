@@ -16,16 +16,16 @@ from l1rr_fx.arguments import of_kind
 from l1rr_fx.settings import from_text
 from l1rr_fx.sites import sites_of
 from l1rr_fx.zeroing import ZeroedProgram, Zeroing, evaluation_graph, unwrapped, zeroed_values
+from passes.analysis.liveness import channel_facts
+from passes.analysis.program import Program
+from passes.assignment.assign import Plan, plan_layouts
+from passes.assignment.options import Options
 from passes.compile import refuse_vanished
-from passes.emit import rewrite
 from passes.errors import InputError
-from passes.facts import channel_facts
-from passes.layout import Layout
-from passes.options import Options
-from passes.parameters import StoredParameters
-from passes.plan import Plan, plan_layouts
-from passes.program import Program
-from passes.reading import attribute
+from passes.graph.layout import Layout
+from passes.graph.nodes import attribute
+from passes.rewriting.rewriter import rewrite
+from passes.rewriting.stored_parameters import StoredParameters
 from passes.rules import rule_for
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from passes.aside import attributes_kept, buffers_restored
 from passes.errors import CaptureError
+from passes.graph.isolation import attributes_kept, buffers_restored
 
 PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
 

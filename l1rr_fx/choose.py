@@ -22,9 +22,9 @@ from l1rr_fx.plan import Plan, planned
 from l1rr_fx.scores import Score, score_named, scores_of
 from l1rr_fx.search import LEAST, SHARE, Search, sequence, shown
 from l1rr_fx.zeroing import ChannelSite, Zeroing, unwrapped
+from passes.analysis.coupling import residual_values
 from passes.errors import InputError
-from passes.groups import residual_values
-from passes.reading import attribute
+from passes.graph.nodes import attribute
 
 log = logging.getLogger(__name__)
 

@@ -18,14 +18,14 @@ from l1rr_fx.pieces import prune_pieces
 from l1rr_fx.pruned import Pruned
 from l1rr_fx.report import Report
 from l1rr_fx.sizes import check_sizes
-from passes.aside import collection_paused, copied, run_aside, run_watched
-from passes.bill import bill
-from passes.capture import capture, check_arguments
+from passes.assignment.cost_model import Target
+from passes.assignment.options import Options
+from passes.audit.accounting import bill
+from passes.audit.verify import drops_out, first_difference, relative_deviation, run_graph, tolerance
 from passes.compile import Removed, remove_zero_channels
 from passes.errors import CaptureError, VerifyError
-from passes.options import Options
-from passes.target import Target
-from passes.verify import drops_out, first_difference, relative_deviation, run_graph, tolerance
+from passes.frontend.capture import capture, check_arguments
+from passes.graph.isolation import collection_paused, copied, run_aside, run_watched
 
 log = logging.getLogger(__name__)
 

@@ -20,12 +20,12 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from passes.capture import capture, check_arguments
-from passes.facts import channel_facts
-from passes.groups import channel_groups, is_meeting
-from passes.normalise import normalise_graph
-from passes.plan import Plan, SitePlan, plan_layouts
-from passes.program import Program, Site
+from passes.analysis.coupling import channel_groups, is_meeting
+from passes.analysis.liveness import channel_facts
+from passes.analysis.program import Program, Site
+from passes.assignment.assign import Plan, SitePlan, plan_layouts
+from passes.canonical.normalise import normalise_graph
+from passes.frontend.capture import capture, check_arguments
 from passes.rules import rule_for
 from passes.rules.base import Rule
 

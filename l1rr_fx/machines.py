@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from passes.assignment.cost_model import ByteCount, Target
 from passes.cpu import this_cpu
 from passes.errors import InputError
-from passes.target import ByteCount, Target
 
 NAMES = ("none", "cpu", "onnxruntime", "jetson-tx2")
 
@@ -34,4 +34,6 @@ def machine(name: str | Target) -> Target:
         from l1rr_fx.lowering.latency import jetson_tx2_target  # reads its tables
 
         return jetson_tx2_target("fp16")
-    raise InputError(f"target is {name!r}; one of {', '.join(NAMES)}, or a cost model (passes.target), is wanted")
+    raise InputError(
+        f"target is {name!r}; one of {', '.join(NAMES)}, or a cost model (passes.assignment.cost_model), is wanted"
+    )

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from l1rr_fx.arguments import of_kind
 from l1rr_fx.pruned import Pruned
 from passes.errors import InputError
-from passes.selection import Selection
+from passes.graph.selection import Selection
 
 
 def pruned_optimizer_state(pruned: Pruned, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:

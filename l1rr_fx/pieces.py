@@ -26,13 +26,13 @@ from torch.utils import _pytree as pytree
 from l1rr_fx.calls import Calls, never_called, recorded_calls, refuse_calls
 from l1rr_fx.piece import Contract, Piece, contract_of, copy_plain_attributes, hide_new_buffers
 from passes.accounts import Accounts, Cost, Kept
-from passes.aside import buffers_restored
-from passes.bill import bill
-from passes.capture import apart, capture
+from passes.assignment.options import Options
+from passes.audit.accounting import bill
 from passes.compile import Phase, Removed, remove_zero_channels
 from passes.errors import CaptureError, InputError, VanishedError
-from passes.options import Options
-from passes.selection import Selection
+from passes.frontend.capture import apart, capture
+from passes.graph.isolation import buffers_restored
+from passes.graph.selection import Selection
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from l1rr_fx.documents import from_json, to_json
 from l1rr_fx.hold import Held
 from l1rr_fx.report import printed
 from l1rr_fx.zeroing import ChannelSite, Zeroing, unwrapped
+from passes.assignment.options import Options
 from passes.errors import InputError
-from passes.options import Options
 
 VERSION = 1
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from l1rr_fx.report import Report
-from passes.selection import Selection
+from passes.graph.selection import Selection
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from l1rr_fx.arguments import of_kind
 from l1rr_fx.zeroing import evaluation_mode
-from passes.aside import buffers_restored
 from passes.errors import InputError
+from passes.graph.isolation import buffers_restored
 
 
 @torch.no_grad()

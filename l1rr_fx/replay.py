@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate, map_arg
 from torch.utils import _pytree as pytree
 
-from passes.reading import attribute
+from passes.graph.nodes import attribute
 
 Values = Mapping[str, Tensor]
 """Other values for some parameters and buffers, by name."""

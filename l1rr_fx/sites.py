@@ -25,13 +25,13 @@ from l1rr_fx.zeroing import (
     unwrapped,
     zeroed_values,
 )
+from passes.analysis.coupling import channel_groups, couples, is_meeting
+from passes.analysis.liveness import channel_facts
+from passes.analysis.program import Program, Site
+from passes.assignment.assign import Plan, plan_layouts
 from passes.errors import InputError
-from passes.facts import channel_facts
-from passes.groups import channel_groups, couples, is_meeting
-from passes.layout import Layout
-from passes.plan import Plan, plan_layouts
-from passes.program import Program, Site
-from passes.reading import attribute
+from passes.graph.layout import Layout
+from passes.graph.nodes import attribute
 from passes.rules import rule_for
 from passes.rules.affine import ChannelAffine
 from passes.rules.convolution import Weighted, weight_of

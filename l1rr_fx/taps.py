@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from l1rr_fx.sites import predictions
+from passes.analysis.liveness import Facts, channel_facts
+from passes.analysis.program import Program, Site
 from passes.errors import InputError
-from passes.facts import Facts, channel_facts
-from passes.program import Program, Site
 
 aten = torch.ops.aten
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from passes.capture import capture, check_arguments
-from passes.normalise import normalise
-from passes.program import Program
-from passes.reading import attribute
+from passes.analysis.program import Program
+from passes.canonical.normalise import normalise
+from passes.frontend.capture import capture, check_arguments
+from passes.graph.nodes import attribute
 from passes.rules import rule_for
 
 Zeroing = Mapping[str, Tensor]

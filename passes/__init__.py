@@ -16,11 +16,17 @@ or step by step, each of them usable alone:
 from __future__ import annotations
 
 from passes.accounts import Accounts, Cost, Family, Kept, Layer, Recombination
-from passes.arrange import arrange
-from passes.capture import capture
+from passes.analysis.coupling import channel_groups
+from passes.analysis.liveness import Facts, channel_facts
+from passes.analysis.program import Program, Site
+from passes.assignment.assign import Plan, plan_layouts
+from passes.assignment.channel_order import arrange
+from passes.assignment.cost_model import ByteCount, Target
+from passes.assignment.options import Options
+from passes.assignment.pq_tree import Order, consecutive_order
+from passes.audit.verify import Difference, first_difference, relative_deviation
+from passes.canonical.normalise import normalise
 from passes.compile import Removed, remove_zero_channels
-from passes.consecutive import Order, consecutive_order
-from passes.emit import Rewritten, rewrite
 from passes.errors import (
     CaptureError,
     InputError,
@@ -30,21 +36,15 @@ from passes.errors import (
     VanishedError,
     VerifyError,
 )
-from passes.facts import Facts, channel_facts
-from passes.fold import FoldBatchNorm, FoldConstants, fold_batch_norm, fold_constants
-from passes.functional import functionalise
-from passes.groups import channel_groups
+from passes.frontend.capture import capture
+from passes.frontend.functionalise import functionalise
+from passes.graph.layout import Layout
+from passes.graph.modes import restore_modes
+from passes.graph.selection import Selection
 from passes.infra import Functionalise, Normalise, RemoveZeroChannels, RestoreModes
-from passes.layout import Layout
-from passes.modes import restore_modes
-from passes.normalise import normalise
-from passes.options import Options
-from passes.plan import Plan, plan_layouts
-from passes.program import Program, Site
+from passes.rewriting.fold import FoldBatchNorm, FoldConstants, fold_batch_norm, fold_constants
+from passes.rewriting.rewriter import Rewritten, rewrite
 from passes.rules import rule_for
-from passes.selection import Selection
-from passes.target import ByteCount, Target
-from passes.verify import Difference, first_difference, relative_deviation
 
 __all__ = [
     "Accounts",

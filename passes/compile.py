@@ -9,13 +9,13 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from passes.emit import Rewritten, rewrite
+from passes.analysis.liveness import Facts, channel_facts
+from passes.analysis.program import Program
+from passes.assignment.assign import Plan, plan_layouts
+from passes.assignment.options import Options
+from passes.canonical.normalise import normalise_graph
 from passes.errors import VanishedError
-from passes.facts import Facts, channel_facts
-from passes.normalise import normalise_graph
-from passes.options import Options
-from passes.plan import Plan, plan_layouts
-from passes.program import Program
+from passes.rewriting.rewriter import Rewritten, rewrite
 from passes.rules import rule_for
 
 Phase = Callable[[str], AbstractContextManager[Any]]

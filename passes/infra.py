@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from passes.assignment.cost_model import ByteCount, Target
+from passes.assignment.options import Options
+from passes.canonical.normalise import normalise
 from passes.compile import remove_zero_channels
 from passes.errors import InputError, RewriteError
-from passes.functional import functionalise, writes
-from passes.modes import SWITCHED, restore_modes
-from passes.normalise import normalise
-from passes.options import Options
-from passes.target import ByteCount, Target
+from passes.frontend.functionalise import functionalise, writes
+from passes.graph.modes import SWITCHED, restore_modes
 
 
 class GraphPass(PassBase):
@@ -90,7 +90,7 @@ class Normalise(GraphPass):
 
 @dataclass(frozen=True)
 class RemoveZeroChannels(GraphPass):
-    """The network without its zeroed channels, as a new module; see `passes.options` for the fields.
+    """The network without its zeroed channels, as a new module; see `passes.assignment.options` for the fields.
 
     Before: a captured graph without in-place operators. After: batch norm and dropout are modules, as `RestoreModes`
     makes them. A graph from which nothing can be removed comes back as it is, normalised.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from passes.target import ByteCount, Target
+from passes.assignment.cost_model import ByteCount, Target
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import l1rr_fx
 from l1rr_fx.testing import Network, differences, fresh, networks
-from passes.capture import capture
+from passes.frontend.capture import capture
 from passes.rules import convolution, joins, mixing, movement, pointwise, products, reindex
 
 TOLERANCE = 1e-10  # float64: what is left is the reassociation of sums

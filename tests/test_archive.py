@@ -24,9 +24,9 @@ from l1rr_fx.archive.files import GRAPH, LIMITS, MANIFEST, REPORT, TENSORS
 from l1rr_fx.pruned import Pruned
 from l1rr_fx.report import Report
 from passes.accounts import Accounts, Cost
-from passes.capture import capture
 from passes.errors import InputError, LoadError
-from passes.selection import Selection
+from passes.frontend.capture import capture
+from passes.graph.selection import Selection
 
 aten = torch.ops.aten
 REPORTED = Report(Accounts(Cost(9, 8, 7, 6), Cost(5, 4, 3, 2), Cost(4, 3, 2, 1)), "recombine", deviation=1e-16)

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 import l1rr_fx
 from l1rr_fx.report import Report
-from passes.arrange import Arrangement, arrange
-from passes.capture import capture
-from passes.facts import channel_facts
-from passes.normalise import normalise_graph
-from passes.program import Program
+from passes.analysis.liveness import channel_facts
+from passes.analysis.program import Program
+from passes.assignment.channel_order import Arrangement, arrange
+from passes.assignment.cost_model import ByteCount
+from passes.audit.verify import relative_deviation
+from passes.canonical.normalise import normalise_graph
+from passes.frontend.capture import capture
 from passes.rules import rule_for
-from passes.target import ByteCount
-from passes.verify import relative_deviation
 from tests.machines import BALANCED, FILLS, MACHINES, RUNS, WIDENS, Biased
 
 WIDTH = 24

@@ -17,8 +17,8 @@ from l1rr_fx.replay import Replay
 from l1rr_fx.taps import found_taps
 from l1rr_fx.targets import target_mask
 from l1rr_fx.zeroing import evaluation_graph
+from passes.analysis.program import Program
 from passes.errors import InputError
-from passes.program import Program
 from passes.rules import rule_for
 
 SMALL = Widths(8, 8, 16, 16, 16, 16)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from passes.capture import capture
 from passes.errors import InputError
+from passes.frontend.capture import capture
 
 
 class Caching(nn.Module):

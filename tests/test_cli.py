@@ -19,8 +19,8 @@ from l1rr_fx.cli import app
 from l1rr_fx.pruned import Pruned
 from l1rr_fx.report import Report
 from passes.accounts import Accounts, Cost, Layer
-from passes.capture import capture
 from passes.errors import VerifyError
+from passes.frontend.capture import capture
 
 MODELS = """
 import os, signal, sys

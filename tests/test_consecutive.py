@@ -11,7 +11,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from passes.consecutive import Order, consecutive_order
+from passes.assignment.pq_tree import Order, consecutive_order
 from passes.errors import InputError
 
 Family = list[list[int]]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from passes.capture import capture
-from passes.normalise import normalise
+from passes.canonical.normalise import normalise
+from passes.frontend.capture import capture
 from tests.op_cases import CASES, net, randoms
 from tests.test_op_cases import _open_batch
 

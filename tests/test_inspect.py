@@ -13,10 +13,10 @@ from torch.nn.utils import parametrizations, prune
 import l1rr_fx
 from l1rr_fx.inspect import NETWORK_OUTPUT, ONLY_CHANNEL, InspectedLayer, inspect
 from l1rr_fx.zeroing import evaluation_graph
+from passes.analysis.coupling import channel_groups
+from passes.analysis.liveness import channel_facts
+from passes.analysis.program import Program
 from passes.errors import CaptureError, InputError
-from passes.facts import channel_facts
-from passes.groups import channel_groups
-from passes.program import Program
 from passes.rules import rule_for
 
 X = torch.rand(1, 3, 8, 8)

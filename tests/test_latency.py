@@ -22,9 +22,9 @@ from l1rr_fx.lowering.latency import FITTED, JETSON_TX2, Latency, jetson_tx2_tar
 from l1rr_fx.lowering.latency_fit import Observation, Prior, fit
 from l1rr_fx.lowering.latency_model import Coefficients, Work, seconds
 from l1rr_fx.lowering.published import MEASUREMENTS, SOURCES
-from passes.capture import capture
+from passes.assignment.cost_model import Target
 from passes.errors import InputError, LoadError
-from passes.target import Target
+from passes.frontend.capture import capture
 from tests.zoo import by_name
 
 IMAGE = (torch.rand(1, 8, 16, 16),)

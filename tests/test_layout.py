@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from passes.layout import Layout, Shape, boxed, collapse, grown, identity, product
+from passes.graph.layout import Layout, Shape, boxed, collapse, grown, identity, product
 from passes.rules.reshape import Reshape, matching_groups
 
 QUICK = settings(max_examples=60)

@@ -16,10 +16,10 @@ import l1rr_fx
 from l1rr_fx.conformance.judge import counted_macs
 from l1rr_fx.pruned import Pruned
 from l1rr_fx.testing import differences, fresh, has_constant_output, zeroed
-from passes.capture import capture
-from passes.normalise import normalise
+from passes.assignment.cost_model import ByteCount, Target
+from passes.canonical.normalise import normalise
+from passes.frontend.capture import capture
 from passes.rules import RULES
-from passes.target import ByteCount, Target
 from tests import oracle
 from tests.limit import contraction_macs, numerical_limit
 from tests.machines import FILLS, WIDENS

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from passes.layout import Layout, Shape
-from passes.recombine import Recombiner, Written, positions, runs
+from passes.graph.layout import Layout, Shape
+from passes.rewriting.recombine import Recombiner, Written, positions, runs
 from tests.test_layout import elements, kept_indices, pairs
 
 aten = torch.ops.aten

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import l1rr_fx
-from passes import capture, normalise, recompose
+from passes import capture, normalise
+from passes.canonical import recompose
 from tests.oracle import relative_error
 
 

@@ -17,11 +17,11 @@ from torch.fx.node import map_arg
 import l1rr_fx
 from l1rr_fx.testing import Call, assert_prunes_exactly, assert_rule_is_sound, kill, settle
 from l1rr_fx.testing.claims import node_values
-from passes.capture import capture
+from passes.analysis.program import Program, is_tensor
+from passes.canonical.normalise import normalise_graph
 from passes.errors import InputError
-from passes.normalise import normalise_graph
-from passes.program import Program, is_tensor
-from passes.reading import attribute
+from passes.frontend.capture import capture
+from passes.graph.nodes import attribute
 from passes.rules import RULES, UNKNOWN, mixing, pointwise, register_rule, rule_for, unregister_rule
 from passes.rules.base import Rule
 from tests.op_cases import CASES

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from passes.selection import Selection
+from passes.graph.selection import Selection
 from tests.test_layout import SHAPES, kept_indices
 
 QUICK = settings(max_examples=60)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from l1rr_fx.testing import assert_prunes_exactly
-from passes.capture import capture
-from passes.program import Program
+from passes.analysis.program import Program
+from passes.frontend.capture import capture
 from passes.rules import rule_for
 from passes.rules.signs import never_zero
 

@@ -34,11 +34,11 @@ from l1rr_fx.testing import (
     zeroings,
 )
 from l1rr_fx.testing.operators import OPERATORS
-from passes.capture import capture
-from passes.consecutive import consecutive_order
+from passes.analysis.program import Program
+from passes.assignment.pq_tree import consecutive_order
+from passes.canonical.normalise import normalise_graph
 from passes.errors import InputError
-from passes.normalise import normalise_graph
-from passes.program import Program
+from passes.frontend.capture import capture
 from passes.rules import RULES, mixing, rule_for
 from tests.planted import BUGS, Bug, hunt
 

@@ -14,15 +14,15 @@ from torch.nn import functional as F
 
 import l1rr_fx
 from l1rr_fx.compiler import check
-from passes.aside import run_aside
-from passes.capture import capture
+from passes.audit.verify import first_difference, relative_deviation, run_graph, tolerance
 from passes.compile import Removed, remove_zero_channels
-from passes.emit import _Rewriter
 from passes.errors import VerifyError
-from passes.recombine import Recombiner
+from passes.frontend.capture import capture
+from passes.graph.isolation import run_aside
+from passes.graph.selection import Selection
+from passes.rewriting.recombine import Recombiner
+from passes.rewriting.rewriter import _Rewriter
 from passes.rules.convolution import Weighted
-from passes.selection import Selection
-from passes.verify import first_difference, relative_deviation, run_graph, tolerance
 
 X = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

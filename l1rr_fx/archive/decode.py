@@ -17,8 +17,8 @@ from l1rr_fx.archive.names import is_name, is_target
 from l1rr_fx.archive.nesting import decode_codegen
 from l1rr_fx.archive.operators import operator_named
 from passes.errors import LoadError
-from passes.modes import MODULES
-from passes.selection import Selection
+from passes.graph.modes import MODULES
+from passes.graph.selection import Selection
 
 # What the target of a node names, by the kind of the node.
 NODE_TARGETS = {"placeholder": "identifier", "get_attr": "tensor", "call_module": "module", "output": "output"}

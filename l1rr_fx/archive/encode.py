@@ -16,8 +16,8 @@ from l1rr_fx.archive.nesting import encode_codegen
 from l1rr_fx.archive.operators import operator_name
 from l1rr_fx.pruned import Pruned
 from passes.errors import InputError
-from passes.modes import MODULES
-from passes.selection import Selection
+from passes.graph.modes import MODULES
+from passes.graph.selection import Selection
 
 
 def encode(pruned: Pruned) -> tuple[dict[str, Any], dict[str, Tensor]]:

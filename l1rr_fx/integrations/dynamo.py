@@ -27,10 +27,10 @@ from l1rr_fx.integrations import torch_tensorrt
 from l1rr_fx.integrations.traced import DynamoGraph, copied_graph
 from l1rr_fx.machines import machine
 from l1rr_fx.packages import required
-from passes.aside import collection_paused
+from passes.assignment.options import Options
 from passes.compile import remove_zero_channels
 from passes.errors import InputError, L1RRError
-from passes.options import Options
+from passes.graph.isolation import collection_paused
 
 log = logging.getLogger(__name__)
 

@@ -24,11 +24,11 @@ from torch.fx import Graph, GraphModule, Node
 import passes
 from l1rr_fx.integrations.traced import DynamoGraph
 from l1rr_fx.machines import machine
+from passes.assignment.cost_model import Target
+from passes.assignment.options import Options
 from passes.compile import remove_zero_channels
-from passes.constants import holder
 from passes.errors import InputError, L1RRError
-from passes.options import Options
-from passes.target import Target
+from passes.graph.constants import holder
 
 log = logging.getLogger(__name__)
 

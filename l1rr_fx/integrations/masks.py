@@ -22,7 +22,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from torch.utils import _pytree as pytree
 
-from passes.capture import check_arguments
+from passes.frontend.capture import check_arguments
 
 Module = TypeVar("Module", bound=nn.Module)
 

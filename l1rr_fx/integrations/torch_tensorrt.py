@@ -21,11 +21,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from l1rr_fx.machines import machine
 from l1rr_fx.packages import required
+from passes.assignment.cost_model import Target
+from passes.assignment.options import Options
 from passes.compile import remove_zero_channels
 from passes.errors import InputError, L1RRError
-from passes.functional import functionalise
-from passes.options import Options
-from passes.target import Target
+from passes.frontend.functionalise import functionalise
 
 log = logging.getLogger(__name__)
 

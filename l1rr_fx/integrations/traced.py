@@ -15,8 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
 from passes.errors import CaptureError
-from passes.functional import functionalise_graph, viewed, writes
-from passes.reading import attribute, place_tensor
+from passes.frontend.functionalise import functionalise_graph, viewed, writes
+from passes.graph.nodes import attribute, place_tensor
 
 aten = torch.ops.aten
 

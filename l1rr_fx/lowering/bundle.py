@@ -28,10 +28,10 @@ from l1rr_fx.lowering.nms import Nms, check_detections, check_nms
 from l1rr_fx.lowering.target import target_named
 from l1rr_fx.packages import required
 from l1rr_fx.pruned import Pruned
-from passes.aside import run_aside
-from passes.capture import capture
+from passes.audit.verify import run_graph
 from passes.errors import InputError, VerifyError
-from passes.verify import run_graph
+from passes.frontend.capture import capture
+from passes.graph.isolation import run_aside
 
 log = logging.getLogger(__name__)
 

@@ -26,12 +26,12 @@ from l1rr_fx.lowering.runtime import Trial, outputs_in_runtime, run_onnx
 from l1rr_fx.lowering.target import target_named
 from l1rr_fx.lowering.writer import Call, Writer
 from l1rr_fx.packages import required
-from passes.aside import run_aside
-from passes.capture import capture
+from passes.audit.verify import relative_deviation, run_graph
 from passes.errors import InputError, LoweringError, VerifyError
-from passes.fold import fold_batch_norm
-from passes.modes import MODULES
-from passes.verify import relative_deviation, run_graph
+from passes.frontend.capture import capture
+from passes.graph.isolation import run_aside
+from passes.graph.modes import MODULES
+from passes.rewriting.fold import fold_batch_norm
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from passes.reading import hint
+from passes.graph.nodes import hint
 
 ContractionKind = Literal["convolution", "depthwise", "matrix"]
 

@@ -30,11 +30,11 @@ from torch.utils import _pytree as pytree
 from l1rr_fx.lowering.geometry import owner
 from l1rr_fx.lowering.operators import FORMS
 from l1rr_fx.lowering.writer import Call, Symbol, Writer
+from passes.audit.verify import DROPOUTS, source_line
 from passes.errors import CaptureError, InputError, LoweringError
-from passes.functional import functionalise
-from passes.modes import SLOTS, BatchNormCall
-from passes.reading import attribute
-from passes.verify import DROPOUTS, source_line
+from passes.frontend.functionalise import functionalise
+from passes.graph.modes import SLOTS, BatchNormCall
+from passes.graph.nodes import attribute
 
 aten = torch.ops.aten
 

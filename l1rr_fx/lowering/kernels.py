@@ -16,8 +16,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from l1rr_fx.lowering.geometry import Geometry, geometry, operator_name, owner, shape
-from passes.normalise import normalise_graph
-from passes.program import flat_inputs, is_projection
+from passes.analysis.program import flat_inputs, is_projection
+from passes.canonical.normalise import normalise_graph
 from passes.rules import rule_for
 
 aten = torch.ops.aten

@@ -22,9 +22,9 @@ from l1rr_fx.lowering.latency_fit import Observation, Prior, fit
 from l1rr_fx.lowering.latency_model import Coefficients, Device, Work, check_precision, seconds, tiled
 from l1rr_fx.lowering.published import MAXN
 from l1rr_fx.lowering.results import Results, read_all
-from passes.capture import capture
+from passes.assignment.cost_model import PROHIBITIVE
 from passes.errors import InputError
-from passes.target import PROHIBITIVE
+from passes.frontend.capture import capture
 
 JETSON_TX2 = Device("jetson-tx2", flops_per_cycle=512, half_rate=2, clock=MAXN, bandwidth=59.7e9)
 """256 cores that multiply and add each cycle, twice as many in FP16; the clock is that of nvpmodel 0, MAXN."""
@@ -169,7 +169,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class CostModel:
-    """The device as a model of cost for small decisions of the compiler (a `passes.target.Target`), in seconds."""
+    """The device as a model of cost for small decisions of the compiler (a `passes.assignment.cost_model.Target`), in seconds."""
 
     name: str
     multiple: int

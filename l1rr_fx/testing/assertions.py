@@ -18,9 +18,9 @@ from l1rr_fx.sites import channel_sites
 from l1rr_fx.testing.blame import find_fault
 from l1rr_fx.testing.judging import differences, fresh
 from l1rr_fx.zeroing import zeroed_values
-from passes.capture import check_arguments
+from passes.assignment.options import Options
 from passes.errors import CaptureError
-from passes.options import Options
+from passes.frontend.capture import check_arguments
 
 TOLERANCE = 1e-10  # float64: what is left is the reassociation of sums
 LIMIT = 1.01

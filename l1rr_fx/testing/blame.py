@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from l1rr_fx.testing.claims import false_unneeded, false_zero, node_values, partial_values
-from passes.capture import capture
+from passes.analysis.program import Site
+from passes.assignment.options import Options
+from passes.audit.verify import Difference, first_difference, source_line
 from passes.compile import Removed, remove_zero_channels
-from passes.options import Options
-from passes.program import Site
-from passes.verify import Difference, first_difference, source_line
+from passes.frontend.capture import capture
 
 
 @dataclass(frozen=True)

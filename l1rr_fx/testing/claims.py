@@ -16,8 +16,8 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from passes.facts import Facts
-from passes.program import Site, is_tensor
+from passes.analysis.liveness import Facts
+from passes.analysis.program import Site, is_tensor
 
 Values = Mapping[Node, Any]
 TOLERANCE = 1e-9  # float64: what is left is the reassociation of sums

@@ -22,14 +22,14 @@ from torch.utils import _pytree as pytree
 
 from l1rr_fx.arguments import of_kind
 from l1rr_fx.testing.claims import TOLERANCE, changed_where, false_unneeded, false_zero, node_values
-from passes.emit import rewrite
+from passes.analysis.liveness import channel_facts
+from passes.analysis.program import Program
+from passes.assignment.assign import plan_layouts
+from passes.audit.verify import relative_deviation
 from passes.errors import InputError
-from passes.facts import channel_facts
-from passes.plan import plan_layouts
-from passes.program import Program
+from passes.rewriting.rewriter import rewrite
 from passes.rules import rule_for
 from passes.rules.base import Rule
-from passes.verify import relative_deviation
 
 aten = torch.ops.aten
 

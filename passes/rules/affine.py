@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.layout import Layout, collapse
-from passes.program import Site
+from passes.analysis.program import Site
+from passes.graph.layout import Layout, collapse
+from passes.graph.selection import Selection
 from passes.rules.base import Rule, SiteFacts, Want, Wish, compact
 from passes.rules.pointwise import Pointwise
-from passes.selection import Selection
 
 
 class ChannelAffine(Rule):

@@ -4,7 +4,7 @@ Forward, `zero`: which elements of the results are zero for every input. Backwar
 inputs some live element of the results depends on. Then, from the outputs towards the inputs: `settle` turns the
 layouts that readers would like into ones that the operator can give; `wants` says which layouts its inputs must then
 have. Last, `emit` writes the call of the small network. All masks have the compact shape of their tensor (see
-`passes.layout`).
+`passes.graph.layout`).
 
 A rule that cannot follow a case natively says so by returning None from `wants`: the compiler then gives the operator
 its inputs whole, zeros filled in, which is always right.
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.layout import Layout, boxed
-from passes.options import Options
-from passes.selection import Selection
+from passes.assignment.options import Options
+from passes.graph.layout import Layout, boxed
+from passes.graph.selection import Selection
 
 if TYPE_CHECKING:
-    from passes.emit import Emitter
-    from passes.program import Site
+    from passes.analysis.program import Site
+    from passes.rewriting.rewriter import Emitter
 
 
 @dataclass(frozen=True, eq=False)

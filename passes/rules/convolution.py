@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.layout import Layout, along, collapse, grown, product
-from passes.program import Site
+from passes.analysis.program import Site
+from passes.graph.layout import Layout, along, collapse, grown, product
+from passes.graph.selection import Selection
 from passes.rules.base import ALONE, ANYTHING, GROUPS, UNREAD, Contraction, Rule, SiteFacts, Want, Wish, replaced
-from passes.selection import Selection
 
 if TYPE_CHECKING:
-    from passes.emit import Emitter
+    from passes.rewriting.rewriter import Emitter
 
 aten = torch.ops.aten
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.layout import Layout, collapse
-from passes.program import Site
+from passes.analysis.program import Site
+from passes.graph.layout import Layout, collapse
 from passes.rules.base import UNREAD, Rule, SiteFacts, Want, Wish, box_of
 from passes.rules.movement import Movement
 
 if TYPE_CHECKING:
-    from passes.emit import Emitter
+    from passes.rewriting.rewriter import Emitter
 
 aten = torch.ops.aten
 

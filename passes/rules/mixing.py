@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.layout import Layout, collapse, product
-from passes.program import Site
+from passes.analysis.program import Site
+from passes.graph.layout import Layout, collapse, product
+from passes.graph.selection import Selection
 from passes.rules.base import Rule, SiteFacts, Want, Wish, box_of, replaced
-from passes.selection import Selection
 
 if TYPE_CHECKING:
-    from passes.emit import Emitter
+    from passes.rewriting.rewriter import Emitter
 
 Axes = Callable[[Site], tuple[int, ...]]
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from passes.layout import Layout, collapse
-from passes.program import Site, is_tensor
+from passes.analysis.program import Site, is_tensor
+from passes.graph.layout import Layout, collapse
 from passes.rules.base import Rule, SiteFacts
 
 aten = torch.ops.aten

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.layout import Layout, collapse
-from passes.program import Site
+from passes.analysis.program import Site
+from passes.graph.layout import Layout, collapse
 from passes.rules.base import ANYTHING, UNREAD, Rule, SiteFacts, Want, Wish, compact
 from passes.rules.probe import fillers, value_at
 from passes.rules.signs import never_zero
 
 if TYPE_CHECKING:
-    from passes.emit import Emitter
+    from passes.rewriting.rewriter import Emitter
 
 aten = torch.ops.aten
 

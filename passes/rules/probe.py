@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from passes.program import Site, is_tensor
+from passes.analysis.program import Site, is_tensor
 
 OTHERS = (-1.0, 0.5, 1.0)
 """What the other inputs may be while one is asked for its filler: signs, and a number between 0 and 1."""

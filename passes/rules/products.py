@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.layout import Layout, collapse
-from passes.program import Site
+from passes.analysis.program import Site
+from passes.graph.layout import Layout, collapse
 from passes.rules.base import Contraction, Rule, SiteFacts, Want, Wish, compact, unlabelled
 
 if TYPE_CHECKING:
-    from passes.emit import Emitter
+    from passes.rewriting.rewriter import Emitter
 
 aten = torch.ops.aten
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.layout import Layout, Shape
-from passes.program import Site
+from passes.analysis.program import Site
+from passes.graph.layout import Layout, Shape
 from passes.rules.base import UNREAD, Rule, SiteFacts, Want, Wish
 from passes.rules.movement import Movement, Touched
 from passes.rules.sampling import PICKED
 
 if TYPE_CHECKING:
-    from passes.emit import Emitter
+    from passes.rewriting.rewriter import Emitter
 
 aten = torch.ops.aten
 

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from passes.layout import Layout, product
-from passes.options import Options
-from passes.program import Site
+from passes.analysis.program import Site
+from passes.assignment.options import Options
+from passes.graph.layout import Layout, product
 from passes.rules.base import Rule, SiteFacts, Want, Wish, box_of
 from passes.rules.movement import Movement, compress
 
 if TYPE_CHECKING:
-    from passes.emit import Emitter
+    from passes.rewriting.rewriter import Emitter
 
 aten = torch.ops.aten
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.fx import Node
 
-from passes.layout import Layout, collapse, product
-from passes.program import Site
+from passes.analysis.program import Site
+from passes.graph.layout import Layout, collapse, product
 from passes.rules.base import Rule, SiteFacts, Want, Wish
 from passes.rules.mixing import Axes, Mixing, named, spatial
 

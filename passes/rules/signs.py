@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from passes.program import Program
+from passes.analysis.program import Program
 
 MOVED = frozenset(
     "alias clone contiguous expand permute repeat reshape sqrt squeeze transpose unflatten unsqueeze view".split()

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from passes.layout import Layout, along, collapse
-from passes.program import Site
+from passes.analysis.program import Site
+from passes.graph.layout import Layout, along, collapse
 from passes.rules.base import Rule, SiteFacts, Want, Wish
 from passes.rules.movement import Movement
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from l1rr_fx.packages import required
 from l1rr_fx.zeroing import unwrapped
-from passes.aside import copied
 from passes.errors import InputError
+from passes.graph.isolation import copied
 
 PACKAGE, OLDEST = "ultralytics", "8.3.0"
 LICENCE = "it is licensed under AGPL-3.0 or a licence bought from its makers"

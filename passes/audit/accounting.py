@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from passes.accounts import Accounts, Cost, Family, Kept, Layer
-from passes.emit import Rewritten
-from passes.layout import Layout
-from passes.plan import Plan, SitePlan
+from passes.assignment.assign import Plan, SitePlan
+from passes.graph.layout import Layout
+from passes.rewriting.rewriter import Rewritten
 from passes.rules.base import COLUMNS, ROWS, Contraction, SiteFacts
 
 

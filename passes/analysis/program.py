@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from passes.reading import attribute, hint
+from passes.graph.nodes import attribute, hint
 
 if TYPE_CHECKING:
     from passes.rules.base import Rule

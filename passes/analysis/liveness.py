@@ -1,6 +1,6 @@
 """Which channels are zero, which are needed: two facts for every tensor, one sweep forward and one back.
 
-Both masks are bool, in the compact shape of the tensor (`passes.layout`). Zero flows forward from the weights; needed
+Both masks are bool, in the compact shape of the tensor (`passes.graph.layout`). Zero flows forward from the weights; needed
 flows back from the outputs, and stops at elements that are zero. What is needed and not zero is live.
 """
 
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from passes.constants import constant_values
-from passes.layout import collapse
-from passes.modes import SWITCHED
-from passes.options import Options
-from passes.program import Program, Site, is_tensor
-from passes.reading import attribute
+from passes.analysis.program import Program, Site, is_tensor
+from passes.assignment.options import Options
+from passes.graph.constants import constant_values
+from passes.graph.layout import collapse
+from passes.graph.modes import SWITCHED
+from passes.graph.nodes import attribute
 from passes.rules.base import SiteFacts
 
 

@@ -22,9 +22,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
-    from passes.emit import Rewritten
-    from passes.layout import Layout
-    from passes.plan import Plan
+    from passes.assignment.assign import Plan
+    from passes.graph.layout import Layout
+    from passes.rewriting.rewriter import Rewritten
 
 aten = torch.ops.aten
 

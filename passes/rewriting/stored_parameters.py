@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch.fx import Node
 
-from passes.layout import Layout
-from passes.plan import Plan
-from passes.program import Site
-from passes.selection import Selection
+from passes.analysis.program import Site
+from passes.assignment.assign import Plan
+from passes.graph.layout import Layout
+from passes.graph.selection import Selection
 
 
 class StoredParameters:

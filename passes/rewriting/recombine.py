@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from passes.accounts import RecombinationKind
-from passes.layout import Layout
+from passes.graph.layout import Layout
 
 aten = torch.ops.aten
 

@@ -15,7 +15,7 @@ from torch.fx import Graph, GraphModule
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from passes.errors import CaptureError
-from passes.reading import place_tensor
+from passes.graph.nodes import place_tensor
 
 LIFTED = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 

@@ -2,8 +2,8 @@
 
 A sum keeps whatever any of its operands keeps. An operand whose channels are a run of the sum's is padded on both
 sides, where a scattered one must be gathered; and one that is all of them needs nothing. All tensors whose channels are
-the same channels (`passes.groups`) are a family and share one order, in which the operands' sets should be runs: the
-consecutive-ones property (`passes.consecutive`). Where no order satisfies all, those that move most bytes come first.
+the same channels (`passes.analysis.coupling`) are a family and share one order, in which the operands' sets should be runs: the
+consecutive-ones property (`passes.assignment.pq_tree`). Where no order satisfies all, those that move most bytes come first.
 
 From there the order flows forward through concatenations, splits and movements, so that a reader behind one finds it.
 Permutations fold into the weights of whoever makes and reads the tensors.
@@ -25,11 +25,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from passes.accounts import Family
-from passes.consecutive import consecutive_order
-from passes.facts import Facts
-from passes.groups import channel_groups, couples, is_meeting
-from passes.layout import identity
-from passes.program import Program, Site
+from passes.analysis.coupling import channel_groups, couples, is_meeting
+from passes.analysis.liveness import Facts
+from passes.analysis.program import Program, Site
+from passes.assignment.pq_tree import consecutive_order
+from passes.graph.layout import identity
 from passes.rules.convolution import Weighted
 from passes.rules.joins import Join, Split
 from passes.rules.movement import Movement

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.facts import Facts
-from passes.groups import couples
-from passes.layout import Layout
-from passes.program import Program, Site
+from passes.analysis.coupling import couples
+from passes.analysis.liveness import Facts
+from passes.analysis.program import Program, Site
+from passes.assignment.cost_model import Target
+from passes.graph.layout import Layout
 from passes.rules.base import Contraction
 from passes.rules.joins import Join
 from passes.rules.pointwise import Sum
-from passes.target import Target
 
 
 def is_run(want: Layout, have: Tensor) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import networkx as nx
 from torch.fx import Node
 
-from passes.program import Program, Site
+from passes.analysis.program import Program, Site
 from passes.rules.convolution import Weighted
 from passes.rules.pointwise import Sum
 

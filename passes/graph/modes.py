@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from passes.reading import attribute
+from passes.graph.nodes import attribute
 
 aten = torch.ops.aten
 

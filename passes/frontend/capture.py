@@ -12,6 +12,7 @@ import os
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,16 +21,19 @@ from torch.fx import Graph, GraphModule
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from passes.aside import attributes_kept, run_aside
 from passes.errors import CaptureError, InputError
-from passes.functional import functionalise_graph
-from passes.reading import hint
-from passes.regions import inline_regions
-from passes.unlift import keep_whole, unlifted
+from passes.frontend.functionalise import functionalise_graph
+from passes.frontend.regions import inline_regions
+from passes.frontend.unlift import keep_whole, unlifted
+from passes.graph.isolation import attributes_kept, run_aside
+from passes.graph.nodes import hint
 
 log = logging.getLogger(__name__)
 
 aten = torch.ops.aten
+
+OURS = str(Path(__file__).parent.parent) + os.sep
+"""Where the compiler's own frames are."""
 
 # Nodes that only check something and return nothing.
 ASSERTIONS = {
@@ -183,7 +187,7 @@ def _guilty_line(error: BaseException) -> str:
     """The innermost line of user code in the traceback (not torch's), as ' at file:line: code'."""
     torch_home = str(torch.__path__[0]) + os.sep  # and not torchvision
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((torch_home, os.path.dirname(__file__) + os.sep, "<")):
+        if not frame.filename.startswith((torch_home, OURS, "<")):
             return f"\n  at {frame.filename}:{frame.lineno}: {frame.line}"
     return ""
 

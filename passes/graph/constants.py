@@ -13,8 +13,8 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from passes.modes import DROPOUTS
-from passes.reading import attribute
+from passes.graph.modes import DROPOUTS
+from passes.graph.nodes import attribute
 
 MOST_GROWN = 2**20
 """Bytes that a constant may have beyond the parameters and buffers that it is made from: an anchor grid, not a feature

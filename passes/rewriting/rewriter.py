@@ -15,14 +15,14 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from passes.accounts import Recombination
-from passes.layout import Layout, identity
-from passes.modes import restore_graph_modes
-from passes.parameters import StoredParameters
-from passes.plan import Plan, SitePlan
-from passes.program import is_projection, is_tensor, reads_elements
-from passes.reading import attribute, place_tensor
-from passes.recombine import Recombiner, Written, positions
-from passes.selection import Selection
+from passes.analysis.program import is_projection, is_tensor, reads_elements
+from passes.assignment.assign import Plan, SitePlan
+from passes.graph.layout import Layout, identity
+from passes.graph.modes import restore_graph_modes
+from passes.graph.nodes import attribute, place_tensor
+from passes.graph.selection import Selection
+from passes.rewriting.recombine import Recombiner, Written, positions
+from passes.rewriting.stored_parameters import StoredParameters
 
 aten = torch.ops.aten
 

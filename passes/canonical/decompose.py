@@ -20,8 +20,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.fx.node import map_arg
 
-from passes.program import is_tensor
-from passes.reading import hint
+from passes.analysis.program import is_tensor
+from passes.graph.nodes import hint
 
 aten = torch.ops.aten
 

@@ -5,7 +5,7 @@ stack becomes `unsqueeze` and `cat`; glu becomes a split, a sigmoid and a produc
 `cat`; a norm whose scale is computed becomes one without, a product and a sum; indexing with one constant index becomes
 `index_select`; constants that are made like a tensor (new_full) are made without it; padding that repeats what is there
 becomes what it is for its rank, or slices and a `cat`. Operators of core ATen become those that it is made of
-(`passes.recompose`), and what no rule knows is taken apart (`passes.decompose`).
+(`passes.canonical.recompose`), and what no rule knows is taken apart (`passes.canonical.decompose`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from passes import recompose
-from passes.decompose import take_apart
-from passes.program import is_projection
-from passes.reading import hint
+from passes.analysis.program import is_projection
+from passes.canonical import recompose
+from passes.canonical.decompose import take_apart
+from passes.graph.nodes import hint
 from passes.rules import UNKNOWN, rule_for
 
 aten = torch.ops.aten

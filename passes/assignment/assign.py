@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.arrange import Arrangement, arrange
-from passes.facts import Facts
-from passes.groups import residual_values
-from passes.layout import Layout, identity
-from passes.options import Options
-from passes.price import Prices, span_of
-from passes.program import Program, Site, is_projection, is_tensor, reads_elements
+from passes.analysis.coupling import residual_values
+from passes.analysis.liveness import Facts
+from passes.analysis.program import Program, Site, is_projection, is_tensor, reads_elements
+from passes.assignment.channel_order import Arrangement, arrange
+from passes.assignment.options import Options
+from passes.assignment.prices import Prices, span_of
+from passes.graph.layout import Layout, identity
 from passes.rules.base import ANYTHING, ROWS, UNREAD, Anything, SiteFacts, Want, Wish, box_of
 from passes.rules.joins import Join
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from passes.assignment.cost_model import ByteCount, Target
 from passes.errors import InputError
-from passes.target import ByteCount, Target
 
 MODES = ("exclude", "union", "recombine")
 

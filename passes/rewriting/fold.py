@@ -20,12 +20,12 @@ from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from passes.aside import copied
-from passes.constants import constant_values, free_name, holder, swept
 from passes.errors import InputError
+from passes.graph.constants import constant_values, free_name, holder, swept
+from passes.graph.isolation import copied
+from passes.graph.modes import BATCH_NORMS, DROPOUTS, BatchNormCall
+from passes.graph.nodes import attribute, place_tensor
 from passes.infra import GraphPass
-from passes.modes import BATCH_NORMS, DROPOUTS, BatchNormCall
-from passes.reading import attribute, place_tensor
 from passes.rules import rule_for
 from passes.rules.base import replaced
 from passes.rules.convolution import Weighted, bias_of, weight_of
@@ -53,7 +53,7 @@ def fold_batch_norm(module: GraphModule) -> GraphModule:
 def fold_constants(module: GraphModule) -> GraphModule:
     """The network with everything computed that depends on parameters and buffers alone, stored as buffers.
 
-    What would take much more memory than it is made from (`passes.constants.MOST_GROWN`) is computed at each call, as
+    What would take much more memory than it is made from (`passes.graph.constants.MOST_GROWN`) is computed at each call, as
     before. No gradient reaches what was folded. `module` is not changed.
     """
     folded = copied(module)
@@ -234,7 +234,7 @@ def _names_read(module: GraphModule) -> Iterator[str]:
 
 
 def _rank(node: Node, kind: type[object]) -> int | None:
-    """The rank of a batch norm's input, from its example value, from its class or from what `passes.modes` noted."""
+    """The rank of a batch norm's input, from its example value, from its class or from what `passes.graph.modes` noted."""
     if isinstance(node.meta.get("val"), Tensor):
         return int(node.meta["val"].dim())
     ranks = [rank for rank, batch_norm in BATCH_NORMS.items() if batch_norm is kind]
