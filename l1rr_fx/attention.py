@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.arguments import all_of_kind, of_kind
 from l1rr_fx.calls import PLAIN, signature
 from l1rr_fx.replay import Replay, Values
+from l1rr_fx.support.arguments import all_of_kind, of_kind
 from l1rr_fx.taps import found_taps, named_taps, same_taps, tap_names
 from l1rr_fx.targets import Batch, Target, read_batches, target_mask
 from l1rr_fx.zeroing import evaluation_graph, unwrapped

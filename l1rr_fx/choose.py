@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from l1rr_fx.arguments import all_of_kind, of_kind
 from l1rr_fx.attention import FeatureAttention
 from l1rr_fx.budget import Analysis, Budget, LatencyPredictor
 from l1rr_fx.curves import Curve, Progress, Unit, measured_curves
 from l1rr_fx.plan import Plan, planned
 from l1rr_fx.scores import Score, score_named, scores_of
 from l1rr_fx.search import LEAST, SHARE, Search, sequence, shown
+from l1rr_fx.support.arguments import all_of_kind, of_kind
 from l1rr_fx.zeroing import ChannelSite, Zeroing, unwrapped
 from passes.analysis.coupling import residual_values
 from passes.errors import InputError

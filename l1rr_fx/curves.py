@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, distributed
 
 from l1rr_fx.attention import FeatureAttention
-from l1rr_fx.documents import read_as
+from l1rr_fx.support.documents import read_as
 from l1rr_fx.zeroing import ChannelSite, zeroed_values
 from passes.errors import InputError
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from l1rr_fx.arguments import number, of_kind
+from l1rr_fx.support.arguments import number, of_kind
 from passes.errors import InputError
 
 SHOWN = 8

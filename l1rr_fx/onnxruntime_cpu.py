@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from l1rr_fx.packages import required
+from l1rr_fx.support.packages import required
 from passes.cpu import CHANNELS, ODD, MeasuredCpu, measured_cpu, remembered, seconds_of
 
 if TYPE_CHECKING:

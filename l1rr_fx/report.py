@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from l1rr_fx.documents import from_json, to_json
+from l1rr_fx.support.documents import from_json, to_json
 from passes.accounts import RECOMBINATION_KINDS, Accounts, Cost, Kept
 
 VERSION = 1

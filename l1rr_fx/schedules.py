@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from l1rr_fx.arguments import number
+from l1rr_fx.support.arguments import number
 from passes.errors import InputError
 
 Schedule = Callable[[float], float]

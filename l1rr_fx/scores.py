@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from l1rr_fx.arguments import all_of_kind, of_kind
 from l1rr_fx.decay import few
 from l1rr_fx.penalised import SOURCE, parameter, refuse_frozen, row_norms
+from l1rr_fx.support.arguments import all_of_kind, of_kind
 from l1rr_fx.zeroing import ChannelSite, evaluation_mode, unwrapped
 from passes.errors import InputError
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from l1rr_fx.arguments import of_kind
+from l1rr_fx.support.arguments import of_kind
 from l1rr_fx.zeroing import (
     ChannelSite,
     ZeroedProgram,

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from l1rr_fx.arguments import all_of_kind, number, of_kind
 from l1rr_fx.decay import refuse_decay
 from l1rr_fx.penalised import (
     SOURCE,
@@ -34,6 +33,7 @@ from l1rr_fx.penalised import (
 )
 from l1rr_fx.schedules import Schedule, factor_at, mean_factor, schedule_named
 from l1rr_fx.sites import channel_sites
+from l1rr_fx.support.arguments import all_of_kind, number, of_kind
 from l1rr_fx.zeroing import ChannelSite, unwrapped
 from passes.errors import InputError
 

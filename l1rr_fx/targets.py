@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.arguments import of_kind
+from l1rr_fx.support.arguments import of_kind
 from passes.errors import InputError
 
 Target = Tensor | Mapping[str, Any]

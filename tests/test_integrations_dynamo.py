@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
 from torch.utils import _pytree as pytree
 
-from l1rr_fx import packages
 from l1rr_fx.integrations import dynamo
 from l1rr_fx.integrations.dynamo import backend, refresh
+from l1rr_fx.support import packages
 from passes.errors import InputError
 from tests.oracle import zeroed_case
 from tests.torchvision_shim import import_torchvision

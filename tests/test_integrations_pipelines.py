@@ -19,8 +19,8 @@ from torch._inductor import config
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_manager import PassManager
 
-from l1rr_fx import packages
 from l1rr_fx.integrations import inductor, torch_tensorrt
+from l1rr_fx.support import packages
 from passes import (
     FoldBatchNorm,
     FoldConstants,

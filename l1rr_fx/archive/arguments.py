@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from l1rr_fx.archive.checks import MAX_DEPTH, expect, short
+from l1rr_fx.support.checks import MAX_DEPTH, expect, short
 from passes.errors import InputError, LoadError
 
 WORDS: Mapping[str, tuple[type, Mapping[str, Any]]] = {

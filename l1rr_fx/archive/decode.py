@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from l1rr_fx.archive.arguments import decode_argument
-from l1rr_fx.archive.checks import expect, fields, naming, short
 from l1rr_fx.archive.encode import leaf_options
 from l1rr_fx.archive.names import is_name, is_target
 from l1rr_fx.archive.nesting import decode_codegen
 from l1rr_fx.archive.operators import operator_named
+from l1rr_fx.support.checks import expect, fields, naming, short
 from passes.errors import LoadError
 from passes.graph.modes import MODULES
 from passes.graph.selection import Selection

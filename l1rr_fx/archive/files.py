@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from l1rr_fx.archive.checks import expect, fields, naming, parsed, short
 from l1rr_fx.report import Report
+from l1rr_fx.support.checks import expect, fields, naming, parsed, short
 from passes.errors import InputError, LoadError
 
 FORMAT = "l1rr-fx network"

@@ -10,7 +10,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from l1rr_fx.archive.checks import naming, parsed
 from l1rr_fx.archive.decode import decode
 from l1rr_fx.archive.encode import encode
 from l1rr_fx.archive.files import (
@@ -25,6 +24,7 @@ from l1rr_fx.archive.files import (
 )
 from l1rr_fx.pruned import Pruned
 from l1rr_fx.report import Report
+from l1rr_fx.support.checks import naming, parsed
 from passes.errors import InputError, LoadError
 
 

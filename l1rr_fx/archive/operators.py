@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
-from l1rr_fx.archive.checks import short
 from l1rr_fx.archive.names import IDENTIFIER
+from l1rr_fx.support.checks import short
 from passes.errors import InputError, LoadError
 
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from l1rr_fx.cli.app import app, reporting
 from l1rr_fx.cli.compiling import Mode
-from l1rr_fx.cli.functions import called
 from l1rr_fx.cli.subject import ModelArgument, load_subject
+from l1rr_fx.support.functions import called
 from passes.errors import InputError
 
 BUDGET_HELP = "Shares of the dense model to keep, such as macs=0.35,params=0.25; attention=0.1 limits the loss."

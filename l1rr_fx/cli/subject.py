@@ -12,7 +12,7 @@ import torch
 import typer
 from torch import nn
 
-from l1rr_fx.cli.functions import called
+from l1rr_fx.support.functions import called
 from passes.errors import InputError
 
 MODEL_HELP = (

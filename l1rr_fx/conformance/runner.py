@@ -37,7 +37,7 @@ def cases_of(source: Source) -> tuple[Case, ...]:
         from l1rr_fx.conformance.zoo import zoo
 
         return zoo()
-    from l1rr_fx.cli.functions import called
+    from l1rr_fx.support.functions import called
 
     found = called(source, "--cases")
     if not (isinstance(found, (tuple, list)) and all(isinstance(case, Case) for case in found)):

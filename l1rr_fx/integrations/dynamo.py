@@ -26,7 +26,7 @@ from torch.fx import GraphModule
 from l1rr_fx.integrations import torch_tensorrt
 from l1rr_fx.integrations.traced import DynamoGraph, copied_graph
 from l1rr_fx.machines import machine
-from l1rr_fx.packages import required
+from l1rr_fx.support.packages import required
 from passes.assignment.options import Options
 from passes.compile import remove_zero_channels
 from passes.errors import InputError, L1RRError

@@ -26,8 +26,8 @@ from l1rr_fx.lowering.kernels import Kernel, kernels
 from l1rr_fx.lowering.latency import DEVICES, Latency, Prediction
 from l1rr_fx.lowering.nms import Nms, check_detections, check_nms
 from l1rr_fx.lowering.target import target_named
-from l1rr_fx.packages import required
 from l1rr_fx.pruned import Pruned
+from l1rr_fx.support.packages import required
 from passes.audit.verify import run_graph
 from passes.errors import InputError, VerifyError
 from passes.frontend.capture import capture

@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from l1rr_fx.lowering.interpret import Lowered
 from l1rr_fx.lowering.runtime import Trial, run_onnx
-from l1rr_fx.packages import required
+from l1rr_fx.support.packages import required
 from passes.audit.verify import relative_deviation
 
 aten = torch.ops.aten

@@ -25,7 +25,7 @@ from l1rr_fx.lowering.proto import check_file, model_proto, write_file
 from l1rr_fx.lowering.runtime import Trial, outputs_in_runtime, run_onnx
 from l1rr_fx.lowering.target import target_named
 from l1rr_fx.lowering.writer import Call, Writer
-from l1rr_fx.packages import required
+from l1rr_fx.support.packages import required
 from passes.audit.verify import relative_deviation, run_graph
 from passes.errors import InputError, LoweringError, VerifyError
 from passes.frontend.capture import capture

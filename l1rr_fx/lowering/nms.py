@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from l1rr_fx.packages import required
+from l1rr_fx.support.packages import required
 from passes.errors import InputError
 
 DOMAIN, PLUGIN, CENTRES = "TRT", "EfficientNMS_TRT", 1

@@ -13,7 +13,7 @@ from torch import Tensor
 from l1rr_fx.archive.files import new_directory_beside, settle
 from l1rr_fx.lowering.interpret import Lowered, Port
 from l1rr_fx.lowering.writer import Call, Writer
-from l1rr_fx.packages import required
+from l1rr_fx.support.packages import required
 from passes.errors import InputError
 
 DTYPES: Mapping[str, torch.dtype] = {

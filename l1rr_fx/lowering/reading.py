@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l1rr_fx.packages import required
+from l1rr_fx.support.packages import required
 from passes.errors import InputError, LoadError
 
 STANDARD = ("", "ai.onnx")

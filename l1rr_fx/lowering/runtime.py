@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.packages import required
+from l1rr_fx.support.packages import required
 from passes.errors import InputError, VerifyError
 
 

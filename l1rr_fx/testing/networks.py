@@ -16,7 +16,7 @@ from hypothesis import assume
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.arguments import all_of_kind
+from l1rr_fx.support.arguments import all_of_kind
 from l1rr_fx.testing.channels import DrawFn
 from l1rr_fx.testing.draft import BATCH, FAMILIES, MAX_ELEMENTS, Draft, conv_bn
 from l1rr_fx.testing.operators import OPERATORS

@@ -20,7 +20,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.arguments import of_kind
+from l1rr_fx.support.arguments import of_kind
 from l1rr_fx.testing.claims import TOLERANCE, changed_where, false_unneeded, false_zero, node_values
 from passes.analysis.liveness import channel_facts
 from passes.analysis.program import Program

@@ -12,8 +12,8 @@ from l1rr_fx.attention import FeatureAttention
 from l1rr_fx.budget import Budget
 from l1rr_fx.choose import choose
 from l1rr_fx.integrations.ultralytics.networks import LICENCE, OLDEST, PACKAGE, Size, Source, blank_image, load, pixels
-from l1rr_fx.packages import required
 from l1rr_fx.plan import Plan
+from l1rr_fx.support.packages import required
 
 
 def plan(

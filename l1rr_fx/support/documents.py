@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
-from l1rr_fx.arguments import of_kind
+from l1rr_fx.support.arguments import of_kind
 from passes.errors import InputError
 
 Kind = TypeVar("Kind")
