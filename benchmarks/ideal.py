@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from l1rr_fx.sites import sites_of
-from l1rr_fx.zeroing import ChannelSite, ZeroedProgram, evaluation_graph, zeroed_values
+from l1rr_fx.method.sites.channel_sites import sites_of
+from l1rr_fx.method.sites.zeroing import ChannelSite, ZeroedProgram, evaluation_graph, zeroed_values
 from passes.analysis.coupling import couples, is_meeting
 from passes.analysis.liveness import channel_facts
 from passes.analysis.program import Program, Site

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from l1rr_fx.demo.detector import TreeDetector
-from l1rr_fx.sparsity import ReweightedL1
+from l1rr_fx.method.training.sparsity import ReweightedL1
 from tests.zoo import by_name
 
 GOAL = 0.03

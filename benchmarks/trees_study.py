@@ -19,20 +19,20 @@ import torch
 from torch import Tensor, nn
 
 import l1rr_fx
-from l1rr_fx.attention import FeatureAttention
-from l1rr_fx.budget import Budget
-from l1rr_fx.choose import choose
 from l1rr_fx.demo.boxes import average_precision
 from l1rr_fx.demo.detector import TreeDetector
 from l1rr_fx.demo.measure import THRESHOLDS, as_input, detected, macs, parameters
 from l1rr_fx.demo.training import Settings, Training
 from l1rr_fx.demo.trees import Scene, test_scene, training_scenes
 from l1rr_fx.demo.views import Batch, random_batches
-from l1rr_fx.plan import Plan
-from l1rr_fx.recalibrate import recalibrate_batch_norm
-from l1rr_fx.schedules import SCHEDULES, mean_factor
-from l1rr_fx.sparsity import TRAVEL, ReweightedL1
-from l1rr_fx.zeroing import ChannelSite
+from l1rr_fx.method.attention.loss import FeatureAttention
+from l1rr_fx.method.planning.budget import Budget
+from l1rr_fx.method.planning.choose import choose
+from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.method.sites.zeroing import ChannelSite
+from l1rr_fx.method.training.recalibrate import recalibrate_batch_norm
+from l1rr_fx.method.training.schedules import SCHEDULES, mean_factor
+from l1rr_fx.method.training.sparsity import TRAVEL, ReweightedL1
 
 SMALL = 32.0**2
 """Small boxes are those of COCO: less than 32 x 32 pixels."""
@@ -81,7 +81,7 @@ class Recipe:
 
 
 def reweighted(*, travel: float = TRAVEL, schedule: str = "warm-linear", **options: Any) -> Recipe:
-    """Our penalty, or with other options what it is compared with; `travel` as in `l1rr_fx.sparsity.TRAVEL`."""
+    """Our penalty, or with other options what it is compared with; `travel` as in `l1rr_fx.method.training.sparsity.TRAVEL`."""
 
     def attach(training: Training, steps: int) -> object:
         scales = torch.cat([m.weight.detach() for m in training.model.modules() if isinstance(m, nn.BatchNorm2d)])

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from l1rr_fx.archive import load
-from l1rr_fx.attention import FeatureAttention
-from l1rr_fx.budget import Budget
-from l1rr_fx.choose import choose
 from l1rr_fx.compiler import prune
-from l1rr_fx.decay import parameter_groups
-from l1rr_fx.inspect import Inspection, inspect
 from l1rr_fx.lowering import Latency, lint, lower, to_onnx, to_tensorrt
+from l1rr_fx.method.attention.loss import FeatureAttention
+from l1rr_fx.method.planning.budget import Budget
+from l1rr_fx.method.planning.choose import choose
+from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.method.sites.channel_sites import channel_sites
+from l1rr_fx.method.sites.inspection import Inspection, inspect
+from l1rr_fx.method.training.decay import parameter_groups
+from l1rr_fx.method.training.recalibrate import recalibrate_batch_norm
+from l1rr_fx.method.training.sparsity import ReweightedL1
 from l1rr_fx.optimizer import pruned_optimizer_state
-from l1rr_fx.plan import Plan
 from l1rr_fx.pruned import Pruned
-from l1rr_fx.recalibrate import recalibrate_batch_norm
 from l1rr_fx.report import Report
-from l1rr_fx.sites import channel_sites
-from l1rr_fx.sparsity import ReweightedL1
 from passes.errors import (
     CaptureError,
     InputError,

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l1rr_fx.attention import FeatureAttention, attention_loss, attention_map
 from l1rr_fx.demo.detector import TreeDetector, Widths
-from l1rr_fx.recalibrate import recalibrate_batch_norm
-from l1rr_fx.replay import Replay
-from l1rr_fx.taps import found_taps
-from l1rr_fx.targets import target_mask
-from l1rr_fx.zeroing import evaluation_graph
+from l1rr_fx.method.attention.feature_maps import found_taps
+from l1rr_fx.method.attention.ground_truth import target_mask
+from l1rr_fx.method.attention.loss import FeatureAttention, attention_loss, attention_map
+from l1rr_fx.method.attention.replay import Replay
+from l1rr_fx.method.sites.zeroing import evaluation_graph
+from l1rr_fx.method.training.recalibrate import recalibrate_batch_norm
 from passes.analysis.program import Program
 from passes.errors import InputError
 from passes.rules import rule_for

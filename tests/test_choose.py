@@ -20,17 +20,17 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import l1rr_fx
-from l1rr_fx.attention import FeatureAttention
-from l1rr_fx.budget import Analysis, Budget
-from l1rr_fx.choose import EXPONENTS, WITHIN, choose, savings
 from l1rr_fx.cli import app
 from l1rr_fx.cli import planning as planning
-from l1rr_fx.curves import Curve, Unit, read_curves
 from l1rr_fx.demo.detector import ConvBlock, Head, Residual
-from l1rr_fx.plan import Plan
-from l1rr_fx.recalibrate import recalibrate_batch_norm
-from l1rr_fx.scores import GroupSum
-from l1rr_fx.sites import channel_sites
+from l1rr_fx.method.attention.loss import FeatureAttention
+from l1rr_fx.method.planning.budget import Analysis, Budget
+from l1rr_fx.method.planning.choose import EXPONENTS, WITHIN, choose, savings
+from l1rr_fx.method.planning.curves import Curve, Unit, read_curves
+from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.method.planning.scores import GroupSum
+from l1rr_fx.method.sites.channel_sites import channel_sites
+from l1rr_fx.method.training.recalibrate import recalibrate_batch_norm
 from passes.errors import InputError, VanishedError
 from tests.test_scores import Net
 

@@ -16,7 +16,7 @@ from l1rr_fx.demo import measure, run, training, trees, views
 from l1rr_fx.demo.boxes import Detections, average_precision, decode, detections, iou
 from l1rr_fx.demo.detector import TreeDetector
 from l1rr_fx.demo.picture import Panel, write_side_by_side
-from l1rr_fx.plan import Plan
+from l1rr_fx.method.planning.plan import Plan
 from passes.errors import InputError
 from tests.yolo_trees import needs_trees
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 import l1rr_fx
-from l1rr_fx.inspect import NETWORK_OUTPUT, ONLY_CHANNEL, InspectedLayer, inspect
-from l1rr_fx.zeroing import evaluation_graph
+from l1rr_fx.method.sites.inspection import NETWORK_OUTPUT, ONLY_CHANNEL, InspectedLayer, inspect
+from l1rr_fx.method.sites.zeroing import evaluation_graph
 from passes.analysis.coupling import channel_groups
 from passes.analysis.liveness import channel_facts
 from passes.analysis.program import Program

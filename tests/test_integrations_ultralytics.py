@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from l1rr_fx.budget import Budget
 from l1rr_fx.integrations import ultralytics as integration
-from l1rr_fx.plan import Plan
-from l1rr_fx.recalibrate import recalibrate_batch_norm
+from l1rr_fx.method.planning.budget import Budget
+from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.method.training.recalibrate import recalibrate_batch_norm
 from l1rr_fx.support import packages
 from passes.errors import InputError
 from tests.yolo_trees import (

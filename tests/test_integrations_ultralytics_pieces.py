@@ -12,7 +12,7 @@ from torch import nn
 
 from l1rr_fx.integrations.ultralytics.networks import pixels
 from l1rr_fx.integrations.ultralytics.training import _Sparse
-from l1rr_fx.sparsity import ReweightedL1
+from l1rr_fx.method.training.sparsity import ReweightedL1
 from passes.errors import InputError
 
 

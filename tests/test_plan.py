@@ -16,11 +16,11 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 import l1rr_fx
-from l1rr_fx.attention import AttentionLoss
-from l1rr_fx.budget import Budget
-from l1rr_fx.choose import choose
-from l1rr_fx.plan import Plan
-from l1rr_fx.recalibrate import recalibrate_batch_norm
+from l1rr_fx.method.attention.loss import AttentionLoss
+from l1rr_fx.method.planning.budget import Budget
+from l1rr_fx.method.planning.choose import choose
+from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.method.training.recalibrate import recalibrate_batch_norm
 from passes.errors import InputError
 
 DICE = torch.Generator().manual_seed(0)

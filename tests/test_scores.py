@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from l1rr_fx.scores import GroupSum, Taylor, bn_scale, score_named, scores_of, weight_norm
-from l1rr_fx.sites import channel_sites
-from l1rr_fx.zeroing import ChannelSite
+from l1rr_fx.method.planning.scores import GroupSum, Taylor, bn_scale, score_named, scores_of, weight_norm
+from l1rr_fx.method.sites.channel_sites import channel_sites
+from l1rr_fx.method.sites.zeroing import ChannelSite
 from passes.errors import InputError
 
 ARGS = (torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)),)

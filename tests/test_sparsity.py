@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from l1rr_fx.decay import parameter_groups
-from l1rr_fx.schedules import SCHEDULES, mean_factor, schedule_named
-from l1rr_fx.sites import channel_sites
-from l1rr_fx.sparsity import FLOOR, LEAST, MOST, SHARE, STATE, TRAVEL, ReweightedL1
-from l1rr_fx.zeroing import ChannelSite
+from l1rr_fx.method.sites.channel_sites import channel_sites
+from l1rr_fx.method.sites.zeroing import ChannelSite
+from l1rr_fx.method.training.decay import parameter_groups
+from l1rr_fx.method.training.schedules import SCHEDULES, mean_factor, schedule_named
+from l1rr_fx.method.training.sparsity import FLOOR, LEAST, MOST, SHARE, STATE, TRAVEL, ReweightedL1
 from passes.errors import InputError
 
 IMAGE = (torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)

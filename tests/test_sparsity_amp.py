@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from l1rr_fx.sparsity import ReweightedL1
+from l1rr_fx.method.training.sparsity import ReweightedL1
 
 STEPS = 20
 

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
-from l1rr_fx.attention import FeatureAttention
-from l1rr_fx.budget import Budget
-from l1rr_fx.choose import choose
-from l1rr_fx.plan import Plan
-from l1rr_fx.sparsity import ReweightedL1
+from l1rr_fx.method.attention.loss import FeatureAttention
+from l1rr_fx.method.planning.budget import Budget
+from l1rr_fx.method.planning.choose import choose
+from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.method.training.sparsity import ReweightedL1
 
 STEPS = 40
 

@@ -18,7 +18,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from l1rr_fx.zeroing import unwrapped
+from l1rr_fx.method.sites.zeroing import unwrapped
 from tests.yolo_trees import offline_ultralytics
 
 RANK = int(os.environ.get("LOCAL_RANK", -1))

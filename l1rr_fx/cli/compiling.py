@@ -26,7 +26,7 @@ class Mode(str, Enum):
 @app.command("inspect")
 def inspect_command(model: ModelArgument) -> None:
     """Show the channels of MODEL, their groups, what could go, and what blocks the rest. Needs no training."""
-    from l1rr_fx.inspect import inspect
+    from l1rr_fx.method.sites.inspection import inspect
 
     with reporting("inspecting"):
         subject = load_subject(model)

@@ -38,9 +38,9 @@ def choose_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the plan in FILE.")] = False,
 ) -> None:
     """Choose the channels of MODEL to zero for a budget, and write the plan; the model is not changed."""
-    from l1rr_fx.attention import FeatureAttention
-    from l1rr_fx.budget import Budget
-    from l1rr_fx.choose import choose
+    from l1rr_fx.method.attention.loss import FeatureAttention
+    from l1rr_fx.method.planning.budget import Budget
+    from l1rr_fx.method.planning.choose import choose
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -11,8 +11,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from l1rr_fx.curves import Curve
-from l1rr_fx.plan import Plan
+from l1rr_fx.method.planning.curves import Curve
+from l1rr_fx.method.planning.plan import Plan
 
 COLUMNS = 5
 BEFORE, AFTER = "#9aa5b1", "#c2185b"

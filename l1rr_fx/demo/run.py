@@ -19,10 +19,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import l1rr_fx
-from l1rr_fx.attention import FeatureAttention
-from l1rr_fx.budget import Budget
-from l1rr_fx.choose import choose
-from l1rr_fx.curves import read_curves
 from l1rr_fx.demo.boxes import Detections, average_precision
 from l1rr_fx.demo.detector import TreeDetector
 from l1rr_fx.demo.measure import (
@@ -42,8 +38,12 @@ from l1rr_fx.demo.plots import write_curves, write_kept, write_scales
 from l1rr_fx.demo.training import Settings, Training
 from l1rr_fx.demo.trees import Scene, test_scene, training_scenes
 from l1rr_fx.demo.views import Batch, random_batches
-from l1rr_fx.plan import Plan
-from l1rr_fx.recalibrate import recalibrate_batch_norm
+from l1rr_fx.method.attention.loss import FeatureAttention
+from l1rr_fx.method.planning.budget import Budget
+from l1rr_fx.method.planning.choose import choose
+from l1rr_fx.method.planning.curves import read_curves
+from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.method.training.recalibrate import recalibrate_batch_norm
 from passes.errors import InputError, VerifyError
 
 CHECKPOINT = Path(__file__).with_name("trees.safetensors")

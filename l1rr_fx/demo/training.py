@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from l1rr_fx.decay import parameter_groups
 from l1rr_fx.demo.loss import loss_of
 from l1rr_fx.demo.views import Batch
+from l1rr_fx.method.training.decay import parameter_groups
 
 CLIP = 10.0
 """The largest norm of all gradients together."""

@@ -12,12 +12,12 @@ from torch.utils import _pytree as pytree
 
 from l1rr_fx.compiler import prune
 from l1rr_fx.integrations.masks import detached_copy
+from l1rr_fx.method.sites.channel_sites import channel_sites
+from l1rr_fx.method.sites.zeroing import zeroed_values
 from l1rr_fx.pruned import Pruned
-from l1rr_fx.sites import channel_sites
 from l1rr_fx.support.arguments import share
 from l1rr_fx.testing.blame import find_fault
 from l1rr_fx.testing.judging import differences, fresh
-from l1rr_fx.zeroing import zeroed_values
 from passes.assignment.options import Options
 from passes.errors import CaptureError
 from passes.frontend.capture import check_arguments

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l1rr_fx.method.sites.zeroing import unwrapped
 from l1rr_fx.support.packages import required
-from l1rr_fx.zeroing import unwrapped
 from passes.errors import InputError
 from passes.graph.isolation import copied
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l1rr_fx.attention import FeatureAttention
-from l1rr_fx.budget import Budget
-from l1rr_fx.choose import choose
 from l1rr_fx.integrations.ultralytics.networks import LICENCE, OLDEST, PACKAGE, Size, Source, blank_image, load, pixels
-from l1rr_fx.plan import Plan
+from l1rr_fx.method.attention.loss import FeatureAttention
+from l1rr_fx.method.planning.budget import Budget
+from l1rr_fx.method.planning.choose import choose
+from l1rr_fx.method.planning.plan import Plan
 from l1rr_fx.support.packages import required
 
 

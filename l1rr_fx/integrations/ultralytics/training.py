@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from l1rr_fx.integrations.ultralytics.networks import blank_image
-from l1rr_fx.plan import Plan
-from l1rr_fx.sites import channel_sites
-from l1rr_fx.sparsity import ReweightedL1
-from l1rr_fx.zeroing import unwrapped
+from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.method.sites.channel_sites import channel_sites
+from l1rr_fx.method.sites.zeroing import unwrapped
+from l1rr_fx.method.training.sparsity import ReweightedL1
 from passes.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from l1rr_fx.attention import FeatureAttention
-from l1rr_fx.budget import Analysis, Budget, LatencyPredictor
-from l1rr_fx.curves import Curve, Progress, Unit, measured_curves
-from l1rr_fx.plan import Plan, planned
-from l1rr_fx.scores import Score, score_named, scores_of
-from l1rr_fx.search import LEAST, SHARE, Search, sequence, shown
+from l1rr_fx.method.attention.loss import FeatureAttention
+from l1rr_fx.method.planning.budget import Analysis, Budget, LatencyPredictor
+from l1rr_fx.method.planning.curves import Curve, Progress, Unit, measured_curves
+from l1rr_fx.method.planning.plan import Plan, planned
+from l1rr_fx.method.planning.scores import Score, score_named, scores_of
+from l1rr_fx.method.planning.search import LEAST, SHARE, Search, sequence, shown
+from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing, unwrapped
 from l1rr_fx.support.arguments import all_of_kind, of_kind
-from l1rr_fx.zeroing import ChannelSite, Zeroing, unwrapped
 from passes.analysis.coupling import residual_values
 from passes.errors import InputError
 from passes.graph.nodes import attribute

@@ -19,11 +19,11 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from l1rr_fx.calls import PLAIN, signature
-from l1rr_fx.replay import Replay, Values
+from l1rr_fx.method.attention.feature_maps import found_taps, named_taps, same_taps, tap_names
+from l1rr_fx.method.attention.ground_truth import Batch, Target, read_batches, target_mask
+from l1rr_fx.method.attention.replay import Replay, Values
+from l1rr_fx.method.sites.zeroing import evaluation_graph, unwrapped
 from l1rr_fx.support.arguments import all_of_kind, of_kind
-from l1rr_fx.taps import found_taps, named_taps, same_taps, tap_names
-from l1rr_fx.targets import Batch, Target, read_batches, target_mask
-from l1rr_fx.zeroing import evaluation_graph, unwrapped
 from passes.analysis.program import Program
 from passes.errors import InputError
 from passes.frontend.capture import check_arguments
@@ -64,7 +64,7 @@ def attention_loss(reference: Tensor, changed: Tensor, masks: Tensor) -> Tensor:
 class FeatureAttention:
     """The feature attention loss of a model on batches of images with boxes.
 
-    `batches` yields (images, targets), see `l1rr_fx.targets`; `class_names` names the labels 0, 1, ...
+    `batches` yields (images, targets), see `l1rr_fx.method.attention.ground_truth`; `class_names` names the labels 0, 1, ...
     `taps` names the feature maps: modules by their dotted names; by default the tensors that enter the detector's heads
     and those that its predictions are made from. They are found in the network for `args`, and are the same tensors for
     images of every size. The reference are the weights that the model has now; evaluation mode is used throughout.

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from l1rr_fx.attention import FeatureAttention
+from l1rr_fx.method.attention.loss import FeatureAttention
+from l1rr_fx.method.sites.zeroing import ChannelSite, zeroed_values
 from l1rr_fx.support.documents import read_as
-from l1rr_fx.zeroing import ChannelSite, zeroed_values
 from passes.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from l1rr_fx.attention import AttentionLoss, FeatureAttention
-from l1rr_fx.budget import Analysis, Budget
-from l1rr_fx.curves import Unit
-from l1rr_fx.zeroing import Zeroing, zeroed_values
+from l1rr_fx.method.attention.loss import AttentionLoss, FeatureAttention
+from l1rr_fx.method.planning.budget import Analysis, Budget
+from l1rr_fx.method.planning.curves import Unit
+from l1rr_fx.method.sites.zeroing import Zeroing, zeroed_values
 from passes.errors import InputError, VanishedError
 
 LEAST, SHARE = 4, 0.05

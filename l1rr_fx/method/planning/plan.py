@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from l1rr_fx.attention import AttentionLoss
-from l1rr_fx.budget import Budget
-from l1rr_fx.hold import Held
+from l1rr_fx.method.attention.loss import AttentionLoss
+from l1rr_fx.method.planning.budget import Budget
+from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing, unwrapped
+from l1rr_fx.method.training.hold import Held
 from l1rr_fx.report import printed
 from l1rr_fx.support.arguments import of_kind
 from l1rr_fx.support.documents import from_json, to_json
-from l1rr_fx.zeroing import ChannelSite, Zeroing, unwrapped
 from passes.assignment.options import Options
 from passes.errors import InputError
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from l1rr_fx.method.sites.zeroing import evaluation_mode
 from l1rr_fx.support.arguments import of_kind
-from l1rr_fx.zeroing import evaluation_mode
 from passes.errors import InputError
 from passes.graph.isolation import buffers_restored
 

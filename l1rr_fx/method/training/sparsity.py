@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from l1rr_fx.decay import refuse_decay
-from l1rr_fx.penalised import (
+from l1rr_fx.method.sites.channel_sites import channel_sites
+from l1rr_fx.method.sites.zeroing import ChannelSite, unwrapped
+from l1rr_fx.method.training.decay import refuse_decay
+from l1rr_fx.method.training.penalised import (
     SOURCE,
     Remainder,
     along,
@@ -31,10 +33,8 @@ from l1rr_fx.penalised import (
     shrunk,
     squared_changes,
 )
-from l1rr_fx.schedules import Schedule, factor_at, mean_factor, schedule_named
-from l1rr_fx.sites import channel_sites
+from l1rr_fx.method.training.schedules import Schedule, factor_at, mean_factor, schedule_named
 from l1rr_fx.support.arguments import all_of_kind, number, of_kind
-from l1rr_fx.zeroing import ChannelSite, unwrapped
 from passes.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class ReweightedL1:
     "auto" derives it from the model and the training: a channel of weight 1 that no gradient speaks for would move by
     TRAVEL times its network's mean |gamma| in the whole training if the learning rate stayed at its highest, that of
     its own group: a backbone that learns at a tenth of the rate is pushed as far. (A fixed number means something else
-    for every optimiser and length of training.) `schedule` is a name of `l1rr_fx.schedules` or a function of t in [0,
+    for every optimiser and length of training.) `schedule` is a name of `l1rr_fx.method.training.schedules` or a function of t in [0,
     1]. `sites` are by default the model's batch norms; with an example input as `args`, also the rows of layers without
     one, each as a group. `cost_aware` makes a_l the MACs that a channel costs, over their mean; it needs `args` or
     sites that know. Weights are refreshed every `refresh_every` steps (default: a hundredth of all) and by `refresh()`;

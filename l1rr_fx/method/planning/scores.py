@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from l1rr_fx.decay import few
-from l1rr_fx.penalised import SOURCE, parameter, refuse_frozen, row_norms
+from l1rr_fx.method.sites.zeroing import ChannelSite, evaluation_mode, unwrapped
+from l1rr_fx.method.training.decay import few
+from l1rr_fx.method.training.penalised import SOURCE, parameter, refuse_frozen, row_norms
 from l1rr_fx.support.arguments import all_of_kind, of_kind
-from l1rr_fx.zeroing import ChannelSite, evaluation_mode, unwrapped
 from passes.errors import InputError
 
 
@@ -49,7 +49,7 @@ def _filters(model: nn.Module, site: ChannelSite, name: str) -> Tensor:
     if weight.dim() > 2 and not isinstance(layer, _ConvNd):
         raise InputError(
             f"{site.name}: {name} of shape {(*weight.shape,)} is of no convolution of torch.nn, so that it is not "
-            'known which of its axes makes the channels; use the score "bn-scale" or l1rr_fx.scores.Taylor'
+            'known which of its axes makes the channels; use the score "bn-scale" or l1rr_fx.method.planning.scores.Taylor'
         )
     return weight
 

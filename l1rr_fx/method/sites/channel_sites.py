@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from l1rr_fx.support.arguments import of_kind
-from l1rr_fx.zeroing import (
+from l1rr_fx.method.sites.zeroing import (
     ChannelSite,
     ZeroedProgram,
     evaluation_graph,
@@ -25,6 +24,7 @@ from l1rr_fx.zeroing import (
     unwrapped,
     zeroed_values,
 )
+from l1rr_fx.support.arguments import of_kind
 from passes.analysis.coupling import channel_groups, couples, is_meeting
 from passes.analysis.liveness import channel_facts
 from passes.analysis.program import Program, Site

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from l1rr_fx.sites import predictions
+from l1rr_fx.method.sites.channel_sites import predictions
 from passes.analysis.liveness import Facts, channel_facts
 from passes.analysis.program import Program, Site
 from passes.errors import InputError

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from l1rr_fx.decay import few
-from l1rr_fx.zeroing import ChannelSite
+from l1rr_fx.method.sites.zeroing import ChannelSite
+from l1rr_fx.method.training.decay import few
 from passes.errors import InputError
 
 SOURCE = "; l1rr_fx.channel_sites(model, args) finds them"

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from l1rr_fx.sites import sites_of
+from l1rr_fx.method.sites.channel_sites import sites_of
+from l1rr_fx.method.sites.zeroing import ZeroedProgram, Zeroing, evaluation_graph, unwrapped, zeroed_values
 from l1rr_fx.support.arguments import of_kind
 from l1rr_fx.support.settings import from_text
-from l1rr_fx.zeroing import ZeroedProgram, Zeroing, evaluation_graph, unwrapped, zeroed_values
 from passes.analysis.liveness import channel_facts
 from passes.analysis.program import Program
 from passes.assignment.assign import Plan, plan_layouts
