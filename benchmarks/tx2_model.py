@@ -2,7 +2,7 @@
 
     python -m benchmarks.tx2_model
 
-Fits the model to the published measurements of `l1rr_fx/lowering/published.py` and prints the coefficients. Then each
+Fits the model to the published measurements of `l1rr_fx/latency/published.py` and prints the coefficients. Then each
 network in turn (all of its measurements) and each architecture in turn (all of its sizes) is held out and predicted.
 Then come layers that no fit has seen, measured with another compiler (benchmarks/tx2_layers.csv: the log of
 github.com/tlc-pack/tophub, TVM, FP32), up to one factor; and the paper's budget on YOLOv5s. It ends with an error if
@@ -26,12 +26,12 @@ from torch import nn
 
 import l1rr_fx
 from benchmarks.tx2_networks import NETWORKS, YOLOv5s, build
-from l1rr_fx.lowering.geometry import Geometry
-from l1rr_fx.lowering.kernels import Kernel, kernels
-from l1rr_fx.lowering.latency import FITTED, JETSON_TX2, Latency
-from l1rr_fx.lowering.latency_fit import Fit, Observation, Prior, fit
-from l1rr_fx.lowering.latency_model import Coefficients, Work
-from l1rr_fx.lowering.published import MEASUREMENTS, SOURCES, Measurement
+from l1rr_fx.latency.fit import Fit, Observation, Prior, fit
+from l1rr_fx.latency.geometry import Geometry
+from l1rr_fx.latency.kernels import Kernel, kernels
+from l1rr_fx.latency.model import Coefficients, Work
+from l1rr_fx.latency.prediction import FITTED, JETSON_TX2, Latency
+from l1rr_fx.latency.published import MEASUREMENTS, SOURCES, Measurement
 from passes.frontend.capture import capture
 
 PRIOR = Prior(
@@ -85,7 +85,7 @@ def main() -> None:
     _print_layers(whole)
     _print_paper()
     if any(abs(math.log(a / b)) > 1e-3 for a, b in zip(astuple(whole.coefficients), astuple(FITTED))):
-        sys.exit("the coefficients in l1rr_fx/lowering/latency.py are not those of this fit")
+        sys.exit("the coefficients in l1rr_fx/latency/prediction.py are not those of this fit")
 
 
 def network(measurement: Measurement) -> str:

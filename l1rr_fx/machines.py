@@ -31,7 +31,7 @@ def machine(name: str | Target) -> Target:
 
         return onnxruntime_cpu()
     elif name == "jetson-tx2":
-        from l1rr_fx.lowering.latency import jetson_tx2_target  # reads its tables
+        from l1rr_fx.latency.prediction import jetson_tx2_target  # reads its tables
 
         return jetson_tx2_target("fp16")
     raise InputError(

@@ -16,12 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import l1rr_fx
 from benchmarks.tx2_networks import build
-from l1rr_fx.lowering.geometry import Geometry
-from l1rr_fx.lowering.kernels import Kernel, kernels
-from l1rr_fx.lowering.latency import FITTED, JETSON_TX2, Latency, jetson_tx2_target
-from l1rr_fx.lowering.latency_fit import Observation, Prior, fit
-from l1rr_fx.lowering.latency_model import Coefficients, Work, seconds
-from l1rr_fx.lowering.published import MEASUREMENTS, SOURCES
+from l1rr_fx.latency.fit import Observation, Prior, fit
+from l1rr_fx.latency.geometry import Geometry
+from l1rr_fx.latency.kernels import Kernel, kernels
+from l1rr_fx.latency.model import Coefficients, Work, seconds
+from l1rr_fx.latency.prediction import FITTED, JETSON_TX2, Latency, jetson_tx2_target
+from l1rr_fx.latency.published import MEASUREMENTS, SOURCES
 from passes.assignment.cost_model import Target
 from passes.errors import InputError, LoadError
 from passes.frontend.capture import capture

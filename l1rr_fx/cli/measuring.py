@@ -111,8 +111,8 @@ def compare_command(
 ) -> None:
     """Print measured networks side by side, by layer, and tell why pruning did not help where it did not."""
     with reporting(None):
+        from l1rr_fx.latency.results import read_all
         from l1rr_fx.lowering.compare import compare
-        from l1rr_fx.lowering.results import read_all
 
         comparisons = compare(read_all(results))
     for comparison in comparisons:

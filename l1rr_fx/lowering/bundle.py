@@ -20,10 +20,10 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from l1rr_fx.archive.files import move_to, new_directory_beside, settle, size_and_hash
+from l1rr_fx.latency.kernels import Kernel, kernels
+from l1rr_fx.latency.prediction import DEVICES, Latency, Prediction
 from l1rr_fx.lowering.emission import TOLERANCE, Emitted, check_module, in_order, to_onnx
 from l1rr_fx.lowering.instructions import commands, readme
-from l1rr_fx.lowering.kernels import Kernel, kernels
-from l1rr_fx.lowering.latency import DEVICES, Latency, Prediction
 from l1rr_fx.lowering.nms import Nms, check_detections, check_nms
 from l1rr_fx.lowering.target import target_named
 from l1rr_fx.pruned import Pruned

@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from l1rr_fx.lowering.results import LayerTime, Results, Run
+from l1rr_fx.latency.results import LayerTime, Results, Run
 from passes.errors import InputError
 
 HELPED = 1.05

@@ -27,7 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_aggregate, map_arg
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.lowering.geometry import owner
+from l1rr_fx.latency.geometry import owner
 from l1rr_fx.lowering.operators import FORMS
 from l1rr_fx.lowering.writer import Call, Symbol, Writer
 from passes.audit.verify import DROPOUTS, source_line

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from l1rr_fx.lowering.latency_model import Coefficients, Device, Work, seconds
+from l1rr_fx.latency.model import Coefficients, Device, Work, seconds
 
 MEASUREMENT_SPREAD = 0.08
 """Relative: what the same network differs by from page to page."""

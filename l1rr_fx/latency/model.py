@@ -19,7 +19,7 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor
 
-from l1rr_fx.lowering.kernels import Kernel
+from l1rr_fx.latency.kernels import Kernel
 from passes.errors import InputError
 
 ROW_TILE = 32

@@ -17,11 +17,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from l1rr_fx.lowering.kernels import KINDS, Kernel, kernels
-from l1rr_fx.lowering.latency_fit import Observation, Prior, fit
-from l1rr_fx.lowering.latency_model import Coefficients, Device, Work, check_precision, seconds, tiled
-from l1rr_fx.lowering.published import MAXN
-from l1rr_fx.lowering.results import Results, read_all
+from l1rr_fx.latency.fit import Observation, Prior, fit
+from l1rr_fx.latency.kernels import KINDS, Kernel, kernels
+from l1rr_fx.latency.model import Coefficients, Device, Work, check_precision, seconds, tiled
+from l1rr_fx.latency.published import MAXN
+from l1rr_fx.latency.results import Results, read_all
 from passes.assignment.cost_model import PROHIBITIVE
 from passes.errors import InputError
 from passes.frontend.capture import capture

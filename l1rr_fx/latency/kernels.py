@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch.fx import GraphModule, Node
 
-from l1rr_fx.lowering.geometry import Geometry, geometry, operator_name, owner, shape
+from l1rr_fx.latency.geometry import Geometry, geometry, operator_name, owner, shape
 from passes.analysis.program import flat_inputs, is_projection
 from passes.canonical.normalise import normalise_graph
 from passes.rules import rule_for

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from l1rr_fx.lowering.kernels import Kernel
+from l1rr_fx.latency.kernels import Kernel
 from l1rr_fx.support.checks import expect, fields, naming, parsed, short
 from passes.errors import InputError, LoadError
 
