@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.machines import machine
+from l1rr_fx.machines.by_name import machine
 from l1rr_fx.pieces import prune_pieces
 from l1rr_fx.pruned import Pruned
 from l1rr_fx.report import Report

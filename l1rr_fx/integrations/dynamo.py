@@ -25,7 +25,7 @@ from torch.fx import GraphModule
 
 from l1rr_fx.integrations import torch_tensorrt
 from l1rr_fx.integrations.traced import DynamoGraph, copied_graph
-from l1rr_fx.machines import machine
+from l1rr_fx.machines.by_name import machine
 from l1rr_fx.support.packages import required
 from passes.assignment.options import Options
 from passes.compile import remove_zero_channels

@@ -23,7 +23,7 @@ from torch.fx import Graph, GraphModule, Node
 
 import passes
 from l1rr_fx.integrations.traced import DynamoGraph
-from l1rr_fx.machines import machine
+from l1rr_fx.machines.by_name import machine
 from passes.assignment.cost_model import Target
 from passes.assignment.options import Options
 from passes.compile import remove_zero_channels

@@ -19,7 +19,7 @@ import torch
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from l1rr_fx.machines import machine
+from l1rr_fx.machines.by_name import machine
 from l1rr_fx.support.packages import required
 from passes.assignment.cost_model import Target
 from passes.assignment.options import Options

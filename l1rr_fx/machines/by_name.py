@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from l1rr_fx.machines.cpu import this_cpu
 from passes.assignment.cost_model import ByteCount, Target
-from passes.cpu import this_cpu
 from passes.errors import InputError
 
 NAMES = ("none", "cpu", "onnxruntime", "jetson-tx2")
@@ -27,7 +27,7 @@ def machine(name: str | Target) -> Target:
     elif name == "cpu":
         return this_cpu()
     elif name == "onnxruntime":
-        from l1rr_fx.onnxruntime_cpu import onnxruntime_cpu  # needs an extra
+        from l1rr_fx.machines.onnxruntime import onnxruntime_cpu  # needs an extra
 
         return onnxruntime_cpu()
     elif name == "jetson-tx2":

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from l1rr_fx.machines.cpu import CHANNELS, ODD, MeasuredCpu, measured_cpu, remembered, seconds_of
 from l1rr_fx.support.packages import required
-from passes.cpu import CHANNELS, ODD, MeasuredCpu, measured_cpu, remembered, seconds_of
 
 if TYPE_CHECKING:
     import onnxruntime
