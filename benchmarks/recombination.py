@@ -37,7 +37,7 @@ from torch.utils import _pytree as pytree
 
 import l1rr_fx
 from benchmarks.ideal import Subject, subject
-from l1rr_fx.report import Report
+from l1rr_fx.pruning.report import Report
 from passes.assignment.pq_tree import consecutive_order
 from passes.rewriting.fold import fold_batch_norm, fold_constants
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from l1rr_fx.archive import load
-from l1rr_fx.compiler import prune
 from l1rr_fx.lowering import Latency, lint, lower, to_onnx, to_tensorrt
 from l1rr_fx.method.attention.loss import FeatureAttention
 from l1rr_fx.method.planning.budget import Budget
@@ -14,9 +13,10 @@ from l1rr_fx.method.sites.inspection import Inspection, inspect
 from l1rr_fx.method.training.decay import parameter_groups
 from l1rr_fx.method.training.recalibrate import recalibrate_batch_norm
 from l1rr_fx.method.training.sparsity import ReweightedL1
-from l1rr_fx.optimizer import pruned_optimizer_state
-from l1rr_fx.pruned import Pruned
-from l1rr_fx.report import Report
+from l1rr_fx.pruning.compiler import prune
+from l1rr_fx.pruning.optimizer import pruned_optimizer_state
+from l1rr_fx.pruning.pruned import Pruned
+from l1rr_fx.pruning.report import Report
 from passes.errors import (
     CaptureError,
     InputError,

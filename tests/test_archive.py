@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from l1rr_fx.archive import files, load, network, save
 from l1rr_fx.archive.files import GRAPH, LIMITS, MANIFEST, REPORT, TENSORS
-from l1rr_fx.pruned import Pruned
-from l1rr_fx.report import Report
+from l1rr_fx.pruning.pruned import Pruned
+from l1rr_fx.pruning.report import Report
 from passes.accounts import Accounts, Cost
 from passes.errors import InputError, LoadError
 from passes.frontend.capture import capture

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 import l1rr_fx
-from l1rr_fx.report import Report
+from l1rr_fx.pruning.report import Report
 from passes.analysis.liveness import channel_facts
 from passes.analysis.program import Program
 from passes.assignment.channel_order import Arrangement, arrange

@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 
 import l1rr_fx
 from l1rr_fx.cli import app
-from l1rr_fx.pruned import Pruned
-from l1rr_fx.report import Report
+from l1rr_fx.pruning.pruned import Pruned
+from l1rr_fx.pruning.report import Report
 from passes.accounts import Accounts, Cost, Layer
 from passes.errors import VerifyError
 from passes.frontend.capture import capture

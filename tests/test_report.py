@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from l1rr_fx.report import SHOWN_REASONS, Report
+from l1rr_fx.pruning.report import SHOWN_REASONS, Report
 from passes.accounts import RECOMBINATION_KINDS, Accounts, Cost, Family, Kept, Layer, Recombination
 from passes.errors import InputError
 

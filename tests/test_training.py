@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 import l1rr_fx
-from l1rr_fx.pruned import Pruned
+from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.testing import differences, kill
 from tests.op_cases import Args, cba, cbn, head, image, net
 

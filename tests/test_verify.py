@@ -13,7 +13,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 
 import l1rr_fx
-from l1rr_fx.compiler import check
+from l1rr_fx.pruning.compiler import check
 from passes.audit.verify import first_difference, relative_deviation, run_graph, tolerance
 from passes.compile import Removed, remove_zero_channels
 from passes.errors import VerifyError

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from l1rr_fx.archive.arguments import encode_argument
 from l1rr_fx.archive.nesting import encode_codegen
 from l1rr_fx.archive.operators import operator_name
-from l1rr_fx.pruned import Pruned
+from l1rr_fx.pruning.pruned import Pruned
 from passes.errors import InputError
 from passes.graph.modes import MODULES
 from passes.graph.selection import Selection

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from l1rr_fx.report import Report
+from l1rr_fx.pruning.report import Report
 from l1rr_fx.support.checks import expect, fields, naming, parsed, short
 from passes.errors import InputError, LoadError
 

@@ -22,8 +22,8 @@ from l1rr_fx.archive.files import (
     read_all,
     write_all,
 )
-from l1rr_fx.pruned import Pruned
-from l1rr_fx.report import Report
+from l1rr_fx.pruning.pruned import Pruned
+from l1rr_fx.pruning.report import Report
 from l1rr_fx.support.checks import naming, parsed
 from passes.errors import InputError, LoadError
 

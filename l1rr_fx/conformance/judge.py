@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from l1rr_fx.compiler import prune
 from l1rr_fx.conformance.cases import Args, Case
+from l1rr_fx.pruning.compiler import prune
 from l1rr_fx.testing.judging import differences, fresh, has_constant_output
 from l1rr_fx.testing.zeros import zeroed
 from passes.errors import L1RRError

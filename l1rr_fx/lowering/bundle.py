@@ -26,7 +26,7 @@ from l1rr_fx.lowering.emission import TOLERANCE, Emitted, check_module, in_order
 from l1rr_fx.lowering.instructions import commands, readme
 from l1rr_fx.lowering.nms import Nms, check_detections, check_nms
 from l1rr_fx.lowering.target import target_named
-from l1rr_fx.pruned import Pruned
+from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.support.packages import required
 from passes.audit.verify import run_graph
 from passes.errors import InputError, VerifyError

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.compiler import prune
 from l1rr_fx.integrations.masks import detached_copy
 from l1rr_fx.method.sites.channel_sites import channel_sites
 from l1rr_fx.method.sites.zeroing import zeroed_values
-from l1rr_fx.pruned import Pruned
+from l1rr_fx.pruning.compiler import prune
+from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.support.arguments import share
 from l1rr_fx.testing.blame import find_fault
 from l1rr_fx.testing.judging import differences, fresh

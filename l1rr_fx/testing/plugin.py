@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from l1rr_fx.pruned import Pruned
+from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.testing.assertions import assert_prunes_exactly, assert_stays_prunable
 
 

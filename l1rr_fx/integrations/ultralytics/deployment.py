@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from l1rr_fx import compiler
 from l1rr_fx.integrations.ultralytics.networks import Size, Source, blank_image, channels_of, load, pixels, task_of
 from l1rr_fx.lowering import bundle
 from l1rr_fx.lowering.emission import Emitted, to_onnx
 from l1rr_fx.lowering.metadata import yolo_metadata
-from l1rr_fx.pruned import Pruned
+from l1rr_fx.pruning import compiler
+from l1rr_fx.pruning.pruned import Pruned
 
 OUTPUTS = {"segment": (0, 1)}
 """The outputs that Ultralytics reads from a file, by task; of all others the first."""

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.calls import PLAIN, signature
 from l1rr_fx.method.attention.feature_maps import found_taps, named_taps, same_taps, tap_names
 from l1rr_fx.method.attention.ground_truth import Batch, Target, read_batches, target_mask
 from l1rr_fx.method.attention.replay import Replay, Values
 from l1rr_fx.method.sites.zeroing import evaluation_graph, unwrapped
+from l1rr_fx.pruning.partition.calls import PLAIN, signature
 from l1rr_fx.support.arguments import all_of_kind, of_kind
 from passes.analysis.program import Program
 from passes.errors import InputError

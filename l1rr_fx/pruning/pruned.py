@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from l1rr_fx.report import Report
+from l1rr_fx.pruning.report import Report
 from passes.graph.selection import Selection
 
 

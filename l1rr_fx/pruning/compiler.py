@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from l1rr_fx.machines.by_name import machine
-from l1rr_fx.pieces import prune_pieces
-from l1rr_fx.pruned import Pruned
-from l1rr_fx.report import Report
-from l1rr_fx.sizes import check_sizes
+from l1rr_fx.pruning.partition.pieces import prune_pieces
+from l1rr_fx.pruning.pruned import Pruned
+from l1rr_fx.pruning.report import Report
+from l1rr_fx.pruning.size_guards import check_sizes
 from passes.assignment.cost_model import Target
 from passes.assignment.options import Options
 from passes.audit.accounting import bill

@@ -23,8 +23,8 @@ from torch.fx import GraphModule
 from torch.fx.experimental import _config as symbolic_config
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.calls import Calls, never_called, recorded_calls, refuse_calls
-from l1rr_fx.piece import Contract, Piece, contract_of, copy_plain_attributes, hide_new_buffers
+from l1rr_fx.pruning.partition.calls import Calls, never_called, recorded_calls, refuse_calls
+from l1rr_fx.pruning.partition.piece import Contract, Piece, contract_of, copy_plain_attributes, hide_new_buffers
 from passes.accounts import Accounts, Cost, Kept
 from passes.assignment.options import Options
 from passes.audit.accounting import bill

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from l1rr_fx.pruned import Pruned
+from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.support.arguments import of_kind
 from passes.errors import InputError
 from passes.graph.selection import Selection

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.calls import PLAIN, Calls
-from l1rr_fx.sizes import assumptions
+from l1rr_fx.pruning.partition.calls import PLAIN, Calls
+from l1rr_fx.pruning.size_guards import assumptions
 from passes.errors import InputError
 
 INTERNALS = frozenset(vars(nn.Module())) | {"training"}
