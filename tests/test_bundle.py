@@ -28,9 +28,9 @@ from l1rr_fx.cli.measuring import app
 from l1rr_fx.demo.detector import TreeDetector, Widths
 from l1rr_fx.latency import results
 from l1rr_fx.latency.results import Results, read_results
-from l1rr_fx.lowering import build_and_measure
-from l1rr_fx.lowering import bundle as bundle_format
-from l1rr_fx.lowering.bundle import SCRIPT, lower
+from l1rr_fx.lowering.bundle import build_and_measure
+from l1rr_fx.lowering.bundle import writing as bundle_format
+from l1rr_fx.lowering.bundle.writing import SCRIPT, lower
 from passes.errors import InputError, LoweringError
 
 FILES = {

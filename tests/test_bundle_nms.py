@@ -25,8 +25,9 @@ from typer.testing import CliRunner
 
 from l1rr_fx.cli.measuring import app
 from l1rr_fx.latency.results import read_results
-from l1rr_fx.lowering import Nms, build_and_measure, lower
-from l1rr_fx.lowering.bundle import BEFORE_NMS, DETECTION_TOLERANCE, SCRIPT
+from l1rr_fx.lowering import Nms, lower
+from l1rr_fx.lowering.bundle import build_and_measure
+from l1rr_fx.lowering.bundle.writing import BEFORE_NMS, DETECTION_TOLERANCE, SCRIPT
 from l1rr_fx.lowering.tensorrt import build_engine
 from passes.errors import InputError, LoweringError
 from tests.torchvision_shim import nms as torchvisions_nms

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from l1rr_fx.lowering import Finding, lint
-from l1rr_fx.lowering.trt82 import RULES, table
+from l1rr_fx.lowering.parsers.trt82 import RULES, table
 from passes.errors import InputError, LoadError
 
 Shape = tuple[int | str, ...]

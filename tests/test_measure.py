@@ -25,9 +25,9 @@ from l1rr_fx.cli.measuring import app
 from l1rr_fx.latency.geometry import Geometry
 from l1rr_fx.latency.kernels import Kernel
 from l1rr_fx.latency.results import LayerTime, Results, Run, read_results
-from l1rr_fx.lowering.bundle import lower
-from l1rr_fx.lowering.compare import compare
-from l1rr_fx.lowering.remote import measure
+from l1rr_fx.lowering.bundle.comparison import compare
+from l1rr_fx.lowering.bundle.remote import measure
+from l1rr_fx.lowering.bundle.writing import lower
 from passes.errors import InputError, LoweringError
 
 # An sshd on the loopback interface

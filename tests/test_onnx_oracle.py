@@ -11,8 +11,8 @@ import torch
 
 import l1rr_fx
 from l1rr_fx.lowering import to_onnx
-from l1rr_fx.lowering.emission import is_aten_graph
-from l1rr_fx.lowering.runtime import run_onnx
+from l1rr_fx.lowering.onnx.emission import is_aten_graph
+from l1rr_fx.lowering.onnx.runtime import run_onnx
 from tests.oracle import fresh_input, relative_error, zeroed_case
 from tests.zoo import by_name
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l1rr_fx.lowering import LoweringError, to_onnx
-from l1rr_fx.lowering.runtime import run_onnx
+from l1rr_fx.lowering.onnx.runtime import run_onnx
 
 TOLERANCE = 1e-6
 TARGETS = ("jetson-tx2", "onnxruntime")

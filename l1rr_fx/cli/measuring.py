@@ -44,8 +44,8 @@ def lower_command(
 ) -> None:
     """Write a folder that builds, checks and measures the network on its target, and print the predicted latency."""
     with reporting("lowering"):
-        from l1rr_fx.lowering.bundle import check_folder, lower
-        from l1rr_fx.lowering.nms import Nms
+        from l1rr_fx.lowering.bundle.writing import check_folder, lower
+        from l1rr_fx.lowering.onnx.nms import Nms
 
         suppression = None if nms is None else from_text(Nms, nms, "--nms")
         check_folder(output, overwrite=overwrite)
@@ -84,7 +84,7 @@ def measure_command(
 ) -> None:
     """Copy BUNDLE to another machine, build and measure it there, and fetch results.json."""
     with reporting(f"measuring on {ssh}"):
-        from l1rr_fx.lowering.remote import RESULTS, measure
+        from l1rr_fx.lowering.bundle.remote import RESULTS, measure
 
         found = measure(
             bundle,
@@ -112,7 +112,7 @@ def compare_command(
     """Print measured networks side by side, by layer, and tell why pruning did not help where it did not."""
     with reporting(None):
         from l1rr_fx.latency.results import read_all
-        from l1rr_fx.lowering.compare import compare
+        from l1rr_fx.lowering.bundle.comparison import compare
 
         comparisons = compare(read_all(results))
     for comparison in comparisons:

@@ -56,7 +56,7 @@ def _exported(path: Path) -> Subject:
 
 def in_eval_mode(model: nn.Module) -> nn.Module:
     """The model, switched to eval mode; that of a .pt2 file is in the mode that it was exported in."""
-    from l1rr_fx.lowering.emission import has_modes
+    from l1rr_fx.lowering.onnx.emission import has_modes
 
     return model.eval() if has_modes(model) else model
 

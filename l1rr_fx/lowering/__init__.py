@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from l1rr_fx.latency.prediction import Latency, Prediction, jetson_tx2_target
 from l1rr_fx.latency.results import Results, read_results
-from l1rr_fx.lowering.bundle import Bundle, lower
-from l1rr_fx.lowering.compare import Comparison, compare
-from l1rr_fx.lowering.emission import Emitted, to_onnx
-from l1rr_fx.lowering.lint import Finding, lint
-from l1rr_fx.lowering.metadata import yolo_metadata
-from l1rr_fx.lowering.nms import Nms
-from l1rr_fx.lowering.remote import measure
+from l1rr_fx.lowering.bundle.comparison import Comparison, compare
+from l1rr_fx.lowering.bundle.remote import measure
+from l1rr_fx.lowering.bundle.writing import Bundle, lower
+from l1rr_fx.lowering.onnx.emission import Emitted, to_onnx
+from l1rr_fx.lowering.onnx.metadata import yolo_metadata
+from l1rr_fx.lowering.onnx.nms import Nms
+from l1rr_fx.lowering.parsers.lint import Finding, lint
 from l1rr_fx.lowering.tensorrt import Engine, build_engine, to_tensorrt
 from passes.errors import LoweringError
 

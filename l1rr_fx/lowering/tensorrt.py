@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import nn
 
-from l1rr_fx.lowering.emission import to_onnx
-from l1rr_fx.lowering.proto import check_file, write_file
+from l1rr_fx.lowering.onnx.emission import to_onnx
+from l1rr_fx.lowering.onnx.proto import check_file, write_file
 from passes.errors import InputError, LoweringError
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from l1rr_fx.integrations.ultralytics.networks import Size, Source, blank_image, channels_of, load, pixels, task_of
-from l1rr_fx.lowering import bundle
-from l1rr_fx.lowering.emission import Emitted, to_onnx
-from l1rr_fx.lowering.metadata import yolo_metadata
+from l1rr_fx.lowering.bundle import writing as bundle
+from l1rr_fx.lowering.onnx.emission import Emitted, to_onnx
+from l1rr_fx.lowering.onnx.metadata import yolo_metadata
 from l1rr_fx.pruning import compiler
 from l1rr_fx.pruning.pruned import Pruned
 

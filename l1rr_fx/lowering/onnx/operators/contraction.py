@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l1rr_fx.lowering.operators.pointwise import Form, dtype_of
-from l1rr_fx.lowering.writer import Operand, Symbol, Writer
+from l1rr_fx.lowering.onnx.operators.pointwise import Form, dtype_of
+from l1rr_fx.lowering.onnx.writer import Operand, Symbol, Writer
 
 aten = torch.ops.aten
 

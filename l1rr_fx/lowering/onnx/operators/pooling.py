@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from l1rr_fx.lowering.operators.contraction import images, spread
-from l1rr_fx.lowering.operators.pointwise import Form
-from l1rr_fx.lowering.writer import Operand, Symbol, Writer
+from l1rr_fx.lowering.onnx.operators.contraction import images, spread
+from l1rr_fx.lowering.onnx.operators.pointwise import Form
+from l1rr_fx.lowering.onnx.writer import Operand, Symbol, Writer
 
 aten = torch.ops.aten
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from l1rr_fx.lowering.target import Target
+from l1rr_fx.lowering.onnx.target import Target
 from passes.errors import LoweringError
 
 Number = int | float | bool

@@ -17,14 +17,14 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.graph import _PyTreeCodeGen
 
-from l1rr_fx.lowering.choices import deviation_given_choices
-from l1rr_fx.lowering.interpret import Lowered, lower_graph
-from l1rr_fx.lowering.lint import Finding, lint
-from l1rr_fx.lowering.nms import TRANSPOSE, Nms, add_nms, check_nms
-from l1rr_fx.lowering.proto import check_file, model_proto, write_file
-from l1rr_fx.lowering.runtime import Trial, outputs_in_runtime, run_onnx
-from l1rr_fx.lowering.target import target_named
-from l1rr_fx.lowering.writer import Call, Writer
+from l1rr_fx.lowering.onnx.choices import deviation_given_choices
+from l1rr_fx.lowering.onnx.interpret import Lowered, lower_graph
+from l1rr_fx.lowering.onnx.nms import TRANSPOSE, Nms, add_nms, check_nms
+from l1rr_fx.lowering.onnx.proto import check_file, model_proto, write_file
+from l1rr_fx.lowering.onnx.runtime import Trial, outputs_in_runtime, run_onnx
+from l1rr_fx.lowering.onnx.target import target_named
+from l1rr_fx.lowering.onnx.writer import Call, Writer
+from l1rr_fx.lowering.parsers.lint import Finding, lint
 from l1rr_fx.support.packages import required
 from passes.audit.verify import relative_deviation, run_graph
 from passes.errors import InputError, LoweringError, VerifyError

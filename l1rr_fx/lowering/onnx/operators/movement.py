@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l1rr_fx.lowering.operators.pointwise import Form
-from l1rr_fx.lowering.writer import Operand, Symbol, Writer
+from l1rr_fx.lowering.onnx.operators.pointwise import Form
+from l1rr_fx.lowering.onnx.writer import Operand, Symbol, Writer
 from passes.errors import LoweringError
 
 aten = torch.ops.aten

@@ -28,8 +28,8 @@ from torch.fx.node import map_aggregate, map_arg
 from torch.utils import _pytree as pytree
 
 from l1rr_fx.latency.geometry import owner
-from l1rr_fx.lowering.operators import FORMS
-from l1rr_fx.lowering.writer import Call, Symbol, Writer
+from l1rr_fx.lowering.onnx.operators import FORMS
+from l1rr_fx.lowering.onnx.writer import Call, Symbol, Writer
 from passes.audit.verify import DROPOUTS, source_line
 from passes.errors import CaptureError, InputError, LoweringError
 from passes.frontend.functionalise import functionalise
@@ -366,5 +366,5 @@ def _formless(node: Node, target: Any, writer: Writer) -> str:
     return (
         f"{node.target} has no form on {writer.target.name}{inner}\n  {_where(node)}\n"
         "  Replace it in the model, end the network before it (outputs=...) and compute the rest outside, or give "
-        "l1rr_fx.lowering.operators.FORMS a form for it."
+        "l1rr_fx.lowering.onnx.operators.FORMS a form for it."
     )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l1rr_fx.lowering.writer import Operand, Symbol, Writer
+from l1rr_fx.lowering.onnx.writer import Operand, Symbol, Writer
 from passes.errors import LoweringError
 
 aten = torch.ops.aten

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 from l1rr_fx.latency.results import Results, read_results
-from l1rr_fx.lowering.bundle import FORMAT, MANIFEST, MODEL, SCRIPT
+from l1rr_fx.lowering.bundle.writing import FORMAT, MANIFEST, MODEL, SCRIPT
 from passes.errors import InputError, LoweringError
 
 log = logging.getLogger(__name__)

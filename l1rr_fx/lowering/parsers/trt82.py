@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 
-from l1rr_fx.lowering.reading import STANDARD, Constant, OnnxModel, OnnxNode
-from l1rr_fx.lowering.rules import (
+from l1rr_fx.lowering.parsers.onnx_file import STANDARD, Constant, OnnxModel, OnnxNode
+from l1rr_fx.lowering.parsers.remarks import (
     Remark,
     Rule,
     at_most_inputs,
@@ -46,7 +46,7 @@ class Entry:
 @functools.cache
 def table() -> Mapping[str, Entry]:
     """What is known of each operator, by name."""
-    text = resources.files("l1rr_fx.lowering").joinpath("trt82_operators.csv").read_text(encoding="utf-8")
+    text = resources.files("l1rr_fx.lowering.parsers").joinpath("trt82_operators.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
     return {row["operator"]: Entry(row["supported"], tuple(row["types"].split()), row["alternative"]) for row in rows}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from l1rr_fx.lowering.reading import OnnxModel, OnnxNode
+from l1rr_fx.lowering.parsers.onnx_file import OnnxModel, OnnxNode
 
 
 @dataclass(frozen=True)

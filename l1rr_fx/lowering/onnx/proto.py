@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from l1rr_fx.archive.files import new_directory_beside, settle
-from l1rr_fx.lowering.interpret import Lowered, Port
-from l1rr_fx.lowering.writer import Call, Writer
+from l1rr_fx.lowering.onnx.interpret import Lowered, Port
+from l1rr_fx.lowering.onnx.writer import Call, Writer
 from l1rr_fx.support.packages import required
 from passes.errors import InputError
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from l1rr_fx.lowering.operators import contraction, indexing, mixing, movement, parts, pointwise, pooling, sampling
-from l1rr_fx.lowering.operators.pointwise import Form
+from l1rr_fx.lowering.onnx.operators import contraction, indexing, mixing, movement, parts, pointwise, pooling, sampling
+from l1rr_fx.lowering.onnx.operators.pointwise import Form
 
 FORMS: Mapping[Any, Form] = {
     **pointwise.FORMS,

@@ -22,10 +22,10 @@ from torch.utils import _pytree as pytree
 from l1rr_fx.archive.files import move_to, new_directory_beside, settle, size_and_hash
 from l1rr_fx.latency.kernels import Kernel, kernels
 from l1rr_fx.latency.prediction import DEVICES, Latency, Prediction
-from l1rr_fx.lowering.emission import TOLERANCE, Emitted, check_module, in_order, to_onnx
-from l1rr_fx.lowering.instructions import commands, readme
-from l1rr_fx.lowering.nms import Nms, check_detections, check_nms
-from l1rr_fx.lowering.target import target_named
+from l1rr_fx.lowering.bundle.instructions import commands, readme
+from l1rr_fx.lowering.onnx.emission import TOLERANCE, Emitted, check_module, in_order, to_onnx
+from l1rr_fx.lowering.onnx.nms import Nms, check_detections, check_nms
+from l1rr_fx.lowering.onnx.target import target_named
 from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.support.packages import required
 from passes.audit.verify import run_graph
