@@ -73,7 +73,7 @@ class Pruning:
     least: int | None = None
 
     def result(self) -> str:
-        from l1rr_fx.conformance.judge import counted_macs
+        from l1rr_fx.conformance.judgement import counted_macs
         from l1rr_fx.testing.judging import differences
         from passes.assignment.cost_model import ByteCount
         from passes.assignment.options import Options
@@ -118,7 +118,7 @@ class Sound:
 
 def trials(number_of_settings: int) -> Iterator[Trial]:
     """Every row of the table in so many settings in turn, random networks, calls of every operator."""
-    from l1rr_fx.conformance.judge import counted_macs
+    from l1rr_fx.conformance.judgement import counted_macs
     from l1rr_fx.testing import FAMILIES, fresh, has_constant_output, zeroed
     from passes.frontend.capture import capture
     from tests.op_cases import CASES

@@ -23,7 +23,7 @@ from l1rr_fx.cli import app
 from l1rr_fx.conformance import TOOLS, Case, Judgement, Tool, Verdict, cases_of, judge, judgements, runner
 from l1rr_fx.conformance import judge as judging_function
 from l1rr_fx.conformance.cases import PATTERNS
-from l1rr_fx.conformance.judge import MEANING, limit, without_removed, zeroed_network
+from l1rr_fx.conformance.judgement import MEANING, limit, without_removed, zeroed_network
 from l1rr_fx.conformance.outputs import output_layers
 from l1rr_fx.conformance.page import page
 from l1rr_fx.testing import kill, settle

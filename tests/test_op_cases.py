@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import l1rr_fx
-from l1rr_fx.conformance.judge import counted_macs
+from l1rr_fx.conformance.judgement import counted_macs
 from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.testing import differences, fresh, has_constant_output, zeroed
 from passes.assignment.cost_model import ByteCount, Target

@@ -7,7 +7,7 @@ from l1rr_fx.cli import conforming as conforming
 from l1rr_fx.cli import lowering as lowering
 from l1rr_fx.cli import measuring as measuring
 from l1rr_fx.cli import planning as planning
-from l1rr_fx.cli.app import app
+from l1rr_fx.cli.application import app
 
 
 def main() -> None:

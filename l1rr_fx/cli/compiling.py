@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from l1rr_fx.cli.app import app, reporting
+from l1rr_fx.cli.application import app, reporting
 from l1rr_fx.cli.subject import ModelArgument, load_subject
 from passes.errors import InputError
 

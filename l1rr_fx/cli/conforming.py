@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from l1rr_fx.cli.app import app, reporting
+from l1rr_fx.cli.application import app, reporting
 from passes.errors import InputError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from l1rr_fx.cli.app import app, reporting
+from l1rr_fx.cli.application import app, reporting
 from l1rr_fx.cli.subject import in_eval_mode, network_subject
 
 

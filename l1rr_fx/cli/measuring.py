@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from l1rr_fx.cli.app import app, reporting
+from l1rr_fx.cli.application import app, reporting
 from l1rr_fx.cli.subject import in_eval_mode, network_subject
 from l1rr_fx.support.settings import from_text
 

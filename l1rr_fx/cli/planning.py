@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from l1rr_fx.cli.app import app, reporting
+from l1rr_fx.cli.application import app, reporting
 from l1rr_fx.cli.compiling import Mode
 from l1rr_fx.cli.subject import ModelArgument, load_subject
 from l1rr_fx.support.functions import called

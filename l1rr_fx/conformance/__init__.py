@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from l1rr_fx.conformance.cases import Case, pattern
-from l1rr_fx.conformance.judge import Judgement, Tool, Verdict, judge
+from l1rr_fx.conformance.judgement import Judgement, Tool, Verdict, judge
 from l1rr_fx.conformance.record import Record
 from l1rr_fx.conformance.runner import cases_of, judgements
 from l1rr_fx.conformance.tools import TOOLS

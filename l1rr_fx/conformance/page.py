@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from l1rr_fx.conformance.cases import PATTERNS, Case
-from l1rr_fx.conformance.judge import MEANING, Judgement, Verdict
+from l1rr_fx.conformance.judgement import MEANING, Judgement, Verdict
 from l1rr_fx.conformance.tools import TOOLS
 
 Results = Mapping[str, Sequence[Judgement]]

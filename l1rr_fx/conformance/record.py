@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from l1rr_fx.conformance.judge import Judgement, Verdict
+from l1rr_fx.conformance.judgement import Judgement, Verdict
 from l1rr_fx.conformance.tools import TOOLS
 from passes.errors import InputError
 

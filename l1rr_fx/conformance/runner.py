@@ -14,7 +14,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 import torch
 
 from l1rr_fx.conformance.cases import PATTERNS, Case
-from l1rr_fx.conformance.judge import Judgement, Verdict, judge
+from l1rr_fx.conformance.judgement import Judgement, Verdict, judge
 from l1rr_fx.conformance.tools import TOOLS
 from passes.errors import InputError
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import l1rr_fx
 from l1rr_fx.conformance.cases import Args
-from l1rr_fx.conformance.judge import RATIO, Tool
+from l1rr_fx.conformance.judgement import RATIO, Tool
 from l1rr_fx.conformance.outputs import output_layers
 from passes.errors import InputError, L1RRError
 
