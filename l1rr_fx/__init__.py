@@ -17,6 +17,7 @@ from l1rr_fx.pruning.compiler import prune
 from l1rr_fx.pruning.optimizer import pruned_optimizer_state
 from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.pruning.report import Report
+from l1rr_fx.version import __version__
 from passes.errors import (
     CaptureError,
     InputError,
@@ -26,8 +27,6 @@ from passes.errors import (
     VanishedError,
     VerifyError,
 )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Budget",

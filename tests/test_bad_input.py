@@ -394,7 +394,7 @@ def test_in_a_real_process(here: Path) -> None:
     """No traceback, and nothing that torch prints or logs by itself hides the error."""
     root = str(Path(l1rr_fx.__file__).parent.parent)  # installed or not
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "l1rr_fx.cli", "prune", "bad_models:branches", "-o", "small"]
+    command = [sys.executable, "-m", "l1rr_fx", "prune", "bad_models:branches", "-o", "small"]
     result = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr

@@ -241,7 +241,7 @@ def run(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[
     root = str(Path(l1rr_fx.__file__).parent.parent)  # installed or not
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, **more}
     return subprocess.run(
-        [sys.executable, "-m", "l1rr_fx.cli", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "l1rr_fx", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
     )
 
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from l1rr_fx import __version__
+from l1rr_fx.version import __version__
 from passes.errors import L1RRError
 
 app = typer.Typer(

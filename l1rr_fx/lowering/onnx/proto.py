@@ -14,6 +14,7 @@ from l1rr_fx.archive.files import new_directory_beside, settle
 from l1rr_fx.lowering.onnx.interpret import Lowered, Port
 from l1rr_fx.lowering.onnx.writer import Call, Writer
 from l1rr_fx.support.packages import required
+from l1rr_fx.version import __version__
 from passes.errors import InputError
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -30,8 +31,6 @@ LARGEST = 2**31 - 1
 def model_proto(lowered: Lowered, writer: Writer, name: str, metadata: Mapping[str, object]) -> Any:
     """An `onnx.ModelProto`. The same network gives the same bytes."""
     onnx = required("onnx", extra="onnx")
-    from l1rr_fx import __version__  # the package imports this one
-
     helper = onnx.helper
     held = {key: _stored(tensor, kind) for key, (tensor, kind) in lowered.constants.items()}
     size = sum(len(raw) for _, raw in held.values())
