@@ -33,11 +33,12 @@ from l1rr_fx.method.sites.channel_sites import sites_of
 from l1rr_fx.method.sites.zeroing import ChannelSite, ZeroedProgram, evaluation_graph, zeroed_values
 from passes.analysis.coupling import couples, is_meeting
 from passes.analysis.liveness import channel_facts
-from passes.analysis.program import Program, Site
+from passes.analysis.program import Program
 from passes.assignment.assign import plan_layouts
 from passes.assignment.options import Options
 from passes.graph.layout import Layout
 from passes.rules import rule_for
+from passes.rules.base import Site
 from tests.oracle import Case, calibrate, prepare
 from tests.zoo import by_name
 
@@ -220,7 +221,7 @@ def _channels(
                 joined.union(*pair)
         return [known[0]] * len(site.outputs)
     name = site.node.name if weight is None else names[weight]
-    return [[(name, index) for index in range(_width(site.program, out))] for out in site.outputs]
+    return [[(name, index) for index in range(_width(site.values, out))] for out in site.outputs]
 
 
 def _width(program: Program, node: Node | None) -> int:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from passes.accounts import Accounts, Cost, Family, Kept, Layer, Recombination
 from passes.analysis.coupling import channel_groups
 from passes.analysis.liveness import Facts, channel_facts
-from passes.analysis.program import Program, Site
+from passes.analysis.program import Program
 from passes.assignment.assign import Plan, plan_layouts
 from passes.assignment.channel_order import arrange
 from passes.assignment.cost_model import ByteCount, Target
@@ -45,6 +45,7 @@ from passes.infra import Functionalise, Normalise, RemoveZeroChannels, RestoreMo
 from passes.rewriting.fold import FoldBatchNorm, FoldConstants, fold_batch_norm, fold_constants
 from passes.rewriting.rewriter import Rewritten, rewrite
 from passes.rules import rule_for
+from passes.rules.base import Site
 
 __all__ = [
     "Accounts",

@@ -9,7 +9,7 @@ from torch import nn
 
 from l1rr_fx.conformance import Case
 from l1rr_fx.conformance.zoo import zoo
-from l1rr_fx.testing import settle
+from l1rr_fx.testing import randomised
 from tests.torchvision_shim import import_torchvision
 from tests.zoo import by_name
 
@@ -25,4 +25,4 @@ def cases() -> tuple[Case, ...]:
 
 def _detector(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     model, args, _ = by_name(f"yolo/{name}").build()
-    return settle(model), tuple(image.double() for image in args)
+    return randomised(model), tuple(image.double() for image in args)

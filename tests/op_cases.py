@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from l1rr_fx.testing import kill, settle
+from l1rr_fx.testing import kill, randomised
 from l1rr_fx.testing.zeros import widths
 
 Args = tuple[Any, ...]
@@ -62,8 +62,8 @@ class Net(nn.Module):
 
 
 def net(function: Callable[..., Any], args: Args, **parts: nn.Module | Tensor) -> Built:
-    """(a settled `Net`, its inputs)."""
-    return settle(Net(function, **parts)), args
+    """(a randomised `Net`, its inputs)."""
+    return randomised(Net(function, **parts)), args
 
 
 def image(channels: int = 3, size: int = 8, batch: int = 2) -> Args:
@@ -98,7 +98,7 @@ def head(i: int, o: int = 3) -> nn.Conv2d:
 
 
 def dead(module: nn.Module) -> nn.Module:
-    """The layer with every output channel zeroed; frozen, so that `settle` leaves it so."""
+    """The layer with every output channel zeroed; frozen, so that `randomised` leaves it so."""
     kill(module, range(widths(module)[0]))
     return module.requires_grad_(False)
 
@@ -149,13 +149,13 @@ def _frozen(layer: nn.Module, weight: Tensor) -> nn.Module:
 
 
 def _fixed(values: Sequence[float]) -> nn.Parameter:
-    """A parameter that `settle` leaves as it is."""
+    """A parameter that `randomised` leaves as it is."""
     return nn.Parameter(torch.tensor(values, dtype=torch.float64), requires_grad=False)
 
 
 def _without_rows(layer: nn.Linear, rows: Sequence[int]) -> nn.Linear:
-    """The layer with these outputs zeroed; frozen, so that `settle` leaves it so."""
-    settle(layer)
+    """The layer with these outputs zeroed; frozen, so that `randomised` leaves it so."""
+    randomised(layer)
     kill(layer, rows)
     return layer.requires_grad_(False)
 

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 from torch.nn import functional as F
 
-from l1rr_fx.archive import files, load, network, save
+from l1rr_fx import load
+from l1rr_fx.archive import files, network
 from l1rr_fx.archive.files import GRAPH, LIMITS, MANIFEST, REPORT, TENSORS
 from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.pruning.report import Report
+from l1rr_fx.support import files as synced_files
 from passes.accounts import Accounts, Cost
 from passes.errors import InputError, LoadError
 from passes.frontend.capture import capture
@@ -259,7 +261,7 @@ UNSAVABLE: dict[str, tuple[Callable[[], Pruned], str]] = {
     "a sparse tensor": (lambda: with_buffer(torch.eye(2).to_sparse()), "b: only dense tensors"),
     "a tensor without content": (lambda: with_buffer(torch.ones(2, device="meta")), "b: only dense tensors"),
     "a tensor's subclass": (lambda: with_buffer(torch.ones(2).as_subclass(OwnTensor)), "class OwnTensor"),
-    "no network": (lambda: nn.Linear(1, 1), "a Pruned is wanted"),  # type: ignore[dict-item, return-value]
+    "no network": (lambda: Pruned(nn.Linear, REPORTED), "a Module is wanted"),  # type: ignore[arg-type]
 }
 
 
@@ -267,7 +269,7 @@ UNSAVABLE: dict[str, tuple[Callable[[], Pruned], str]] = {
 def test_what_the_format_cannot_hold_is_refused_when_saved(case: str, tmp_path: Path) -> None:
     make, message = UNSAVABLE[case]
     with pytest.raises(InputError, match=message):
-        save(make(), tmp_path / "saved")
+        make().save(tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -321,7 +323,7 @@ def test_a_failure_leaves_nothing_half_written(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files if step == "_sync" else network, step, full)
+    monkeypatch.setattr(synced_files if step == "_sync" else network, step, full)
     with pytest.raises(InputError, match=r"saved: cannot be written: No space left"):
         switching().save(target, overwrite=overwrite)
     assert sorted(path.name for path in tmp_path.rglob("*")) == before

@@ -205,7 +205,7 @@ def test_the_order_flows_through_concatenations() -> None:
     small = l1rr_fx.prune(model, (X,))
     assert kinds(small.report)["gather"] == 0
     program, arrangement = arranged(model)
-    (cat,) = (node for node in program.values if node.name.startswith("cat"))
+    (cat,) = (node for node in program.tensors if node.name.startswith("cat"))
     assert arrangement.ranks[cat].numel() == 2 * WIDTH
     assert relative_deviation(model(X), small.module(X)) <= TOLERANCE
 

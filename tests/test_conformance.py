@@ -26,7 +26,7 @@ from l1rr_fx.conformance.cases import PATTERNS
 from l1rr_fx.conformance.judgement import MEANING, limit, without_removed, zeroed_network
 from l1rr_fx.conformance.outputs import output_layers
 from l1rr_fx.conformance.page import page
-from l1rr_fx.testing import kill, settle
+from l1rr_fx.testing import kill, randomised
 from passes.errors import InputError
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "conformance.md"
@@ -123,7 +123,7 @@ def test_each_verdict_is_earned(tool: Tool, verdict: Verdict) -> None:
 
 
 def test_what_was_removed_is_read_off_the_parameters() -> None:
-    model = settle(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)))
+    model = randomised(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)))
     small = copy.deepcopy(model)
     small[0].weight, small[0].bias = nn.Parameter(small[0].weight[[2, 0]]), nn.Parameter(small[0].bias[[2, 0]])
     small[1].weight = nn.Parameter(small[1].weight[:, [2, 0]])

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.fx import GraphModule
 
-from l1rr_fx.archive import load
+from l1rr_fx import load
 from l1rr_fx.integrations import inductor
 from passes.errors import InputError
 from tests.installed import is_installed

@@ -15,13 +15,13 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 import l1rr_fx
-from l1rr_fx.testing import Call, assert_prunes_exactly, assert_rule_is_sound, kill, settle
+from l1rr_fx.testing import Call, assert_prunes_exactly, assert_rule_is_sound, kill, randomised
 from l1rr_fx.testing.claims import node_values
-from passes.analysis.program import Program, is_tensor
+from passes.analysis.program import Program
 from passes.canonical.normalise import normalise_graph
 from passes.errors import InputError
 from passes.frontend.capture import capture
-from passes.graph.nodes import attribute
+from passes.graph.nodes import attribute, is_tensor
 from passes.rules import RULES, UNKNOWN, mixing, pointwise, register_rule, rule_for, unregister_rule
 from passes.rules.base import Rule
 from tests.op_cases import CASES
@@ -109,7 +109,7 @@ class TooEmpty(pointwise.Pointwise):
 class TooSmall(mixing.Normalisation):
     """Wrong: it takes the statistics over what is kept alone."""
 
-    def native(self, site: Any, outs: Any) -> list[Any]:
+    def gives(self, site: Any, outs: Any) -> list[Any]:
         return list(outs)
 
 
@@ -167,7 +167,7 @@ class Custom(nn.Module):
 
 @pytest.fixture
 def custom() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    model = settle(Custom())
+    model = randomised(Custom())
     kill(model.get_submodule("a"), [0, 2, 5])
     kill(model.get_submodule("b"), [1, 2, 3])
     return model, (image(2, 3, 4, 4),)

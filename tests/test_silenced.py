@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import l1rr_fx
-from l1rr_fx.testing import assert_prunes_exactly, settle
+from l1rr_fx.testing import assert_prunes_exactly, randomised
 
 IMAGE = (torch.randn(2, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),)
 
@@ -39,7 +39,7 @@ LOUD: dict[str, tuple[Callable[[], nn.Module], float]] = {
 
 def network(activation: nn.Module, shift: float) -> nn.Module:
     """Of the first layer's 8 channels 1, 4 and 5 have lost their scale, and keep a shift."""
-    model = settle(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), activation, nn.Conv2d(8, 2, 3)))
+    model = randomised(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), activation, nn.Conv2d(8, 2, 3)))
     norm = model.get_submodule("1")
     norm.get_parameter("weight").data[[1, 4, 5]] = 0
     norm.get_parameter("bias").data[[1, 4, 5]] = shift
@@ -71,7 +71,7 @@ def test_a_shift_that_gets_through(name: str) -> None:
 
 
 def test_a_bias_without_a_row() -> None:
-    model = settle(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)))
+    model = randomised(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)))
     first = model.get_submodule("0")
     first.get_parameter("weight").data[:4] = 0
     first.get_parameter("bias").data[:4] = torch.tensor([-1.0, 0.0, 1.0, -0.1], dtype=torch.float64)
@@ -95,7 +95,7 @@ class Preactivated(nn.Module):
 )
 def test_a_dead_channel_before_a_batch_norm(shift: float, mean: float, kept: int) -> None:
     """It has to be silent by the running statistics and by those of a batch, in which its mean is zero."""
-    model = settle(Preactivated())
+    model = randomised(Preactivated())
     model.get_parameter("first.weight").data[2] = 0
     model.get_parameter("first.bias").data[2] = 0
     model.get_parameter("norm.bias").data[2] = shift
@@ -119,7 +119,7 @@ class Gated(nn.Module):
 
 
 def test_a_gate_that_parameters_alone_close() -> None:
-    model = settle(Gated())
+    model = randomised(Gated())
     assert isinstance(model, Gated)
     with torch.no_grad():
         model.gates.fill_(0.5)[:, [1, 4]] = -0.5

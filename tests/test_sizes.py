@@ -13,7 +13,7 @@ from torch.export import Dim
 
 import l1rr_fx
 import passes
-from l1rr_fx.testing import kill, settle
+from l1rr_fx.testing import kill, randomised
 
 
 class Pooled(nn.Module):
@@ -50,7 +50,7 @@ def image(*shape: int) -> Tensor:
 
 
 def pruned_of(model: nn.Module, *args: Tensor, shapes: Any) -> Any:
-    model = settle(model)
+    model = randomised(model)
     kill(model.get_submodule("stem"), [0, 1, 2])
     return l1rr_fx.prune(model, args, dynamic_shapes=shapes), model
 

@@ -28,8 +28,8 @@ from l1rr_fx.testing import (
     input_shapes,
     kill,
     networks,
+    randomised,
     residual_families,
-    settle,
     zeroed,
     zeroings,
 )
@@ -89,10 +89,10 @@ def test_a_family_that_does_not_exist_is_named_at_once() -> None:
 @settings(FEW, max_examples=15)
 @given(zeroing=zeroings(Net()))
 def test_a_zeroing_can_be_applied_and_pasted(zeroing: Zeroing) -> None:
-    model = settle(Net())
+    model = randomised(Net())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     result = zeroing.apply(model)
-    pasted = settle(Net())
+    pasted = randomised(Net())
     exec(repr(zeroing), {"kill": kill, "model": pasted})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(value, pasted.state_dict()[name]) for name, value in result.state_dict().items())
@@ -159,7 +159,7 @@ def test_all_families_are_reached() -> None:
 
 
 def test_a_right_network_passes() -> None:
-    pruned = assert_prunes_exactly(zeroed(settle(Net()), 0.5, 1), (IMAGE[0].double(),))
+    pruned = assert_prunes_exactly(zeroed(randomised(Net()), 0.5, 1), (IMAGE[0].double(),))
     assert pruned.report.after.macs < pruned.report.before.macs
     model = zeroed(Net().eval(), 0.5, 1)  # float32: compared in float64
     weight = model.get_submodule("stem").get_parameter("weight").clone()
@@ -175,7 +175,7 @@ def test_a_right_network_passes() -> None:
     ],
 )
 def test_the_rule_at_fault_is_named(bug: str, rule: str, says: str) -> None:
-    model = settle(Net())
+    model = randomised(Net())
     kill(model.get_submodule("gate"), range(4))
     kill(model.get_submodule("block"), columns=range(8))
     planted = next(each for each in BUGS if each.name == bug)
@@ -189,7 +189,7 @@ def test_the_rule_at_fault_is_named(bug: str, rule: str, says: str) -> None:
 
 
 def test_a_network_that_does_not_run_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = settle(nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 2)))
+    model = randomised(nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 2)))
     kill(model.get_submodule("0"), [1, 2])
     kill(model.get_submodule("1"), [1, 2, 3])
     monkeypatch.setattr(mixing.Normalisation, "native", lambda self, site, outs: list(outs))
@@ -198,7 +198,7 @@ def test_a_network_that_does_not_run_is_blamed(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_network_above_the_limit_says_what_keeps_more() -> None:
-    model = settle(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 2, 1)))
+    model = randomised(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 2, 1)))
     kill(model.get_submodule("2"), [0, 1, 2])
     args = (IMAGE[0].double(),)
     with pytest.raises(AssertionError, match=r"(?s)times the limit.*conv2d.*groups of a convolution"):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from l1rr_fx.testing.zeros import settle
+from l1rr_fx.testing.zeros import randomised
 
 Args = tuple[Any, ...]
 M = TypeVar("M", bound=type[nn.Module])
@@ -47,7 +47,7 @@ def pattern(
 
         def build() -> tuple[nn.Module, Args]:
             torch.manual_seed(0)
-            model = settle(module())
+            model = randomised(module())
             return model.train(training), make() if make is not None else randoms(*(shapes or (IMAGE,)))
 
         PATTERNS[name] = Case(name, module.__module__.rpartition(".")[2], about, build)

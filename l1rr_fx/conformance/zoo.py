@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from l1rr_fx.conformance.cases import Args, Case, randoms
-from l1rr_fx.testing.zeros import settle
+from l1rr_fx.testing.zeros import randomised
 from passes.errors import InputError
 
 NAMES = (
@@ -44,4 +44,4 @@ def _build(name: str) -> tuple[nn.Module, Args]:
     torch.manual_seed(0)
     options = {"init_weights": False} if name == "googlenet" else {}
     model: nn.Module = models.get_model(name, weights=None, **options)
-    return settle(model), randoms((1, 3, SIZE, SIZE))
+    return randomised(model), randoms((1, 3, SIZE, SIZE))

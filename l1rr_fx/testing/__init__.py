@@ -16,7 +16,7 @@ from l1rr_fx.testing.draft import FAMILIES
 from l1rr_fx.testing.judging import differences, fresh, has_constant_output
 from l1rr_fx.testing.random_networks import Network, networks
 from l1rr_fx.testing.soundness import Call, assert_rule_is_sound
-from l1rr_fx.testing.zeros import kill, settle, zeroed
+from l1rr_fx.testing.zeros import kill, randomised, zeroed
 
 __all__ = [
     "FAMILIES",
@@ -37,7 +37,7 @@ __all__ = [
     "kill",
     "networks",
     "residual_families",
-    "settle",
+    "randomised",
     "zeroed",
     "zeroings",
 ]

@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from l1rr_fx.testing.claims import false_unneeded, false_zero, node_values, partial_values
-from passes.analysis.program import Site
 from passes.assignment.options import Options
 from passes.audit.verify import Difference, first_difference, source_line
 from passes.compile import Removed, remove_zero_channels
 from passes.frontend.capture import capture
+from passes.rules.base import Site
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _blamed(removed: Removed, difference: Difference, values: Mapping[Any, Any])
         return Fault(difference.node, difference.operator, "none", problem, difference.source)
     problem = false_unneeded(site, removed.plan.facts, values) or (
         f"its result deviates by {difference.deviation:.3g} although what it says of zeros and needs is right: "
-        "its layouts or its emission are wrong (settle, wants, select or emit)"
+        "its layouts or its emission are wrong (legalise, requests, select or emit)"
     )
     return _fault(site, problem)
 

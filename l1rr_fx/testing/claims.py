@@ -17,7 +17,8 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from passes.analysis.liveness import Facts
-from passes.analysis.program import Site, is_tensor
+from passes.graph.nodes import is_tensor
+from passes.rules.base import Site
 
 Values = Mapping[Node, Any]
 TOLERANCE = 1e-9  # float64: what is left is the reassociation of sums
@@ -110,7 +111,7 @@ def called(site: Site, values: Values) -> list[Any]:
 
     def read(node: Node) -> Any:
         if not is_tensor(node):
-            return site.program.concrete(node)
+            return site.values.concrete(node)
         return values[node].clone()
 
     torch.default_generator.manual_seed(0)  # the CPU's alone: the others' take longer than the call

@@ -25,7 +25,7 @@ from passes.errors import InputError
 HEADER = """\
 import torch, torch.nn.functional as F
 from torch import nn
-from l1rr_fx.testing import kill, settle
+from l1rr_fx.testing import kill, randomised
 """
 
 MEAN_NODES = 5
@@ -121,6 +121,6 @@ def _source(d: Draft, size: int, returned: str, dtype: torch.dtype) -> str:
     return (
         f"{HEADER}\n\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n{layers}\n"
         f"    def forward(self, x):\n{lines}        return {returned}\n\n\n"
-        f"torch.manual_seed(0)\nmodel = settle(Net(){precision})\n{''.join(d.kills)}"
+        f"torch.manual_seed(0)\nmodel = randomised(Net(){precision})\n{''.join(d.kills)}"
         f"args = (torch.randn({BATCH}, 3, {size}, {size}, dtype={dtype}),)\n"
     )

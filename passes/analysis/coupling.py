@@ -9,7 +9,8 @@ from __future__ import annotations
 import networkx as nx
 from torch.fx import Node
 
-from passes.analysis.program import Program, Site
+from passes.analysis.program import Program
+from passes.rules.base import Site
 from passes.rules.convolution import Weighted
 from passes.rules.pointwise import Sum
 
@@ -19,7 +20,7 @@ COUPLING = ("pointwise", "channel affine", "mixing")
 def channel_groups(program: Program) -> nx.Graph:
     """Tensors (nodes, with attribute `channels`) joined where their channels are the same (edges, attribute `site`)."""
     graph = nx.Graph()
-    for value in program.values:
+    for value in program.tensors:
         shape = program.shape(value)
         graph.add_node(value, channels=shape[1] if len(shape) > 1 else 1)
     for site in program.sites:

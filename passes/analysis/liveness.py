@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from passes.analysis.program import Program, Site, is_tensor
-from passes.assignment.options import Options
+from passes.analysis.program import Program
 from passes.graph.constants import constant_values
 from passes.graph.layout import collapse
 from passes.graph.modes import SWITCHED
-from passes.graph.nodes import attribute
-from passes.rules.base import SiteFacts
+from passes.graph.nodes import attribute, is_tensor
+from passes.rules.base import Site, SiteFacts
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +34,14 @@ class Facts:
         """The elements that deserve to exist."""
         return self.needed[node] & ~self.zero[node]
 
-    def at(self, site: Site, options: Options | None = None) -> SiteFacts:
+    def at(self, site: Site, multiple: int = 1) -> SiteFacts:
         """The facts that a rule sees."""
         return SiteFacts(
             tuple(self.live(out) if out is not None else _unread(site, i) for i, out in enumerate(site.outputs)),
             tuple(self.zero[node] for node in site.inputs),
             tuple(self.live(node) for node in site.inputs),
             self.asked[site.node],
-            options or Options(),
+            multiple,
         )
 
 

@@ -17,12 +17,13 @@ from torch.fx import Node
 
 from passes.analysis.coupling import residual_values
 from passes.analysis.liveness import Facts
-from passes.analysis.program import Program, Site, is_projection, is_tensor, reads_elements
+from passes.analysis.program import Program
 from passes.assignment.channel_order import Arrangement, arrange
 from passes.assignment.options import Options
 from passes.assignment.prices import Prices, span_of
 from passes.graph.layout import Layout, identity
-from passes.rules.base import ANYTHING, ROWS, UNREAD, Anything, SiteFacts, Want, Wish, box_of
+from passes.graph.nodes import is_projection, is_tensor, reads_elements
+from passes.rules.base import ANY_LAYOUT, ROWS, UNREAD, AnyLayout, LayoutRequest, Request, Site, SiteFacts, box_of
 from passes.rules.joins import Join
 
 LIVE_PER_FILLER = 4
@@ -38,10 +39,10 @@ OUTPUT = "output of the network"
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
-    """A reader's wish, the family of the reader, why it may want dead channels, and its call (None: an output)."""
+class Reader:
+    """A reader's request, the family of the reader, why it may want dead channels, and its call (None: an output)."""
 
-    wish: Wish
+    request: Request
     family: str
     reason: str
     site: Site | None = None
@@ -63,7 +64,7 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class SitePlan:
-    """One call of the small network. `ins`: the layout of each input, None where it is not read. `native`: whether the
+    """One call of the small network. `ins`: the layout of each input, None where it is not read. `followed`: whether the
     rule follows the call; otherwise it gets its inputs whole and gives its results whole."""
 
     site: Site
@@ -71,7 +72,7 @@ class SitePlan:
     ins: tuple[Layout | None, ...]
     outs: tuple[Layout, ...]
     gives: tuple[Layout, ...]
-    native: bool
+    followed: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,7 @@ class _Planner:
         self.arrangement = arrange(program, facts)
         self.ranks = self.arrangement.ranks
         self.prices = Prices(program, facts, options.target)
-        self.wishes: dict[Node, list[Reading]] = defaultdict(list)
+        self.requests: dict[Node, list[Reader]] = defaultdict(list)
         self.growth: dict[Node, str] = {}
         self.layout: dict[Node, Layout] = {}
         self.lives: dict[Node, Tensor] = {}
@@ -110,35 +111,35 @@ class _Planner:
 
     def run(self) -> Plan:
         for node in self.program.output_tensors:
-            self._wish(node, Reading(Want(Layout.whole(len(self.program.shape(node)))), "output", OUTPUT))
-        pending: list[tuple[Site, SiteFacts, list[Layout], list[Wish] | None]] = []
+            self._ask(node, Reader(LayoutRequest(Layout.whole(len(self.program.shape(node)))), "output", OUTPUT))
+        pending: list[tuple[Site, SiteFacts, list[Layout], list[Request] | None]] = []
         scalars = {user for user in self.program.output.all_input_nodes if not is_tensor(user)}
         for node in reversed(self.program.module.graph.nodes):
             site = self.program.at_call(node)
             if site is not None:
-                if any(out in self.wishes for out in site.outputs if out is not None):
+                if any(out in self.requests for out in site.outputs if out is not None):
                     pending.append(self._decide(site))
                     scalars.update(n for n in node.all_input_nodes if not is_tensor(n))
             elif is_tensor(node) and node.op in ("placeholder", "get_attr"):
-                self._settle_source(node)
+                self._source_layout(node)
             elif node in scalars and not is_projection(node):
                 for argument in node.all_input_nodes:
                     if is_tensor(argument):
-                        whole = Want(Layout.whole(len(self.program.shape(argument))))
-                        wish = whole if reads_elements(node) else ANYTHING
-                        self.wishes[argument].append(Reading(wish, "size", OUTPUT))
+                        whole = LayoutRequest(Layout.whole(len(self.program.shape(argument))))
+                        request = whole if reads_elements(node) else ANY_LAYOUT
+                        self.requests[argument].append(Reader(request, "size", OUTPUT))
                     else:
                         scalars.add(argument)
         plans = [self._resolve(*item) for item in reversed(pending)]
         return Plan(self.program, self.facts, self.options, self.layout, self.growth, plans, self.arrangement)
 
-    def _wish(self, node: Node, reading: Reading) -> None:
-        if reading.wish is UNREAD:
+    def _ask(self, node: Node, reader: Reader) -> None:
+        if reader.request is UNREAD:
             return
         if self._is_dead(node):
-            self.layout.setdefault(node, box_of(self.live(node), Options()))  # read as zeros, computed by nobody
+            self.layout.setdefault(node, box_of(self.live(node)))  # read as zeros, computed by nobody
         else:
-            self.wishes[node].append(reading)
+            self.requests[node].append(reader)
 
     def _is_dead(self, node: Node) -> bool:
         """Whether nothing of a computed tensor, whose shape can be had without computing it, is live."""
@@ -151,14 +152,14 @@ class _Planner:
             self.lives[node] = self.facts.live(node)
         return self.lives[node]
 
-    def _decide(self, site: Site) -> tuple[Site, SiteFacts, list[Layout], list[Wish] | None]:
+    def _decide(self, site: Site) -> tuple[Site, SiteFacts, list[Layout], list[Request] | None]:
         preferred = [
             self._choose(out) if out is not None else Layout.whole(len(site.out_shape)) for out in site.outputs
         ]
-        site = replace(site, outputs=tuple(out if out in self.wishes else None for out in site.outputs))
+        site = replace(site, outputs=tuple(out if out in self.requests else None for out in site.outputs))
         ranks = tuple(self.ranks.get(out) if out is not None else None for out in site.outputs)
-        facts = replace(self.facts.at(site, self.options), ranks=ranks)
-        outs = site.rule.settle(site, preferred, facts)
+        facts = replace(self.facts.at(site, self.options.multiple), ranks=ranks)
+        outs = site.rule.legalise(site, preferred, facts)
         reason = site.rule.growth(site)
         for out, layout, live in zip(site.outputs, outs, facts.lives, strict=True):
             if out is None:
@@ -167,11 +168,13 @@ class _Planner:
             if layout.labels.numel() > int(live.sum()):
                 self.growth.setdefault(out, reason or self._default_growth(layout))
                 reason = reason or self.growth[out]
-        wishes = site.rule.wants(site, outs, facts)
+        requests = site.rule.requests(site, outs, facts)
         for index, node in enumerate(site.inputs):
-            wish = Want(Layout.whole(len(self.program.shape(node)))) if wishes is None else wishes[index]
-            self._wish(node, Reading(wish, site.rule.family, reason or ROWS, site))
-        return site, facts, outs, wishes
+            request = (
+                LayoutRequest(Layout.whole(len(self.program.shape(node)))) if requests is None else requests[index]
+            )
+            self._ask(node, Reader(request, site.rule.family, reason or ROWS, site))
+        return site, facts, outs, requests
 
     def _default_growth(self, layout: Layout) -> str:
         if self.options.mode != "recombine":
@@ -196,23 +199,23 @@ class _Planner:
     def _candidates(self, node: Node, live: Tensor) -> list[Candidate]:
         """The layouts that readers want and the tensor may take."""
         candidates: list[Candidate] = []
-        for reading in self.wishes[node] if node in self.wishes else ():
-            wish = _labelled(reading.wish, live)
-            if wish is None or not _holds(wish.layout, live):
+        for reader in self.requests[node] if node in self.requests else ():
+            request = _labelled(reader.request, live)
+            if request is None or not _holds(request.layout, live):
                 continue
-            saved = self.prices.copy(node, wish.layout, live, reading.site)
-            same = next((each for each in candidates if each.layout.same(wish.layout)), None)
+            saved = self.prices.copy(node, request.layout, live, reader.site)
+            same = next((each for each in candidates if each.layout.same(request.layout)), None)
             if same is not None:
                 same.saved += saved
                 continue
-            meets = wish.used is None or bool((wish.used & ~wish.layout.of(live)).any())
-            reason = MEETING if meets else reading.reason
-            if self._is_free(wish, live, reading.family):
-                candidates.append(Candidate(wish.layout, 0.0, saved, reason))
+            meets = request.used is None or bool((request.used & ~request.layout.of(live)).any())
+            reason = MEETING if meets else reader.reason
+            if self._is_free(request, live, reader.family):
+                candidates.append(Candidate(request.layout, 0.0, saved, reason))
             elif self.options.mode == "recombine":
                 reason = CHEAPER if meets else reason
-                candidates.append(Candidate(wish.layout, self._filled(node, wish.layout, live), saved, reason))
-                if (span := self._span(node, wish.layout, live, reading.site)) is not None:
+                candidates.append(Candidate(request.layout, self._filled(node, request.layout, live), saved, reason))
+                if (span := self._span(node, request.layout, live, reader.site)) is not None:
                     candidates.append(span)
         return candidates
 
@@ -230,24 +233,24 @@ class _Planner:
 
     def _dead(self, node: Node, count: int) -> float:
         """The cost of dead channels in a tensor, for who makes it and for who reads it as it comes."""
-        readers = [r.site for r in self.wishes[node] if isinstance(r.wish, Anything) and r.site is not None]
+        readers = [r.site for r in self.requests[node] if isinstance(r.request, AnyLayout) and r.site is not None]
         return self.prices.dead(node, count, readers)
 
-    def _is_free(self, wish: Want, live: Tensor, family: str) -> bool:
+    def _is_free(self, request: LayoutRequest, live: Tensor, family: str) -> bool:
         """Whether a layout may be had without asking what its dead channels cost."""
-        alive = wish.layout.of(live)
-        boxes = sum(size > 1 for size in wish.layout.labels.shape) > 1
+        alive = request.layout.of(live)
+        boxes = sum(size > 1 for size in request.layout.labels.shape) > 1
         if self.options.smallest and int((~alive).sum()) * LIVE_PER_FILLER > int(live.sum()) * boxes:
             return False
         if self.options.mode != "recombine" and family == "pointwise":
             return True
-        return bool(alive.all()) if wish.used is None else not bool((wish.used & ~alive).any())
+        return bool(alive.all()) if request.used is None else not bool((request.used & ~alive).any())
 
     def _own(self, node: Node, live: Tensor) -> Layout:
         """The smallest layout that holds what is live, or one that the target likes better."""
         rank = self.ranks.get(node)
-        smallest = box_of(live, self.options, rank)
-        if node not in self.wishes or len(smallest.axes) != 1 or self.options.multiple > 1:
+        smallest = box_of(live, self.options.multiple, rank)
+        if node not in self.requests or len(smallest.axes) != 1 or self.options.multiple > 1:
             return smallest
         preferred = self.options.preferred_multiple
         count, total = smallest.labels.numel(), live.numel()
@@ -255,19 +258,19 @@ class _Planner:
         parts = isinstance(self.program.at[node].rule, Join)  # which are grown by themselves
         if count < rounded <= total and not parts and self._dead(node, rounded - count) < 0:
             self.growth[node] = MULTIPLE
-            return box_of(self._with_dead(node, live, rounded - count), Options(), rank)
+            return box_of(self._with_dead(node, live, rounded - count), rank=rank)
         if (gathered := self._gathered(node, smallest)) is not None:
             if self._dead(node, 1) < self.prices.copy(node, smallest, live):
                 self.growth[node] = ZERO_ROW
-                return box_of(live | gathered.mask(), Options(), rank)
+                return box_of(live | gathered.mask(), rank=rank)
         return smallest
 
     def _with_dead(self, node: Node, live: Tensor, count: int) -> Tensor:
         """What is live and `count` dead labels: such as some reader asks for, then any."""
         asked = torch.zeros_like(live)
-        for reading in self.wishes[node]:
-            if isinstance(reading.wish, Want) and reading.wish.layout.compact == tuple(live.shape):
-                asked |= reading.wish.layout.mask()
+        for reader in self.requests[node]:
+            if isinstance(reader.request, LayoutRequest) and reader.request.layout.compact == tuple(live.shape):
+                asked |= reader.request.layout.mask()
         dead = torch.cat([(asked & ~live).flatten().nonzero(), (~asked & ~live).flatten().nonzero()]).view(-1)
         grown = live.flatten().clone()
         grown[dead[:count]] = True
@@ -275,13 +278,13 @@ class _Planner:
 
     def _gathered(self, node: Node, own: Layout) -> Layout | None:
         """One label that a reader finds missing, if it must gather: what is there is no run of what it wants."""
-        for reading in self.wishes[node]:
-            wish = reading.wish
-            if not isinstance(wish, Want) or wish.layout.compact != own.compact:
+        for reader in self.requests[node]:
+            request = reader.request
+            if not isinstance(request, LayoutRequest) or request.layout.compact != own.compact:
                 continue
-            wanted = wish.layout.labels.reshape(-1)
+            wanted = request.layout.labels.reshape(-1)
             there = own.mask().reshape(-1)[wanted]
-            missing = wanted[~there & wish.used.reshape(-1)] if wish.used is not None else wanted[~there]
+            missing = wanted[~there & request.used.reshape(-1)] if request.used is not None else wanted[~there]
             if not len(missing) or not bool(there.any()):
                 continue
             if int((there[1:] & ~there[:-1]).sum()) + int(there[0]) > 1:
@@ -289,51 +292,51 @@ class _Planner:
                 return Layout.along(own.rank, axis, own.compact[axis], missing[:1])
         return None
 
-    def _settle_source(self, node: Node) -> None:
+    def _source_layout(self, node: Node) -> None:
         """Inputs come as they are; a constant takes the layout that its readers want, if it is one."""
-        if node not in self.wishes:
+        if node not in self.requests:
             return
         rank = len(self.program.shape(node))
-        wanted = [r.wish.layout for r in self.wishes[node] if isinstance(r.wish, Want)]
+        wanted = [r.request.layout for r in self.requests[node] if isinstance(r.request, LayoutRequest)]
         alike = wanted and all(wanted[0].same(layout) for layout in wanted[1:])
-        flexible = any(isinstance(r.wish, Anything) for r in self.wishes[node])
+        flexible = any(isinstance(r.request, AnyLayout) for r in self.requests[node])
         if node.op == "placeholder" or not alike or flexible or node in self.sliced or str(node.target) in self.shared:
             compact = tuple(self.facts.zero[node].shape) if node in self.facts.zero else (1,) * rank
             self.layout[node] = Layout(compact, identity(compact))
         else:
             self.layout[node] = wanted[0]
 
-    def _resolve(self, site: Site, facts: SiteFacts, outs: list[Layout], wishes: list[Wish] | None) -> SitePlan:
+    def _resolve(self, site: Site, facts: SiteFacts, outs: list[Layout], requests: list[Request] | None) -> SitePlan:
         """Fill in the layouts of inputs that are taken as they come."""
-        if wishes is None:
+        if requests is None:
             whole = tuple(Layout.whole(len(self.program.shape(n))) for n in site.inputs)
             gives = tuple(Layout.whole(out.rank) for out in outs)
-            return SitePlan(site, facts, whole, tuple(outs), gives, native=False)
+            return SitePlan(site, facts, whole, tuple(outs), gives, followed=False)
         ins: list[Layout | None] = []
-        for index, (node, wish) in enumerate(zip(site.inputs, wishes, strict=True)):
-            if isinstance(wish, Want):
-                ins.append(wish.layout)
-            elif isinstance(wish, Anything):
-                have = box_of(self.live(node), Options()) if node.op == "placeholder" else self.layout[node]
+        for index, (node, request) in enumerate(zip(site.inputs, requests, strict=True)):
+            if isinstance(request, LayoutRequest):
+                ins.append(request.layout)
+            elif isinstance(request, AnyLayout):
+                have = box_of(self.live(node)) if node.op == "placeholder" else self.layout[node]
                 ins.append(self._trimmed(site, facts, node, site.rule.accept(site, index, have)))
             else:
                 ins.append(None)
-        return SitePlan(site, facts, tuple(ins), tuple(outs), tuple(site.rule.native(site, outs)), native=True)
+        return SitePlan(site, facts, tuple(ins), tuple(outs), tuple(site.rule.gives(site, outs)), followed=True)
 
     def _trimmed(self, site: Site, facts: SiteFacts, node: Node, have: Layout) -> Layout:
         """What a call takes of a tensor: no zeros of its weight, where a copy without them is cheaper."""
-        part = site.rule.trim(site, have, facts) if self.options.mode == "recombine" else None
+        part = site.rule.narrowed(site, have, facts) if self.options.mode == "recombine" else None
         if part is None:
             return have
         spared = self.prices.columns(site, have.labels.numel() - part.labels.numel())
         return part if self.prices.copy(node, have, part.mask()) < spared else have
 
 
-def _labelled(wish: Wish, live: Tensor) -> Want | None:
-    """The wish for a layout, with each axis labelled that has labels in `live` (a reader may want an axis whole)."""
-    if not isinstance(wish, Want) or wish.layout.rank != live.dim():
+def _labelled(request: Request, live: Tensor) -> LayoutRequest | None:
+    """The request for a layout, with each axis labelled that has labels in `live` (a reader may want an axis whole)."""
+    if not isinstance(request, LayoutRequest) or request.layout.rank != live.dim():
         return None
-    return replace(wish, layout=wish.layout.refined(tuple(live.shape)))
+    return replace(request, layout=request.layout.refined(tuple(live.shape)))
 
 
 def _holds(layout: Layout, live: Tensor) -> bool:

@@ -27,9 +27,10 @@ from torch.fx import Node
 from passes.accounts import Family
 from passes.analysis.coupling import channel_groups, couples, is_meeting
 from passes.analysis.liveness import Facts
-from passes.analysis.program import Program, Site
+from passes.analysis.program import Program
 from passes.assignment.pq_tree import consecutive_order
 from passes.graph.layout import identity
+from passes.rules.base import Site
 from passes.rules.convolution import Weighted
 from passes.rules.joins import Join, Split
 from passes.rules.movement import Movement
@@ -52,7 +53,7 @@ def arrange(program: Program, facts: Facts) -> Arrangement:
     ranks: dict[Node, Tensor] = {}
     families = []
     graph = channel_groups(program)
-    position = {node: index for index, node in enumerate(program.values)}
+    position = {node: index for index, node in enumerate(program.tensors)}
     for component in nx.connected_components(graph):
         members = sorted(component, key=position.__getitem__)  # a set has no order: reports would differ by run
         own = [site for site in meetings if site.node in component]

@@ -16,10 +16,10 @@ from torch.fx import Node
 
 from passes.analysis.coupling import couples
 from passes.analysis.liveness import Facts
-from passes.analysis.program import Program, Site
+from passes.analysis.program import Program
 from passes.assignment.cost_model import Target
 from passes.graph.layout import Layout
-from passes.rules.base import Contraction
+from passes.rules.base import Contraction, Site
 from passes.rules.joins import Join
 from passes.rules.pointwise import Sum
 
@@ -51,7 +51,7 @@ class Prices:
         self._limits: dict[Site, Contraction | None] = {}
 
     def copy(self, node: Node, want: Layout, have: Tensor, reader: Site | None = None) -> float:
-        """Reading the labels `have` (a mask) of a tensor and writing it in the layout `want`, for one of its readers.
+        """Reader the labels `have` (a mask) of a tensor and writing it in the layout `want`, for one of its readers.
 
         What there is of it is a run of `want`, or has to be gathered."""
         size = self._bytes(node, int(have.sum()) + want.labels.numel())

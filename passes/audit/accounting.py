@@ -28,7 +28,7 @@ def bill(plan: Plan, rewritten: Rewritten, seconds: Mapping[str, float]) -> Acco
             kept += _copied(plan, item)
             continue
         ins = [layout if layout is not None else Layout.whole(0) for layout in item.ins]
-        after = rule.cost(item.site, ins, item.gives) if item.native else dense
+        after = rule.cost(item.site, ins, item.gives) if item.followed else dense
         limit = rule.limit(item.site, item.facts)
         assert after is not None and limit is not None
         layers.append(_layer(item, dense, after, limit))
@@ -112,19 +112,19 @@ def _unplanned_channels(plan: Plan) -> int:
 
 def _reason(plan: Plan, item: SitePlan) -> str:
     """Why a contraction is larger than its limit."""
-    if not item.native:
+    if not item.followed:
         return f"{item.site.rule.family}: its weight or its form is not followed"
     for node in (*item.site.outputs, *item.site.inputs):
         if node is not None and node in plan.growth:
             return plan.growth[node]
-    if item.ins[0] is not None and item.site.rule.trim(item.site, item.ins[0], item.facts) is not None:
+    if item.ins[0] is not None and item.site.rule.narrowed(item.site, item.ins[0], item.facts) is not None:
         return COLUMNS
     return item.site.rule.growth(item.site) or ROWS
 
 
 def _copied(plan: Plan, item: SitePlan) -> list[Kept]:
     """Operators that are not followed: they read zeros, kept or filled in, and what they give counts as live."""
-    if item.native:
+    if item.followed:
         return []
     lives = [plan.facts.live(node) for node in item.site.inputs]
     dead = sum(live.numel() - int(live.sum()) for live in lives)

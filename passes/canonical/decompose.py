@@ -20,8 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.fx.node import map_arg
 
-from passes.analysis.program import is_tensor
-from passes.graph.nodes import hint
+from passes.graph.nodes import hint, is_tensor
 
 aten = torch.ops.aten
 

@@ -20,10 +20,9 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from passes.analysis.program import is_projection
 from passes.canonical import recompose
 from passes.canonical.decompose import take_apart
-from passes.graph.nodes import hint
+from passes.graph.nodes import hint, is_projection
 from passes.rules import UNKNOWN, rule_for
 
 aten = torch.ops.aten

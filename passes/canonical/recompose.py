@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from passes.analysis.program import is_projection
+from passes.graph.nodes import is_projection
 
 aten = torch.ops.aten
 

@@ -1,13 +1,59 @@
-"""Small readings of graphs and modules that every stage needs, and where tensors are put."""
+"""Questions about single nodes of a graph, and where a module keeps its tensors."""
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.fx import Node
+from torch.fx.node import map_arg
 
 from passes.errors import CaptureError
+
+
+def is_tensor(node: Node) -> bool:
+    """Whether the node's value is one tensor (not a list of them, not a size)."""
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def is_projection(node: Node) -> bool:
+    """Whether the node takes one tensor out of an operator's list of results."""
+    return node.target is operator.getitem and is_tensor(node)
+
+
+def reads_elements(node: Node) -> bool:
+    """Whether the node makes a number out of a tensor's elements (not of its shape)."""
+    value = node.meta.get("val")
+    return not isinstance(value, (Tensor, list, tuple)) and node.target is not torch.ops.aten.sym_size.int
+
+
+def flat_inputs(node: Node) -> tuple[Node, ...]:
+    """Every tensor that the call reads, in the order of its arguments, repeated where it is read twice."""
+    found: list[Node] = []
+
+    def visit(argument: Node) -> Node:
+        if is_tensor(argument):
+            found.append(argument)
+        return argument
+
+    map_arg((node.args, node.kwargs), visit)
+    return tuple(found)
+
+
+def operator_name(node: Node) -> str:
+    """The operator of ATen that a node calls, without its overload ("conv2d"); "" for any other node."""
+    target = node.target
+    if not isinstance(target, OpOverload) or target.namespace != "aten":
+        return ""  # an operator of somebody else's may have the same name and do something else
+    return target._schema.name.removeprefix("aten::")
+
+
+def operator_label(node: Node) -> str:
+    """The operator that a node calls as reports print it: "conv2d", or with its overload "conv2d.padding"."""
+    return str(node.target).removeprefix("aten.").removesuffix(".default")
 
 
 def hint(size: Any) -> int:

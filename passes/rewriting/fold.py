@@ -116,7 +116,7 @@ class _Folder:
             node.replace_all_uses_with(node.all_input_nodes[0])
             self.module.graph.erase_node(node)
 
-    # Reading
+    # Reader
 
     def _norm(self, node: Node) -> _Norm | None:
         """What a node does if it is a batch norm with fixed statistics."""

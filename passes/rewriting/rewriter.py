@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +14,14 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from passes.accounts import Recombination
-from passes.analysis.program import is_projection, is_tensor, reads_elements
 from passes.assignment.assign import Plan, SitePlan
 from passes.graph.layout import Layout, identity
 from passes.graph.modes import restore_graph_modes
-from passes.graph.nodes import attribute, place_tensor
+from passes.graph.nodes import attribute, is_projection, is_tensor, place_tensor, reads_elements
 from passes.graph.selection import Selection
 from passes.rewriting.recombine import Recombiner, Written, positions
 from passes.rewriting.stored_parameters import StoredParameters
+from passes.rules.emitter import Emitter
 
 aten = torch.ops.aten
 
@@ -43,45 +42,6 @@ class Rewritten:
 def rewrite(plan: Plan) -> Rewritten:
     """The network that a plan describes. It shares no memory with the original."""
     return _Rewriter(plan).run()
-
-
-class Emitter:
-    """What a rule may use to write its call: the new inputs, the arguments with them put in, and the new graph."""
-
-    def __init__(self, rewriter: _Rewriter, plan: SitePlan, inputs: list[Node | None], parameters: list[Node]) -> None:
-        self.graph = rewriter.graph
-        self.zeros = rewriter.zeros
-        self.site = plan.site
-        self.native = plan.native
-        self.inputs = inputs
-        given, sliced = iter(inputs), dict(zip(plan.site.parameters, parameters, strict=True))
-
-        def put(node: Node) -> Any:
-            if node in sliced:
-                return sliced[node]
-            return next(given) if is_tensor(node) else rewriter.scalar(node)
-
-        self.args: tuple[Any, ...] = map_arg(self.site.node.args, put)
-        self.kwargs: dict[str, Any] = map_arg(self.site.node.kwargs, put)
-
-    def call(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Node:
-        """A call in the new graph."""
-        return self.graph.call_function(target, tuple(args), dict(kwargs or {}))
-
-    def copy(self) -> Node:
-        """The original call on the new inputs."""
-        return self.call(self.site.node.target, self.args, self.kwargs)
-
-    def first_input(self) -> Node:
-        """The first new input."""
-        node = self.inputs[0]
-        assert node is not None
-        return node
-
-    def projected(self, node: Node, count: int | None = None) -> list[Node]:
-        """The results of a call that returns several tensors."""
-        count = len(self.site.outputs) if count is None else count
-        return [self.graph.call_function(operator.getitem, (node, i)) for i in range(count)]
 
 
 class _Rewriter:
@@ -151,7 +111,6 @@ class _Rewriter:
         zero = have.of(known & facts.needed[old]) if known is not None and have.compact == tuple(known.shape) else None
         written = self.recombine(new, have, want, zero)
         if written.kind is not None:
-            written.node.meta.update(recombination=written.kind, recombined=new.name)
             self.cache[old, new].append((want, written.node))
             self.recombinations.append(self._bill(written, old, have, want, reader))
         return written.node
@@ -214,7 +173,7 @@ class _Rewriter:
 
     def _count_folded(self, item: SitePlan) -> None:
         """A weight that selects its columns to fit what arrives: a recombination that costs nothing."""
-        if not item.native or item.site.rule.family != "contraction" or not item.site.parameters:
+        if not item.followed or item.site.rule.family != "contraction" or not item.site.parameters:
             return
         node, want = item.site.inputs[0], item.ins[0]
         if want is not None and want.axes and not want.is_whole:
@@ -227,16 +186,16 @@ class _Rewriter:
         site = item.site
         self._count_folded(item)
         inputs = [None if want is None else self._read(item, index, want) for index, want in enumerate(item.ins)]
-        to = Emitter(self, item, inputs, self._sliced(item))
+        to = self._emitter(item, inputs)
         nodes = (
             site.rule.emit(site, to, [w if w is not None else Layout.whole(0) for w in item.ins], item.outs)
-            if item.native
+            if item.followed
             else [to.copy()]
         )
         if (
             len(nodes) == 1
             and len(site.outputs) > 1
-            or not item.native
+            or not item.followed
             and isinstance(site.node.meta["val"], (list, tuple))
         ):
             nodes = to.projected(nodes[0])
@@ -246,6 +205,20 @@ class _Rewriter:
             self._name(node, out)
             self.ranks[node.name] = gives.rank
             self.new[out] = self._recombined(node, out, gives, wanted, out.name)
+
+    def _emitter(self, item: SitePlan, inputs: list[Node | None]) -> Emitter:
+        """The call with its new inputs, parameters and sizes filled in."""
+        site = item.site
+        sliced, given = dict(zip(site.parameters, self._sliced(item), strict=True)), iter(inputs)
+
+        def filled(node: Node) -> Any:
+            if node in sliced:
+                return sliced[node]
+            return next(given) if is_tensor(node) else self.scalar(node)
+
+        args, kwargs = map_arg(site.node.args, filled), map_arg(site.node.kwargs, filled)
+        target, results = site.node.target, len(site.outputs)
+        return Emitter(self.graph, target, results, inputs, args, kwargs, item.followed, self.zeros)
 
     def _read(self, item: SitePlan, index: int, want: Layout) -> Node:
         """An input in the layout that the call wants, with the rule's filler for what it does not need."""

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch.fx import Node
 
-from passes.analysis.program import Site
 from passes.assignment.assign import Plan
 from passes.graph.layout import Layout
 from passes.graph.selection import Selection
+from passes.rules.base import Site
 
 
 class StoredParameters:
@@ -31,7 +31,7 @@ class StoredParameters:
             site = item.site
             found = (
                 site.rule.select(site, ins, item.gives)
-                if item.native
+                if item.followed
                 else [Selection.whole(site.shape(p)) for p in site.parameters]
             )
             self.selections[site] = found

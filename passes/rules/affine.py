@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.analysis.program import Site
 from passes.graph.layout import Layout, collapse
 from passes.graph.selection import Selection
-from passes.rules.base import Rule, SiteFacts, Want, Wish, compact
+from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts, compact
 from passes.rules.pointwise import Pointwise
 
 
@@ -32,7 +31,7 @@ class ChannelAffine(Rule):
     def slot(self, site: Site, index: int) -> Tensor | None:
         """The value of the parameter at an argument's index, if there is one."""
         argument = site.node.args[index] if len(site.node.args) > index else None
-        return site.program.tensor(argument) if isinstance(argument, Node) else None
+        return site.values.tensor(argument) if isinstance(argument, Node) else None
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         channels = site.out_shape[1]
@@ -76,8 +75,8 @@ class ChannelAffine(Rule):
             live = live & (weight != 0).cpu().view(live.shape)
         return [(live.any() if zeros[0].shape[1] == 1 else live).expand(zeros[0].shape)]
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
-        return [Want(outs[0], outs[0].of(facts.lives[0]))] if self.is_plain(site) else None
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
+        return [LayoutRequest(outs[0], outs[0].of(facts.lives[0]))] if self.is_plain(site) else None
 
     def select(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Selection]:
         kept = outs[0].kept(1) if outs[0].compact[1] != 1 else None
@@ -97,11 +96,11 @@ class PReLU(Pointwise):
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         return [collapse(lives[0], compact(zeros[0])), *(torch.ones_like(z) for z in zeros[1:])]
 
-    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         return [wanted[0] if wanted[0].kept(1) is not None else wanted[0].as_product()]
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
-        return [Want(outs[0], outs[0].of(facts.lives[0]))] if len(site.inputs) == 1 else None
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
+        return [LayoutRequest(outs[0], outs[0].of(facts.lives[0]))] if len(site.inputs) == 1 else None
 
     def select(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Selection]:
         kept = outs[0].kept(1) if outs[0].compact[1] != 1 else None

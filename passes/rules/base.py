@@ -1,43 +1,41 @@
 """What a family of operators must tell the compiler.
 
 Forward, `zero`: which elements of the results are zero for every input. Backward, `needed`: which elements of the
-inputs some live element of the results depends on. Then, from the outputs towards the inputs: `settle` turns the
-layouts that readers would like into ones that the operator can give; `wants` says which layouts its inputs must then
+inputs some live element of the results depends on. Then, from the outputs towards the inputs: `legalise` turns the
+layouts that readers would like into ones that the operator can give; `requests` says which layouts its inputs must then
 have. Last, `emit` writes the call of the small network. All masks have the compact shape of their tensor (see
 `passes.graph.layout`).
 
-A rule that cannot follow a case natively says so by returning None from `wants`: the compiler then gives the operator
+A rule that cannot follow a case natively says so by returning None from `requests`: the compiler then gives the operator
 its inputs whole, zeros filled in, which is always right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.assignment.options import Options
 from passes.graph.layout import Layout, boxed
 from passes.graph.selection import Selection
-
-if TYPE_CHECKING:
-    from passes.analysis.program import Site
-    from passes.rewriting.rewriter import Emitter
+from passes.graph.values import Values
+from passes.rules.emitter import Emitter
+from passes.rules.memo import Memo
 
 
 @dataclass(frozen=True, eq=False)
-class Want:
+class LayoutRequest:
     """The layout that a call asks of an input, and which of its labels the call really uses (None: all)."""
 
     layout: Layout
     used: Tensor | None = None
 
 
-class Anything:
+class AnyLayout:
     """The call takes its input in whatever layout it comes; `Rule.accept` says how."""
 
 
@@ -50,8 +48,8 @@ ROWS = "rows of a view or a product made equally wide"
 COLUMNS = "columns of zeros: on this target cheaper than a copy without them"
 ALONE = "depthwise: a dead input under a live bias"
 
-ANYTHING, UNREAD = Anything(), Unread()
-Wish = Want | Anything | Unread
+ANY_LAYOUT, UNREAD = AnyLayout(), Unread()
+Request = LayoutRequest | AnyLayout | Unread
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +61,59 @@ class Contraction:
     outputs: int
     macs: int
     weights: int = 0
+
+
+@dataclass(eq=False)
+class Site:
+    """A call site: one operator call of a graph.
+
+    `inputs` are the tensors that carry facts, `parameters` those that the rule slices itself, `outputs` the nodes of the
+    results (None for a result that nobody reads).
+    """
+
+    values: Values
+    node: Node
+    rule: Rule
+    inputs: tuple[Node, ...]
+    outputs: tuple[Node | None, ...]
+    parameters: tuple[Node, ...]
+    memo: Memo = field(default_factory=Memo)
+
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """The original full shape of a tensor."""
+        return self.values.shape(node)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """The original full shape of the first result that is used."""
+        return self.values.shape(next(out for out in self.outputs if out is not None))
+
+    def argument(self, index: int, name: str, default: Any = None) -> Any:
+        """An argument of the call, given by position or by name; sizes are read at the example input."""
+        node = self.node
+        value = node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
+        return self.values.concrete(value)
+
+    def __str__(self) -> str:
+        return f"{self.node.name} = {self.node.target}({', '.join(a.name for a in self.node.all_input_nodes)})"
+
+
+@dataclass(frozen=True, eq=False)
+class SiteFacts:
+    """The facts at one site: what is live of its results; what is zero and what is live of its inputs, and what the
+    call itself asks of them; and the order in which the labels of the results should come (`passes.arrange`; None or
+    missing: the natural one)."""
+
+    lives: tuple[Tensor, ...]
+    zeros: tuple[Tensor, ...]
+    inputs_live: tuple[Tensor, ...]
+    asked: tuple[Tensor, ...]
+    multiple: int = 1
+    ranks: tuple[Tensor | None, ...] = ()
+
+    def reads(self, index: int) -> Tensor:
+        """What the call itself reads of an input; more of it may be live, for others."""
+        return self.asked[index] & ~self.zeros[index]
 
 
 class Rule:
@@ -97,7 +148,7 @@ class Rule:
         """The number that may stand in for elements of an input that are not needed: the results must stay finite."""
         return 0.0
 
-    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         """For each result, the layout that the call will give, as near as possible to the one wanted."""
         return list(wanted)
 
@@ -105,11 +156,11 @@ class Rule:
         """Why the call itself keeps dead channels, if it may."""
         return None
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         """For each input, the layout that the call needs to give `outs`; None where it must have everything whole."""
         return None
 
-    def native(self, site: Site, outs: Sequence[Layout]) -> list[Layout]:
+    def gives(self, site: Site, outs: Sequence[Layout]) -> list[Layout]:
         """The layouts in which the call itself gives its results; what differs from `outs` is recombined after it."""
         return list(outs)
 
@@ -117,7 +168,7 @@ class Rule:
         """For an input that may come in any layout: the layout in which the call takes it."""
         return have
 
-    def trim(self, site: Site, have: Layout, facts: SiteFacts) -> Layout | None:
+    def narrowed(self, site: Site, have: Layout, facts: SiteFacts) -> Layout | None:
         """The part that the call reads of an input that it takes as it comes; None if it must or does read all."""
         return None
 
@@ -138,24 +189,6 @@ class Rule:
         return None
 
 
-@dataclass(frozen=True, eq=False)
-class SiteFacts:
-    """The facts at one site: what is live of its results; what is zero and what is live of its inputs, and what the
-    call itself asks of them; and the order in which the labels of the results should come (`passes.arrange`; None or
-    missing: the natural one)."""
-
-    lives: tuple[Tensor, ...]
-    zeros: tuple[Tensor, ...]
-    inputs_live: tuple[Tensor, ...]
-    asked: tuple[Tensor, ...]
-    options: Options = Options()
-    ranks: tuple[Tensor | None, ...] = ()
-
-    def reads(self, index: int) -> Tensor:
-        """What the call itself reads of an input; more of it may be live, for others."""
-        return self.asked[index] & ~self.zeros[index]
-
-
 def unlabelled(site: Site, out: Node | None) -> Tensor:
     """The fact that nothing of a result is zero, without labelled axes."""
     rank = len(site.shape(out)) if out is not None else 0
@@ -167,9 +200,9 @@ def compact(mask: Tensor) -> tuple[int, ...]:
     return tuple(mask.shape)
 
 
-def box_of(live: Tensor, options: Options, rank: Tensor | None = None) -> Layout:
-    """The smallest layout that holds what is live, grown to the multiple that the user chose."""
-    return boxed(live, options.multiple, rank)
+def box_of(live: Tensor, multiple: int = 1, rank: Tensor | None = None) -> Layout:
+    """The smallest layout that holds everything live, each count rounded up to `multiple`; labels in order of `rank`."""
+    return boxed(live, multiple, rank)
 
 
 def replaced(arguments: Sequence[Any], index: int, value: Any) -> tuple[Any, ...]:

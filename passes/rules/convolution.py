@@ -9,19 +9,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.analysis.program import Site
 from passes.graph.layout import Layout, along, collapse, grown, product
 from passes.graph.selection import Selection
-from passes.rules.base import ALONE, ANYTHING, GROUPS, UNREAD, Contraction, Rule, SiteFacts, Want, Wish, replaced
-
-if TYPE_CHECKING:
-    from passes.rewriting.rewriter import Emitter
+from passes.rules.base import (
+    ALONE,
+    ANY_LAYOUT,
+    GROUPS,
+    UNREAD,
+    Contraction,
+    LayoutRequest,
+    Request,
+    Rule,
+    Site,
+    SiteFacts,
+    replaced,
+)
+from passes.rules.emitter import Emitter
+from passes.rules.memo import Key
 
 aten = torch.ops.aten
 
@@ -54,6 +64,9 @@ class Widths:
         return channels // ((self.outputs if outputs else self.inputs) // self.groups)
 
 
+WIDTHS = Key[Widths]()
+
+
 class Weighted(Rule):
     """y = W x + b over a channel axis. The first input is x; a weight or bias that is computed is an input too."""
 
@@ -81,25 +94,25 @@ class Weighted(Rule):
     def widths(self, site: Site, zeros: Sequence[Tensor] = ()) -> Widths:
         """The channels; of a computed weight the connections are known once the zeros of the inputs are. Until then
         all count as connected."""
-        found = site.memo.get("widths")
-        if not isinstance(found, Widths):
-            groups, shape = self.groups(site), site.shape(site.inputs[0])
-            inputs, outputs = shape[self.axis(site)], site.out_shape[self.axis(site)]
-            connected = self.nonzero(site, zeros)
-            if connected is not None and self.transposed:
-                connected = connected.reshape(groups, inputs // groups, outputs // groups).transpose(1, 2)
-            elif connected is not None:
-                connected = connected.reshape(groups, outputs // groups, inputs // groups)
-            found = Widths(groups, outputs, inputs, connected)
-            if zeros or self.is_plain(site):
-                site.memo["widths"] = found
-        return found
+        if zeros or self.is_plain(site) or WIDTHS in site.memo:
+            return site.memo.once(WIDTHS, lambda: self._widths(site, zeros))
+        return self._widths(site, ())
+
+    def _widths(self, site: Site, zeros: Sequence[Tensor]) -> Widths:
+        groups, shape = self.groups(site), site.shape(site.inputs[0])
+        inputs, outputs = shape[self.axis(site)], site.out_shape[self.axis(site)]
+        connected = self.nonzero(site, zeros)
+        if connected is not None and self.transposed:
+            connected = connected.reshape(groups, inputs // groups, outputs // groups).transpose(1, 2)
+        elif connected is not None:
+            connected = connected.reshape(groups, outputs // groups, inputs // groups)
+        return Widths(groups, outputs, inputs, connected)
 
     def nonzero(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
         """Which pairs of the weight's first two axes have an entry that is not zero; None if all have, or may have."""
         weight = weight_of(site.node)
         if weight.op == "get_attr":
-            return site.program.connections(weight)
+            return site.values.connections(weight)
         if not zeros:
             return None
         zero = collapse(
@@ -126,7 +139,7 @@ class Weighted(Rule):
         bias = bias_of(site.node)
         if isinstance(bias, Node):
             zero &= (
-                (site.program.tensor(bias) == 0).cpu()
+                (site.values.tensor(bias) == 0).cpu()
                 if bias.op == "get_attr"
                 else zeros[site.inputs.index(bias)].view(-1)
             )
@@ -143,7 +156,7 @@ class Weighted(Rule):
             return None
         widths, axis = self.widths(site, zeros), self.axis(site)
         fed = widths.feed(~self.channels(zeros[0], axis, widths.inputs, every=True))
-        shift = site.program.tensor(bias).cpu()
+        shift = site.values.tensor(bias).cpu()
         return along(shift.masked_fill(fed, math.inf), axis, len(site.out_shape))
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
@@ -180,12 +193,12 @@ class Weighted(Rule):
 
     # Layouts
 
-    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         widths, axis = self.widths(site), self.axis(site)
         layout = wanted[0]
         kept = layout.kept(axis)
         if kept is None or not layout.is_product():
-            kept = grown(self.channels(facts.lives[0], axis, widths.outputs), facts.options.multiple)
+            kept = grown(self.channels(facts.lives[0], axis, widths.outputs), facts.multiple)
             layout = product(
                 layout.compact, [kept if a == axis else layout.coordinate(a).unique() for a in range(layout.rank)]
             )
@@ -213,12 +226,12 @@ class Weighted(Rule):
         """Whether each input channel has one output channel of its own."""
         return widths.groups == widths.inputs == widths.outputs
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         if not self.is_followed(site):
             return None
         if not self.is_plain(site):
-            return self.wants_computed(site, outs[0], facts)
-        if not bool(facts.reads(0).any()) and site.program.size_sources(site.node) is not None:
+            return self.requests_computed(site, outs[0], facts)
+        if not bool(facts.reads(0).any()) and site.values.size_sources(site.node) is not None:
             return [UNREAD]
         widths, axis = self.widths(site), self.axis(site)
         shape = site.shape(site.inputs[0])
@@ -226,13 +239,13 @@ class Weighted(Rule):
         assert rows is not None
         if widths.groups == 1:
             if not self.linear or set(outs[0].axes) <= {axis}:
-                return [ANYTHING]
+                return [ANY_LAYOUT]
             live = self.channels(facts.reads(0), axis, widths.inputs)
             kept: list[Tensor | None] = [
-                grown(live, facts.options.multiple) if a == axis else outs[0].kept(a) for a in range(len(shape))
+                grown(live, facts.multiple) if a == axis else outs[0].kept(a) for a in range(len(shape))
             ]
             layout = product(tuple(widths.inputs if a == axis else n for a, n in enumerate(outs[0].compact)), kept)
-            return [Want(layout, layout.of(self.spread(live, axis, layout)))]
+            return [LayoutRequest(layout, layout.of(self.spread(live, axis, layout)))]
         live = self.channels(facts.reads(0), axis, widths.inputs)
         if self.is_depthwise(widths):
             columns = rows
@@ -241,9 +254,9 @@ class Weighted(Rule):
             present[widths.groups_of(rows, outputs=True)] = True
             columns = equal_groups(live, widths.groups, present)
         layout = Layout.along(len(shape), axis, widths.inputs, columns)
-        return [Want(layout, layout.of(self.spread(live, axis, layout)))]
+        return [LayoutRequest(layout, layout.of(self.spread(live, axis, layout)))]
 
-    def wants_computed(self, site: Site, out: Layout, facts: SiteFacts) -> list[Wish] | None:
+    def requests_computed(self, site: Site, out: Layout, facts: SiteFacts) -> list[Request] | None:
         """The inputs of a call whose weight or bias is computed: live columns of x, and rows times columns of it."""
         widths, axis = self.widths(site), self.axis(site)
         rows = kept_or_all(out, axis, widths.outputs)
@@ -252,19 +265,19 @@ class Weighted(Rule):
         others = [out.kept(a) if n != 1 else None for a, n in enumerate(out.compact)]
         layout = product(shape, [columns if a == axis else kept for a, kept in enumerate(others)])
         live_columns = self.channels(facts.reads(0), axis, widths.inputs)
-        wishes: list[Wish] = [Want(layout, layout.of(self.spread(live_columns, axis, layout)))]
+        requests: list[Request] = [LayoutRequest(layout, layout.of(self.spread(live_columns, axis, layout)))]
         live_rows = self.channels(facts.lives[0], axis, widths.outputs)
         for node in site.inputs[1:]:
             size = site.shape(node)
             if node is not weight_of(site.node):
-                wishes.append(Want(Layout.along(1, 0, widths.outputs, rows), live_rows[rows]))
+                requests.append(LayoutRequest(Layout.along(1, 0, widths.outputs, rows), live_rows[rows]))
                 continue
             kept = (columns, rows) if self.transposed else (rows, columns)
             first, second = (live_columns, live_rows) if self.transposed else (live_rows, live_columns)
             box = product((*size[:2], *[1] * (len(size) - 2)), [*kept, *[None] * (len(size) - 2)])
             used = first.view(-1, 1) & second.view(1, -1)
-            wishes.append(Want(box, box.of(used.view(box.compact))))
-        return wishes
+            requests.append(LayoutRequest(box, box.of(used.view(box.compact))))
+        return requests
 
     @staticmethod
     def spread(live: Tensor, axis: int, layout: Layout) -> Tensor:
@@ -280,14 +293,14 @@ class Weighted(Rule):
         kept = have.coordinate(axis).unique() if have.compact[axis] != 1 else torch.arange(widths.inputs)
         return Layout.along(have.rank, axis, widths.inputs, kept)
 
-    def trim(self, site: Site, have: Layout, facts: SiteFacts) -> Layout | None:
+    def narrowed(self, site: Site, have: Layout, facts: SiteFacts) -> Layout | None:
         """Without the columns that are zero: the channels are there for other readers."""
         axis = self.axis(site)
         if have.axes != (axis,) or self.groups(site) != 1:
             return None
         kept = have.coordinate(axis).view(-1)
         read = self.channels(facts.reads(0), axis, have.compact[axis])[kept]
-        columns = grown(read, facts.options.multiple)
+        columns = grown(read, facts.multiple)
         if len(columns) == len(kept):
             return None
         return Layout.along(have.rank, axis, have.compact[axis], kept[columns])

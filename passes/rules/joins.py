@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.analysis.program import Site
 from passes.graph.layout import Layout, collapse
-from passes.rules.base import UNREAD, Rule, SiteFacts, Want, Wish, box_of
+from passes.rules.base import UNREAD, LayoutRequest, Request, Rule, Site, SiteFacts, box_of
+from passes.rules.emitter import Emitter
 from passes.rules.movement import Movement
-
-if TYPE_CHECKING:
-    from passes.rewriting.rewriter import Emitter
 
 aten = torch.ops.aten
 
@@ -45,7 +41,7 @@ class Join(Movement):
 
     def _sources(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor] | None:
         axis, shapes = self.axis(site), self.labelled(site, zeros)
-        if any(not site.program.is_static(n, axis) for n in site.inputs) and any(s[axis] != 1 for s in shapes):
+        if any(not site.values.is_static(n, axis) for n in site.inputs) and any(s[axis] != 1 for s in shapes):
             return None
         found, start = [], 0
         for shape in shapes:
@@ -69,7 +65,7 @@ class Join(Movement):
             return super().needed(site, lives, zeros)
         return [collapse(lives[0], z.shape).expand(z.shape) for z in zeros]
 
-    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         """Where several inputs hold more than the result wants (others read them too), it is cheaper to join what they
         hold and to select once, afterwards."""
         sources = self.sources(site, facts.zeros)
@@ -78,10 +74,10 @@ class Join(Movement):
         held = self.held(site, facts, sources[0])
         live, rank = facts.lives[0], facts.ranks[0] if facts.ranks else None
         if int((self.owners(site, (held & ~live).nonzero()[:, self.axis(site)].contiguous()).bincount() > 0).sum()) > 1:
-            return [box_of(held, facts.options, rank)]
+            return [box_of(held, facts.multiple, rank)]
         if self.pieces(site, wanted[0], sources[0]) is not None:
             return list(wanted)
-        return [box_of(live, facts.options, rank)] if wanted[0].is_product() else [wanted[0].as_product()]
+        return [box_of(live, facts.multiple, rank)] if wanted[0].is_product() else [wanted[0].as_product()]
 
     def held(self, site: Site, facts: SiteFacts, source: Tensor) -> Tensor:
         """What the inputs hold for all their readers, as a mask of the result."""
@@ -110,7 +106,7 @@ class Join(Movement):
         starts = [sum(counts[:i]) for i in range(len(counts))]
         return list(zip(starts, counts, strict=True))
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         sources = self.sources(site, facts.zeros)
         if sources is None:
             return None
@@ -118,22 +114,22 @@ class Join(Movement):
         if live is None:
             return None
         if self.is_blind(site, facts.zeros):
-            return [Want(outs[0], live) for _ in site.inputs]
+            return [LayoutRequest(outs[0], live) for _ in site.inputs]
         pieces = self.pieces(site, outs[0], sources[0])
         if pieces is None:
             return None
-        axis, traced, wishes = self.axis(site), outs[0].of(sources[0]), list[Wish]()
+        axis, traced, requests = self.axis(site), outs[0].of(sources[0]), list[Request]()
         if all(site.shape(n)[axis] == 1 for n in site.inputs):
             live = live.any(axis, keepdim=True).expand(live.shape)  # stacked branches: each keeps its own channels
         start = 0
         for (first, count), shape in zip(pieces, self.labelled(site, facts.zeros), strict=True):
             if count:
                 part = traced.narrow(axis, first, count) - start
-                wishes.append(Want(Layout(shape, part), live.narrow(axis, first, count)))
+                requests.append(LayoutRequest(Layout(shape, part), live.narrow(axis, first, count)))
             else:
-                wishes.append(UNREAD)
+                requests.append(UNREAD)
             start += math.prod(shape)
-        return wishes
+        return requests
 
     def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
         present = [node for node in to.inputs if node is not None]
@@ -145,13 +141,13 @@ class Join(Movement):
 class Split(Movement):
     """One tensor cut along an axis; results that nobody reads are not cut out."""
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         axis, sources = self.axis(site), self.sources(site, facts.zeros)
         if sources is None:
             return None
         shape = tuple(facts.zeros[0].shape)
         if shape[axis] == 1 and site.shape(site.inputs[0])[axis] != 1:
-            return self.unlabelled_wants(site, outs, facts)
+            return self.requests_unlabelled(site, outs, facts)
         parts, flags = [], []
         for index, out in enumerate(site.outputs):
             if out is None:
@@ -164,9 +160,9 @@ class Split(Movement):
         rest = {tuple(n for a, n in enumerate(p.shape) if a != axis) for p in parts}
         if len(rest) != 1:
             return None
-        return [Want(Layout(shape, torch.cat(parts, axis)), torch.cat(flags, axis))]
+        return [LayoutRequest(Layout(shape, torch.cat(parts, axis)), torch.cat(flags, axis))]
 
-    def unlabelled_wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def requests_unlabelled(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         """Cut along an axis without labels: every part and the whole keep the same."""
         kept = [(o, live) for o, live, out in zip(outs, facts.lives, site.outputs, strict=True) if out is not None]
         first = kept[0][0]
@@ -175,9 +171,9 @@ class Split(Movement):
         used = kept[0][0].of(kept[0][1])
         for o, live in kept[1:]:
             used = used | o.of(live)
-        return [Want(first, used)]
+        return [LayoutRequest(first, used)]
 
-    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         """The parts agree on the other axes: rows that one part keeps, all keep."""
         axis = self.axis(site)
         used = [i for i, out in enumerate(site.outputs) if out is not None]
@@ -193,7 +189,7 @@ class Split(Movement):
         union = facts.lives[used[0]]
         for i in used[1:]:
             union = union | facts.lives[i]
-        shared = box_of(union, facts.options)
+        shared = box_of(union, facts.multiple)
         return [shared if i in used else w for i, w in enumerate(wanted)]
 
     @staticmethod
@@ -202,7 +198,7 @@ class Split(Movement):
 
     def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
         axis = self.axis(site)
-        if not to.native or ins[0].compact[axis] == 1:
+        if not to.followed or ins[0].compact[axis] == 1:
             return to.projected(to.copy())
         used = {i: site.shape(out)[axis] for i, out in enumerate(site.outputs) if out is not None}
         if len(used) == 1:

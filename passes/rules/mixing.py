@@ -7,19 +7,15 @@ too, so there nothing is removed; along the others everything goes through.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.analysis.program import Site
 from passes.graph.layout import Layout, collapse, product
 from passes.graph.selection import Selection
-from passes.rules.base import Rule, SiteFacts, Want, Wish, box_of, replaced
-
-if TYPE_CHECKING:
-    from passes.rewriting.rewriter import Emitter
+from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts, box_of, replaced
+from passes.rules.emitter import Emitter
 
 Axes = Callable[[Site], tuple[int, ...]]
 
@@ -88,23 +84,23 @@ class Mixing(Rule):
         )
         return [whole.expand(zeros[0].shape), *(torch.full_like(z, bool(live.any())) for z in zeros[1:])]
 
-    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         """Values and indices come together, so where one of them lives both do."""
         used = [layout for layout, out in zip(wanted, site.outputs, strict=True) if out is not None]
         if all(used[0].same(layout) for layout in used[1:]):
             return [used[0] for _ in wanted]
-        return [box_of(either(facts.lives), facts.options) for _ in wanted]
+        return [box_of(either(facts.lives), facts.multiple) for _ in wanted]
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         if len(site.inputs) > 1:
             return None
-        native = self.native(site, outs)[0]
+        native = self.gives(site, outs)[0]
         shape = self.inner_shape(site, native.labels)
         sizes = self.inner_shape(site, torch.empty(native.compact, device="meta"))
         used = native.of(collapse(either(facts.lives), native.compact))
-        return [Want(Layout(tuple(sizes), native.labels.reshape(shape)), used.reshape(shape))]
+        return [LayoutRequest(Layout(tuple(sizes), native.labels.reshape(shape)), used.reshape(shape))]
 
-    def native(self, site: Site, outs: Sequence[Layout]) -> list[Layout]:
+    def gives(self, site: Site, outs: Sequence[Layout]) -> list[Layout]:
         return list(outs)
 
 
@@ -136,16 +132,16 @@ class Normalisation(Mixing):
         given = [site.node.args[i] if len(site.node.args) > i else None for i in self.weights_at]
         if not isinstance(given[0], Node) or any(isinstance(g, Node) and g.op != "get_attr" for g in given):
             return [torch.zeros(shape, dtype=torch.bool)]
-        zero = (site.program.tensor(given[0]) == 0).cpu()
+        zero = (site.values.tensor(given[0]) == 0).cpu()
         if isinstance(given[1], Node):
-            zero = zero & (site.program.tensor(given[1]) == 0).cpu()
+            zero = zero & (site.values.tensor(given[1]) == 0).cpu()
         line = [site.out_shape[a] if a in axes else 1 for a in range(len(shape))]
         return [zero.reshape(line).expand(shape)]
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
-        return None if len(site.inputs) > 1 else super().wants(site, outs, facts)
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
+        return None if len(site.inputs) > 1 else super().requests(site, outs, facts)
 
-    def native(self, site: Site, outs: Sequence[Layout]) -> list[Layout]:
+    def gives(self, site: Site, outs: Sequence[Layout]) -> list[Layout]:
         return [whole_along(outs[0], self.axes(site))]
 
     def select(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Selection]:
@@ -166,13 +162,13 @@ class GroupNorm(Normalisation):
         live = collapse(live.expand([channels if a == 1 else n for a, n in enumerate(live.shape)]), line)
         return live.view(groups, -1).any(1).repeat_interleave(channels // groups).view(line)
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         if len(site.inputs) > 1:
             return None
-        native = self.native(site, outs)[0]
-        return [Want(native, torch.ones_like(native.labels, dtype=torch.bool))]
+        native = self.gives(site, outs)[0]
+        return [LayoutRequest(native, torch.ones_like(native.labels, dtype=torch.bool))]
 
-    def native(self, site: Site, outs: Sequence[Layout]) -> list[Layout]:
+    def gives(self, site: Site, outs: Sequence[Layout]) -> list[Layout]:
         rank, channels = len(site.out_shape), site.out_shape[1]
         if outs[0].compact[1] == 1:
             return [Layout.whole(rank)]

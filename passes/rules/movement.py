@@ -16,13 +16,16 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from passes.analysis.program import Site, is_tensor
 from passes.graph.layout import Layout, collapse
-from passes.rules.base import Rule, SiteFacts
+from passes.graph.nodes import is_tensor
+from passes.rules.base import Rule, Site, SiteFacts
+from passes.rules.memo import Key
 
 aten = torch.ops.aten
 
 VIEWS = (aten.view.default, aten._unsafe_view.default)
+
+SOURCES = Key[list[Tensor] | None]()
 
 Touched = Callable[[Site], tuple[int, ...]]
 
@@ -54,16 +57,13 @@ class Movement(Rule):
 
         None where a labelled axis has merged with one whose length is not known before the input is.
         """
-        if "sources" not in site.memo:
-            site.memo["sources"] = self._sources(site, zeros)
-        found = site.memo["sources"]
-        return found if found is None or isinstance(found, list) else None
+        return site.memo.once(SOURCES, lambda: self._sources(site, zeros))
 
     def _sources(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor] | None:
         labels = iter(self._numbered(site, zeros))
 
         def stand_in(node: Node) -> Any:
-            return next(labels) if is_tensor(node) else site.program.concrete(node)
+            return next(labels) if is_tensor(node) else site.values.concrete(node)
 
         args, kwargs = map_arg(site.node.args, stand_in), map_arg(site.node.kwargs, stand_in)
         result = self.run(site, args, kwargs)
@@ -73,7 +73,7 @@ class Movement(Rule):
         found = [compress(r) for r in results]
         for out, source in zip(site.outputs, found, strict=True):
             if out is not None and any(
-                n != 1 and not site.program.is_static(out, a) for a, n in enumerate(source.shape)
+                n != 1 and not site.values.is_static(out, a) for a, n in enumerate(source.shape)
             ):
                 return None
         return found
@@ -141,7 +141,7 @@ class Movement(Rule):
 
     # Layouts
 
-    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         return list(wanted)
 
     def traced(self, site: Site, layout: Layout, facts: SiteFacts, index: int = 0) -> Tensor | None:

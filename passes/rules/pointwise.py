@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.analysis.program import Site
 from passes.graph.layout import Layout, collapse
-from passes.rules.base import ANYTHING, UNREAD, Rule, SiteFacts, Want, Wish, compact
+from passes.rules.base import ANY_LAYOUT, UNREAD, LayoutRequest, Request, Rule, Site, SiteFacts, compact
+from passes.rules.emitter import Emitter
+from passes.rules.memo import Key
 from passes.rules.probe import fillers, value_at
 from passes.rules.signs import never_zero
 
-if TYPE_CHECKING:
-    from passes.rewriting.rewriter import Emitter
-
 aten = torch.ops.aten
+
+AT_ZERO = Key[Tensor | None]()
 
 
 def aligned(layout: Layout, shape: Sequence[int]) -> Layout | None:
@@ -75,10 +74,7 @@ class Pointwise(Rule):
 
     def at_zero(self, site: Site) -> Tensor | None:
         """f(0, ..., 0), found by calling f; None where it cannot be called."""
-        if "at_zero" not in site.memo:
-            site.memo["at_zero"] = value_at(site, {})
-        result: Tensor | None = site.memo["at_zero"]
-        return result
+        return site.memo.once(AT_ZERO, lambda: value_at(site, {}))
 
     def filler(self, site: Site, index: int) -> float:
         return fillers(site)[index] or 0.0
@@ -91,27 +87,29 @@ class Pointwise(Rule):
             for zero, filler in zip(zeros, fillers(site), strict=True)
         ]
 
-    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         layout = wanted[0]
         if all(aligned(layout, site.shape(n)) is not None for n in (*site.inputs, *site.parameters)):
             return [layout]
         return [layout.as_product()]
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         out = outs[0]
         used = out.of(facts.lives[0])
-        wishes: list[Wish] = []
+        requests: list[Request] = []
         for node in site.inputs:
             layout = aligned(out, site.shape(node))
             if layout is None:
                 return None
-            wishes.append(self.wish(layout, used))
-        return wishes
+            requests.append(self.request(layout, used))
+        return requests
 
     @staticmethod
-    def wish(layout: Layout, used: Tensor) -> Want:
+    def request(layout: Layout, used: Tensor) -> LayoutRequest:
         offset = used.dim() - layout.rank
-        return Want(layout, collapse(used, [1] * offset + list(layout.labels.shape)).reshape(layout.labels.shape))
+        return LayoutRequest(
+            layout, collapse(used, [1] * offset + list(layout.labels.shape)).reshape(layout.labels.shape)
+        )
 
 
 class Rectifier(Pointwise):
@@ -165,23 +163,23 @@ class Quotient(Pointwise):
 
     def keeps_zero(self, site: Site) -> bool:
         dividend, divisor = site.node.args[:2]
-        return isinstance(dividend, Node) and dividend is not divisor and never_zero(site.program, divisor)
+        return isinstance(dividend, Node) and dividend is not divisor and never_zero(site.values, divisor)
 
 
 class Sum(Pointwise):
     """x + y: an operand of which nothing is live is left out."""
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
-        wishes = super().wants(site, outs, facts)
-        if wishes is None or len(wishes) != 2:
-            return wishes
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
+        requests = super().requests(site, outs, facts)
+        if requests is None or len(requests) != 2:
+            return requests
         for index in (0, 1):
             if bool(facts.reads(index).any()) or not bool(facts.reads(1 - index).any()):
                 continue
             if site.shape(site.inputs[1 - index]) == site.out_shape and self.is_plain(site):
-                wishes[index] = UNREAD
+                requests[index] = UNREAD
                 break
-        return wishes
+        return requests
 
     def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
         present = [node for node in to.inputs if node is not None]
@@ -240,11 +238,11 @@ class Identity(Pointwise):
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         return [lives[0], *(torch.zeros_like(z) for z in zeros[1:])]
 
-    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         return list(wanted)
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
-        return [Want(outs[0], outs[0].of(facts.lives[0])), *(ANYTHING for _ in site.inputs[1:])]
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
+        return [LayoutRequest(outs[0], outs[0].of(facts.lives[0])), *(ANY_LAYOUT for _ in site.inputs[1:])]
 
 
 class Fill(Pointwise):
@@ -259,7 +257,7 @@ class Fill(Pointwise):
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         value = site.node.args[1] if len(site.node.args) > 1 else None
         if isinstance(value, Node):
-            value = site.program.constant(value)
+            value = site.values.constant(value)
         is_zero = "zeros" in str(site.node.target) or (value is not None and not bool(value))
         return [torch.full((1,) * len(site.out_shape), is_zero)]
 

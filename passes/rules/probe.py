@@ -10,10 +10,14 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from passes.analysis.program import Site, is_tensor
+from passes.graph.nodes import is_tensor
+from passes.rules.base import Site
+from passes.rules.memo import Key
 
 OTHERS = (-1.0, 0.5, 1.0)
 """What the other inputs may be while one is asked for its filler: signs, and a number between 0 and 1."""
+
+FILLERS = Key[tuple[float | None, ...]]()
 
 
 def value_at(site: Site, values: Mapping[Node, Tensor]) -> Tensor | None:
@@ -22,7 +26,7 @@ def value_at(site: Site, values: Mapping[Node, Tensor]) -> Tensor | None:
     def stand_in(node: Node) -> Any:
         if is_tensor(node):
             return values.get(node, torch.zeros(())).to(node.meta["val"].dtype)
-        return site.program.concrete(node)
+        return site.values.concrete(node)
 
     if not all(isinstance(n.meta.get("val"), (Tensor, int, torch.SymInt)) for n in site.node.all_input_nodes):
         return None
@@ -37,10 +41,7 @@ def value_at(site: Site, values: Mapping[Node, Tensor]) -> Tensor | None:
 def fillers(site: Site) -> tuple[float | None, ...]:
     """For each input the first of 0, 1 and 1/2 at which f is finite, whatever of `OTHERS` the others are; 0 where f
     cannot be called."""
-    if "fillers" not in site.memo:
-        site.memo["fillers"] = tuple(_filler(site, node) for node in site.inputs)
-    found: tuple[float | None, ...] = site.memo["fillers"]
-    return found
+    return site.memo.once(FILLERS, lambda: tuple(_filler(site, node) for node in site.inputs))
 
 
 def _filler(site: Site, node: Node) -> float | None:

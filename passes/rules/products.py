@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.analysis.program import Site
 from passes.graph.layout import Layout, collapse
-from passes.rules.base import Contraction, Rule, SiteFacts, Want, Wish, compact, unlabelled
-
-if TYPE_CHECKING:
-    from passes.rewriting.rewriter import Emitter
+from passes.graph.nodes import operator_name
+from passes.rules.base import Contraction, LayoutRequest, Request, Rule, Site, SiteFacts, compact, unlabelled
+from passes.rules.emitter import Emitter
 
 aten = torch.ops.aten
 
@@ -29,8 +26,7 @@ class Einsum(Rule):
 
     def letters(self, site: Site) -> tuple[list[str], str] | None:
         """The letters of each operand and of the result; None where we cannot say."""
-        name = site.node.target._schema.name.split("::")[1]  # type: ignore[union-attr]
-        if name == "einsum":
+        if operator_name(site.node) == "einsum":
             return self.parsed(site)
         if len(site.inputs) != 2:
             return None
@@ -74,7 +70,7 @@ class Einsum(Rule):
 
     # Layouts
 
-    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         found = self.letters(site)
         if found is None or coordinates(wanted[0], found[1], self.shared(found)) is not None:
             return list(wanted)
@@ -86,7 +82,7 @@ class Einsum(Rule):
         operands, out = found
         return "".join(c for c in out if all(c in o for o in operands))
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         found = self.letters(site)
         if found is None or len(site.inputs) != len(found[0]):
             return None
@@ -102,7 +98,7 @@ class Einsum(Rule):
                 return None
             places[letter], used[letter] = line
         kept = outs[0].of(facts.lives[0])
-        wishes: list[Wish] = []
+        requests: list[Request] = []
         for own, node in zip(operands, site.inputs, strict=True):
             layout = arranged(own, places, site.shape(node))
             if layout is None:
@@ -111,8 +107,8 @@ class Einsum(Rule):
             for letter, flags in used.items():
                 if letter in own:
                     mask = mask & spread(flags, own)
-            wishes.append(Want(layout, mask.expand(layout.labels.shape)))
-        return wishes
+            requests.append(LayoutRequest(layout, mask.expand(layout.labels.shape)))
+        return requests
 
     def contracted(self, operands: Sequence[str], out: str, lives: Sequence[Tensor]) -> str | None:
         """The letter, not of the result, along which dead indices are left out: of several the one that is deadest."""

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.analysis.program import Site
 from passes.graph.layout import Layout, Shape
-from passes.rules.base import UNREAD, Rule, SiteFacts, Want, Wish
+from passes.rules.base import UNREAD, LayoutRequest, Request, Rule, Site, SiteFacts
+from passes.rules.emitter import Emitter
 from passes.rules.movement import Movement, Touched
 from passes.rules.sampling import PICKED
-
-if TYPE_CHECKING:
-    from passes.rewriting.rewriter import Emitter
 
 aten = torch.ops.aten
 
@@ -32,7 +29,7 @@ class Reindex(Movement):
     def __init__(self, touched: Touched) -> None:
         super().__init__(touched)
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         if len(site.inputs) != 1:
             return self.with_constant_index(site, outs, facts)
         traced = self.traced(site, outs[0], facts)
@@ -44,9 +41,9 @@ class Reindex(Movement):
             return None
         if any(traced.shape[a] != 1 for a in followed if shape[a] == 1):
             return None
-        return [Want(Layout(shape, traced), outs[0].of(facts.lives[0]))]
+        return [LayoutRequest(Layout(shape, traced), outs[0].of(facts.lives[0]))]
 
-    def with_constant_index(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def with_constant_index(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         return None
 
     def moved(self, site: Site) -> tuple[int, ...]:
@@ -64,7 +61,7 @@ class Reindex(Movement):
         return super().sources(site, zeros) if self.moved(site) else None
 
     def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
-        if to.native and self.followed(site, ins[0].compact, outs[0].compact):
+        if to.followed and self.followed(site, ins[0].compact, outs[0].compact):
             return [to.first_input()]
         return [to.copy()]
 
@@ -77,7 +74,7 @@ class Select(Reindex):
         return ()
 
     def _numbered(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
-        index = site.program.constant(site.inputs[1])
+        index = site.values.constant(site.inputs[1])
         if index is None:
             return []
         shape = tuple(zeros[0].shape)
@@ -87,7 +84,7 @@ class Select(Reindex):
         return [labels.expand(size), index.cpu()]
 
     def sources(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor] | None:
-        if len(site.inputs) != 2 or site.program.constant(site.inputs[1]) is None:
+        if len(site.inputs) != 2 or site.values.constant(site.inputs[1]) is None:
             return None
         return super().sources(site, zeros)
 
@@ -106,15 +103,15 @@ class Select(Reindex):
         flat[sources[0][lives[0]]] = True
         return [flat.view(zeros[0].shape), torch.ones_like(zeros[1])]
 
-    def with_constant_index(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def with_constant_index(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         if self.sources(site, facts.zeros) is None:
-            return PICKED.wants(site, outs, facts)
+            return PICKED.requests(site, outs, facts)
         traced = self.traced(site, outs[0], facts)
         if traced is None:
             return None
         shape = tuple(facts.zeros[0].shape)
-        index = UNREAD if self.followed(site, shape, outs[0].compact) else Want(Layout.whole(1))
-        return [Want(Layout(shape, traced), outs[0].of(facts.lives[0])), index]
+        index = UNREAD if self.followed(site, shape, outs[0].compact) else LayoutRequest(Layout.whole(1))
+        return [LayoutRequest(Layout(shape, traced), outs[0].of(facts.lives[0])), index]
 
     def followed(self, site: Site, before: Shape, after: Shape) -> list[int]:
         return [a for a in self.moved(site) if before[a] != 1]
@@ -160,7 +157,7 @@ class Repeat(Reindex):
 class Expand(Movement):
     """One element seen many times along axes of size 1 or new ones."""
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         traced = self.traced(site, outs[0], facts)
         if traced is None or len(site.inputs) != 1:
             return None
@@ -168,10 +165,12 @@ class Expand(Movement):
         if any(n != 1 for n in outs[0].compact[:offset]):
             return None
         traced = traced.reshape(traced.shape[offset:])
-        return [Want(Layout(tuple(facts.zeros[0].shape), traced), outs[0].of(facts.lives[0]).reshape(traced.shape))]
+        return [
+            LayoutRequest(Layout(tuple(facts.zeros[0].shape), traced), outs[0].of(facts.lives[0]).reshape(traced.shape))
+        ]
 
     def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
-        if not to.native:
+        if not to.followed:
             return [to.copy()]
         sizes = [outs[0].size(a, n) if outs[0].compact[a] != 1 else n for a, n in enumerate(to.args[1])]
         return [to.call(aten.expand.default, (to.first_input(), sizes))]

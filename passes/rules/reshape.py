@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from passes.analysis.program import Site
-from passes.assignment.options import Options
 from passes.graph.layout import Layout, product
-from passes.rules.base import Rule, SiteFacts, Want, Wish, box_of
+from passes.graph.nodes import operator_name
+from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts, box_of
+from passes.rules.emitter import Emitter
 from passes.rules.movement import Movement, compress
-
-if TYPE_CHECKING:
-    from passes.rewriting.rewriter import Emitter
 
 aten = torch.ops.aten
 
@@ -26,7 +23,7 @@ aten = torch.ops.aten
 class Permute(Movement):
     """Axes in another order."""
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         traced = self.traced(site, outs[0], facts)
         if traced is None:
             return None
@@ -36,13 +33,13 @@ class Permute(Movement):
         moved = [n - 2 for n in site.node.target(*args, **site.node.kwargs).shape]  # type: ignore[operator]
         back = [moved.index(a) for a in range(rank)]
         used = outs[0].of(facts.lives[0])
-        return [Want(Layout(tuple(facts.zeros[0].shape), traced.permute(back)), used.permute(back))]
+        return [LayoutRequest(Layout(tuple(facts.zeros[0].shape), traced.permute(back)), used.permute(back))]
 
 
 class Reshape(Movement):
     """The same elements in the same order under other axes: view, reshape, flatten, unflatten, squeeze, unsqueeze."""
 
-    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         sources = self.sources(site, facts.zeros)
         if sources is None:
             return list(wanted)
@@ -51,10 +48,10 @@ class Reshape(Movement):
             return list(wanted)
         flat = torch.zeros(math.prod(shape), dtype=torch.bool)
         flat[sources[0][facts.lives[0]]] = True
-        box = box_of(flat.view(shape), facts.options)
+        box = box_of(flat.view(shape), facts.multiple)
         return [self.forward(site, box, sources[0]) or wanted[0]]
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         sources = self.sources(site, facts.zeros)
         if sources is None:
             return None
@@ -81,7 +78,7 @@ class Reshape(Movement):
 
     def inverse(
         self, site: Site, out: Layout, source: Tensor, shape: tuple[int, ...], used: Tensor | None
-    ) -> Want | None:
+    ) -> LayoutRequest | None:
         """The input's layout that gives the result `out`, if there is one."""
         if tuple(source.shape) != out.compact:
             return None
@@ -103,7 +100,7 @@ class Reshape(Movement):
                     return None
                 box = first
                 flags = None if flags is None else flags.any(axis, keepdim=True)
-        return Want(Layout(shape, box), flags) if self.confirmed(site, Layout(shape, box), out) else None
+        return LayoutRequest(Layout(shape, box), flags) if self.confirmed(site, Layout(shape, box), out) else None
 
     def confirmed(self, site: Site, given: Layout, out: Layout) -> bool:
         """Whether the call really gives `out` from `given`.
@@ -127,7 +124,7 @@ class Reshape(Movement):
         """Input sizes where several labelled axes became one: those of the box that the kept labels fill."""
         mask = torch.zeros(math.prod(shape), dtype=torch.bool)
         mask[out.of(source).reshape(-1)] = True
-        box = box_of(mask.view(shape), Options())
+        box = box_of(mask.view(shape))
         if box.labels.numel() != int(mask.sum()) or not torch.equal(box.labels.reshape(-1), out.of(source).reshape(-1)):
             return None
         return list(box.shrunk(site.shape(site.inputs[0])))
@@ -153,7 +150,7 @@ class Reshape(Movement):
         return result if math.prod(result) == math.prod(small_from) else None
 
     def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
-        name = site.node.target._schema.name.split("::")[1]  # type: ignore[union-attr]
+        name = operator_name(site.node)
         if name == "squeeze" and len(to.args) == 1:
             ones = [a for a, n in enumerate(site.shape(site.inputs[0])) if n == 1]
             return [to.call(aten.squeeze.dims, (to.first_input(), ones))]
@@ -177,7 +174,7 @@ class PixelShuffle(Reshape):
 
     def inverse(
         self, site: Site, out: Layout, source: Tensor, shape: tuple[int, ...], used: Tensor | None
-    ) -> Want | None:
+    ) -> LayoutRequest | None:
         if tuple(source.shape) != out.compact:
             return None
         factor = site.node.args[1]
@@ -194,12 +191,12 @@ class PixelShuffle(Reshape):
                 if not bool((box == first).all()):
                     return None
                 box, flags = first, None if flags is None else flags.any(axis, keepdim=True)
-        return Want(Layout(shape, box), flags) if self.confirmed(site, Layout(shape, box), out) else None
+        return LayoutRequest(Layout(shape, box), flags) if self.confirmed(site, Layout(shape, box), out) else None
 
     def replay(self, site: Site, elements: Tensor, shape: Sequence[int]) -> Tensor:
         return site.node.target(elements, site.node.args[1])  # type: ignore[operator, no-any-return]
 
-    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         layout = wanted[0]
         kept = [layout.coordinate(a).unique() if a == layout.rank - 3 else None for a in range(layout.rank)]
         return [product(layout.compact, kept)] if self.opposite is aten.pixel_unshuffle.default else [layout]

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.fx import Node
 
-from passes.analysis.program import Site
 from passes.graph.layout import Layout, collapse, product
-from passes.rules.base import Rule, SiteFacts, Want, Wish
+from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts
 from passes.rules.mixing import Axes, Mixing, named, spatial
 
 
@@ -45,23 +44,23 @@ class Sampling(Mixing):
             places = [collapse(live, place.shape).expand(place.shape) for place in places]
         return [x, *places]
 
-    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         return [wanted[0] if wanted[0].is_product() else wanted[0].as_product()]
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         if not self.is_followed(site):
             return None
         out, shared = outs[0], self.shared(site)
         used = out.of(facts.lives[0])
-        wishes: list[Wish] = [Want(out, used)]
+        requests: list[Request] = [LayoutRequest(out, used)]
         for node in site.inputs[1:]:
             if not shared:
-                wishes.append(Want(Layout.whole(len(site.shape(node)))))
+                requests.append(LayoutRequest(Layout.whole(len(site.shape(node)))))
                 continue
             small = tuple(n if a in shared else 1 for a, n in enumerate(out.compact))
             layout = product(small, [out.kept(a) for a in range(out.rank)])
-            wishes.append(Want(layout, collapse(used, layout.labels.shape)))
-        return wishes
+            requests.append(LayoutRequest(layout, collapse(used, layout.labels.shape)))
+        return requests
 
 
 def indexed(site: Site) -> tuple[int, ...]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch.fx import Node
 
-from passes.analysis.program import Program
+from passes.graph.nodes import operator_name
+from passes.graph.values import Values
 
 MOVED = frozenset(
     "alias clone contiguous expand permute repeat reshape sqrt squeeze transpose unflatten unsqueeze view".split()
@@ -22,20 +22,20 @@ NEVER_NEGATIVE = frozenset(
 )
 
 
-def never_zero(program: Program, value: Any) -> bool:
+def never_zero(values: Values, value: Any) -> bool:
     """Whether a tensor or number has no zero for any input."""
     if not isinstance(value, Node):
         return bool(value)
     if value.op == "get_attr":
-        return bool((program.tensor(value) != 0).all())
-    constant = program.constant(value)
+        return bool((values.tensor(value) != 0).all())
+    constant = values.constant(value)
     return bool((constant != 0).all()) if constant is not None else _is_positive(value)
 
 
 def _is_positive(value: Any) -> bool:
     if not isinstance(value, Node):
         return isinstance(value, (int, float)) and value > 0
-    name, args = _name(value), value.args
+    name, args = operator_name(value), value.args
     if name in ("clamp_min", "clamp") and len(args) > 1:
         bounds = [bound for bound in args[1:3] if bound is not None]
         return args[1] is not None and all(not isinstance(bound, Node) and _is_positive(bound) for bound in bounds)
@@ -48,7 +48,7 @@ def _is_positive(value: Any) -> bool:
 def _is_not_negative(value: Any) -> bool:
     if not isinstance(value, Node):
         return isinstance(value, (int, float)) and value >= 0
-    name, args = _name(value), value.args
+    name, args = operator_name(value), value.args
     if name in NEVER_NEGATIVE or _is_positive(value):
         return True
     if name == "pow":
@@ -58,11 +58,3 @@ def _is_not_negative(value: Any) -> bool:
     if name in ("add", "mul", "div") and not value.kwargs:
         return all(map(_is_not_negative, args))
     return name in MOVED | REDUCED and _is_not_negative(args[0])
-
-
-def _name(node: Node) -> str:
-    """The operator's name without its overload; empty for anything that is not an operator of torch."""
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
-        return ""
-    return target._schema.name.removeprefix("aten::")

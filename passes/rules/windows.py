@@ -8,21 +8,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from passes.analysis.program import Site
 from passes.graph.layout import Layout, along, collapse
-from passes.rules.base import Rule, SiteFacts, Want, Wish
+from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts
 from passes.rules.movement import Movement
 
 
 class Windows(Movement):
     """Overlapping windows along an axis, each laid out along a new last one (`Tensor.unfold`)."""
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         traced, shape = self.traced(site, outs[0], facts), tuple(facts.zeros[0].shape)
         (axis,) = _unfolded(site)
         if traced is None or shape[axis] != 1 or traced.shape[-1] != 1:
             return None
-        return [Want(Layout(shape, traced[..., 0]), outs[0].of(facts.lives[0])[..., 0])]
+        return [LayoutRequest(Layout(shape, traced[..., 0]), outs[0].of(facts.lives[0])[..., 0])]
 
 
 def _unfolded(site: Site) -> tuple[int, ...]:
@@ -74,7 +73,7 @@ class Columns(Rule):
         mask = self.by_tap(site, channels, given, zeros[0].dim(), wide=self.back)
         return [collapse(mask, zeros[0].shape).expand(zeros[0].shape)]
 
-    def settle(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         """Whole channels, in the order in which the first of their taps is wanted."""
         _, axis = self.axes(site)
         layout = wanted[0]
@@ -87,11 +86,11 @@ class Columns(Rule):
         labels = (channels.view(-1, 1) * taps + torch.arange(taps)).view(-1)
         return [Layout.along(layout.rank, axis, layout.compact[axis], labels)]
 
-    def wants(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Wish] | None:
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         given, axis = self.axes(site)
         rank = facts.zeros[0].dim()
         if not outs[0].axes:
-            return [Want(Layout.whole(rank))]
+            return [LayoutRequest(Layout.whole(rank))]
         taps, kept = self.taps(site), outs[0].coordinate(axis).view(-1)
         if self.back:
             labels, size = (kept.view(-1, 1) * taps + torch.arange(taps)).view(-1), outs[0].compact[axis] * taps
@@ -100,7 +99,7 @@ class Columns(Rule):
         layout = Layout.along(rank, given, size, labels)
         asked = facts.asked[0].expand([size if a == given else n for a, n in enumerate(facts.asked[0].shape)])
         line = [n if a == given else 1 for a, n in enumerate(asked.shape)]
-        return [Want(layout, layout.of(collapse(asked, line)))]
+        return [LayoutRequest(layout, layout.of(collapse(asked, line)))]
 
 
 RULES: dict[str, Rule] = {"unfold": Windows(_unfolded), "im2col": Columns(), "col2im": Columns(back=True)}
