@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from l1rr_fx.archive import load
 from l1rr_fx.lowering import Latency, lint, lower, to_onnx, to_tensorrt
 from l1rr_fx.method.attention.loss import FeatureAttention
 from l1rr_fx.method.planning.budget import Budget
@@ -15,7 +14,7 @@ from l1rr_fx.method.training.recalibrate import recalibrate_batch_norm
 from l1rr_fx.method.training.sparsity import ReweightedL1
 from l1rr_fx.pruning.compiler import prune
 from l1rr_fx.pruning.optimizer import pruned_optimizer_state
-from l1rr_fx.pruning.pruned import Pruned
+from l1rr_fx.pruning.pruned import Pruned, load
 from l1rr_fx.pruning.report import Report
 from l1rr_fx.version import __version__
 from passes.errors import (

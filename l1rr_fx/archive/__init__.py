@@ -1,15 +1,16 @@
-"""Saving and loading of a pruned network, without pickle.
+"""Saving and loading of a captured network, without pickle: in goes a module, out comes an equal one.
 
-A saved network is a directory of four files:
+`save` takes the module, what was kept of each parameter and the report as a JSON text; `load` returns the three. A
+saved network is a directory of four files:
 
     manifest.json         the version of the format, the size and the SHA-256 of each other file
     graph.json            nodes, modules, and which tensor is which parameter, buffer or kept index
     tensors.safetensors   the tensors, each memory once
-    report.json           `Report.to_json`
+    report.json           the text that came with the module
 
 Nothing in it is run when it is loaded. torch.fx generates Python code from a graph, so every name that goes into that
-code must be an identifier (`names`), and every operator one that computes tensors and numbers from tensors and numbers
-and writes to nothing (`operators`).
+code must be an identifier, and every operator one that computes tensors and numbers from tensors and numbers and writes
+to nothing (`operators`).
 """
 
 from __future__ import annotations

@@ -12,9 +12,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from l1rr_fx.archive.arguments import decode_argument
 from l1rr_fx.archive.encode import leaf_options
-from l1rr_fx.archive.names import is_name, is_target
 from l1rr_fx.archive.nesting import decode_codegen
-from l1rr_fx.archive.operators import operator_named
+from l1rr_fx.archive.operators import is_name, is_target, operator_named
 from l1rr_fx.support.checks import expect, fields, naming, short
 from passes.errors import LoadError
 from passes.graph.modes import MODULES

@@ -1,4 +1,4 @@
-"""A pruned network as a JSON document and the tensors that it names."""
+"""A captured network as a JSON document and the tensors that the document names."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from torch.fx import GraphModule, Node
 from l1rr_fx.archive.arguments import encode_argument
 from l1rr_fx.archive.nesting import encode_codegen
 from l1rr_fx.archive.operators import operator_name
-from l1rr_fx.pruning.pruned import Pruned
 from passes.errors import InputError
 from passes.graph.modes import MODULES
 from passes.graph.selection import Selection
 
 
-def encode(pruned: Pruned) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """`pruned` as a JSON document and the tensors that it names; each memory once, whatever its number of names."""
-    module = pruned.module
+def encode(module: nn.Module, kept: Mapping[str, Selection]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The network and what it kept as a JSON document, and the tensors that it names: each memory once.
+
+    Raises InputError, naming the part, for what the format cannot hold.
+    """
     if not isinstance(module, GraphModule):
+        pieces = sum(isinstance(each, GraphModule) for each in module.modules())
         raise InputError(
             f"only a network that was captured whole can be saved; this {type(module).__name__} holds "
-            f"{len(pruned.report.pieces)} captured pieces in the model's own code: save its state_dict() instead"
+            f"{pieces} captured pieces in the model's own code: save its state_dict() instead"
         )
     store = _Store()
     document = {
@@ -41,7 +43,7 @@ def encode(pruned: Pruned) -> tuple[dict[str, Any], dict[str, Tensor]]:
             name: {"tensor": store.add(name, buffer), "persistent": persistent}
             for name, (buffer, persistent) in _buffers(module).items()
         },
-        "kept": {name: _selection_document(name, selection, store) for name, selection in pruned.kept.items()},
+        "kept": {name: _selection_document(name, selection, store) for name, selection in kept.items()},
     }
     return document, store.tensors
 

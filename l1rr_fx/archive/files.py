@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
 import stat
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from l1rr_fx.pruning.report import Report
 from l1rr_fx.support.checks import expect, fields, naming, parsed, short
+from l1rr_fx.support.files import size_and_hash, synced
 from passes.errors import InputError, LoadError
 
 FORMAT = "l1rr-fx network"
@@ -29,20 +26,10 @@ LIMITS: Mapping[str, int] = {MANIFEST: 2**16, GRAPH: 2**26, TENSORS: 2**33, REPO
 PAYLOAD = (GRAPH, TENSORS, REPORT)
 
 
-@contextlib.contextmanager
-def new_directory_beside(target: Path) -> Iterator[Path]:
-    """A new empty directory on the file system of `target`; it is gone afterwards unless it was moved."""
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def write_all(work: Path, document: Mapping[str, Any], tensors: dict[str, Tensor], report: Report) -> None:
-    """Write the four files into `work` and have the disk hold them."""
+def write_all(work: Path, document: Mapping[str, Any], tensors: dict[str, Tensor], report: str) -> None:
+    """Write the four files into `work` and flush them to the disk; `report` is a JSON text."""
     (work / GRAPH).write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
-    (work / REPORT).write_text(report.to_json(), encoding="utf-8")
+    (work / REPORT).write_text(report, encoding="utf-8")
     safetensors.torch.save_file(tensors, work / TENSORS)
     for name in PAYLOAD:
         if (size := (work / name).stat().st_size) > LIMITS[name]:
@@ -50,57 +37,7 @@ def write_all(work: Path, document: Mapping[str, Any], tensors: dict[str, Tensor
     files = {name: size_and_hash(work / name) for name in PAYLOAD}
     manifest = {"format": FORMAT, "version": VERSION, "torch": torch.__version__, "files": files}
     (work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    settle(work)
-
-
-def settle(work: Path, *, executable: str | None = None) -> None:
-    """Give a directory and its files the usual permissions, and have the disk hold them."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in work.iterdir():
-        os.chmod(path, (0o777 if path.name == executable else 0o666) & ~umask)
-        _sync(path)
-    os.chmod(work, 0o777 & ~umask)
-    _sync(work)
-
-
-def size_and_hash(path: Path) -> dict[str, Any]:
-    """What a manifest says of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold `path`, a file or (where the system can) a directory."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows does not open directories
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def move_to(work: Path, target: Path) -> None:
-    """Rename `work` to `target`; what was there is kept until that succeeded, and put back if it did not."""
-    if not target.exists() or not any(target.iterdir()):
-        if target.exists():
-            target.rmdir()
-        work.rename(target)
-    else:
-        with new_directory_beside(target) as aside:
-            old = aside / "old"
-            target.rename(old)
-            try:
-                work.rename(target)
-            except BaseException:  # Ctrl-C too
-                old.rename(target)
-                raise
-    _sync(target.parent)
+    synced(work)
 
 
 def read_all(path: Path) -> dict[str, bytes]:

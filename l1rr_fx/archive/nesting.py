@@ -9,7 +9,7 @@ from torch.fx import Graph
 from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.archive.names import is_name
+from l1rr_fx.archive.operators import is_name
 from l1rr_fx.support.checks import MAX_DEPTH, expect, fields, short
 from passes.errors import InputError, LoadError
 

@@ -1,44 +1,45 @@
-"""Saving and loading of a pruned network."""
+"""Saving and loading of a pruned network: its module, what was kept of each parameter, and the text of its report."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from l1rr_fx.archive.decode import decode
 from l1rr_fx.archive.encode import encode
-from l1rr_fx.archive.files import (
-    GRAPH,
-    LIMITS,
-    REPORT,
-    TENSORS,
-    move_to,
-    new_directory_beside,
-    read_all,
-    write_all,
-)
-from l1rr_fx.pruning.pruned import Pruned
-from l1rr_fx.pruning.report import Report
+from l1rr_fx.archive.files import GRAPH, LIMITS, REPORT, TENSORS, read_all, write_all
+from l1rr_fx.support.arguments import of_kind
 from l1rr_fx.support.checks import naming, parsed
+from l1rr_fx.support.files import move_to, new_directory_beside
 from passes.errors import InputError, LoadError
+from passes.graph.selection import Selection
 
 
-def save(pruned: Pruned, directory: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write `pruned` to `directory`: all of it or, on any failure, nothing.
+def save(
+    module: nn.Module,
+    kept: Mapping[str, Selection],
+    report: str,
+    directory: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a captured network to `directory`: all of it or, on any failure, nothing.
 
+    `kept` says which part of the original each parameter and buffer is; `report` is a JSON text, stored as it is.
     Raises InputError if the directory is not empty (with `overwrite` a saved network is replaced, and nothing else
     is), if the network holds what the format cannot, or if the disk refuses.
     """
     target = Path(directory)
-    if not isinstance(pruned, Pruned):
-        raise InputError(f"a Pruned is wanted, not a {type(pruned).__name__}")
+    of_kind("module", module, nn.Module)
     check_target(target, overwrite=overwrite)
-    document, tensors = encode(pruned)
+    document, tensors = encode(module, kept)
     try:
         decode(document, tensors, torch.device("cpu"))  # what is saved can be loaded
     except LoadError as error:
@@ -46,17 +47,20 @@ def save(pruned: Pruned, directory: str | os.PathLike[str], *, overwrite: bool =
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with new_directory_beside(target) as work:
-            write_all(work, document, tensors, pruned.report)
+            write_all(work, document, tensors, report)
             move_to(work, target)
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
-def load(directory: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Pruned:
-    """The pruned network that `save` wrote, with its tensors on `device`. Safe on files from anywhere: nothing is run.
+def load(
+    directory: str | os.PathLike[str], *, device: torch.device | str = "cpu"
+) -> tuple[GraphModule, dict[str, Selection], str]:
+    """The module, what was kept and the report's text that `save` wrote, with all tensors on `device`.
 
-    Raises LoadError, naming the file and what is wrong with it, unless every file is there, plain, within its limit, of
-    the size and hash in the manifest, and holds a network of known operators whose tensors fit together.
+    Safe on files from anywhere: nothing in them is run. Raises LoadError, naming the file and what is wrong with it,
+    unless every file is there, plain, within its limit, of the size and hash in the manifest, and holds a network of
+    known operators whose tensors fit together.
     """
     path = Path(directory)
     content = read_all(path)
@@ -66,10 +70,10 @@ def load(directory: str | os.PathLike[str], *, device: torch.device | str = "cpu
         module, kept = decode(parsed(content[GRAPH]), tensors, torch.device(device))
     with naming(path / REPORT):
         try:
-            report = Report.from_json(content[REPORT].decode())
-        except (InputError, UnicodeDecodeError) as error:
+            report = content[REPORT].decode()
+        except UnicodeDecodeError as error:
             raise LoadError(str(error)) from error
-    return Pruned(module, report, kept)
+    return module, kept, report
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
@@ -91,6 +95,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
 
 
 def stored_tensors(content: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, copied out of its memory."""
     try:
         return {name: tensor.clone() for name, tensor in safetensors.torch.load(content).items()}
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:

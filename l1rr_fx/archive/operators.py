@@ -1,8 +1,9 @@
-"""The operators that a saved network may call, and their names in it."""
+"""What a saved network may name: the operators that it may call, and the names that may go into generated code."""
 
 from __future__ import annotations
 
 import inspect
+import keyword
 import math
 import operator
 import re
@@ -12,10 +13,12 @@ from typing import Any
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
-from l1rr_fx.archive.names import IDENTIFIER
 from l1rr_fx.support.checks import short
 from passes.errors import InputError, LoadError
 
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+TARGET = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+RESERVED = {"self", "torch", "pytree", "fx_pytree", *keyword.kwlist}
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **{
         f"operator::{name}": getattr(operator, name)
@@ -44,9 +47,21 @@ PRIVATE = {
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_native_batch_norm_legit_no_training"),
     *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math"),
 }
-
-
 CHECKS = {"_assert_scalar"}  # they return nothing: they raise
+
+
+def is_name(name: object) -> bool:
+    """Whether it is an identifier that means nothing else in generated code."""
+    return isinstance(name, str) and IDENTIFIER.fullmatch(name) is not None and name not in RESERVED
+
+
+def is_target(target: object) -> bool:
+    """Whether it is a dotted name of a module or a tensor."""
+    return (
+        isinstance(target, str)
+        and TARGET.fullmatch(target) is not None
+        and not any(map(keyword.iskeyword, target.split(".")))
+    )
 
 
 def operator_refusal(target: OpOverload) -> str | None:

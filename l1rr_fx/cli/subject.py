@@ -12,6 +12,7 @@ import torch
 import typer
 from torch import nn
 
+from l1rr_fx.pruning.pruned import load
 from l1rr_fx.support.functions import called
 from passes.errors import InputError
 
@@ -78,8 +79,6 @@ def network_subject(spec: str, shapes: list[str]) -> Subject:
     """The saved network in a directory, with random inputs, or the model that `load_subject` finds."""
     if not Path(spec).is_dir():
         return load_subject(spec)
-    from l1rr_fx.archive import load
-
     if not shapes:
         raise InputError(
             f"{spec} is a saved network, which holds no example input: say its --shape, such as 1x3x640x640"

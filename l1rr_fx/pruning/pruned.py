@@ -1,14 +1,20 @@
-"""What `l1rr_fx.prune` returns: the small network, its report, and what of every parameter lives on."""
+"""What `l1rr_fx.prune` returns: the small network, its report, and which part of each parameter was kept."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import torch
 from torch import nn
 
+from l1rr_fx.archive import network
+from l1rr_fx.archive.files import REPORT
 from l1rr_fx.pruning.report import Report
+from l1rr_fx.support.checks import naming
+from passes.errors import InputError, LoadError
 from passes.graph.selection import Selection
 
 
@@ -31,9 +37,23 @@ class Pruned:
         Raises InputError if the directory exists and is not empty (unless `overwrite`, which replaces a saved network
         and nothing else), or if the network holds what the format cannot.
         """
-        from l1rr_fx.archive import save  # the archive knows this class
-
-        save(self, directory, overwrite=overwrite)
+        network.save(self.module, self.kept, self.report.to_json(), directory, overwrite=overwrite)
 
     def __str__(self) -> str:
         return str(self.report)
+
+
+def load(directory: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Pruned:
+    """The pruned network that `Pruned.save` wrote, with its tensors on `device`. Safe on files from anywhere.
+
+    Nothing in them is run. Raises LoadError, naming the file and what is wrong with it, unless every file is there,
+    plain, within its limit, of the size and hash in the manifest, and holds a network of known operators whose tensors
+    fit together.
+    """
+    module, kept, text = network.load(directory, device=device)
+    with naming(Path(directory) / REPORT):
+        try:
+            report = Report.from_json(text)
+        except InputError as error:
+            raise LoadError(str(error)) from error
+    return Pruned(module, report, kept)

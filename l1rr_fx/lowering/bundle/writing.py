@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.archive.files import move_to, new_directory_beside, settle, size_and_hash
 from l1rr_fx.latency.kernels import Kernel, kernels
 from l1rr_fx.latency.prediction import DEVICES, Latency, Prediction
 from l1rr_fx.lowering.bundle.instructions import commands, readme
@@ -27,6 +26,7 @@ from l1rr_fx.lowering.onnx.emission import TOLERANCE, Emitted, check_module, in_
 from l1rr_fx.lowering.onnx.nms import Nms, check_detections, check_nms
 from l1rr_fx.lowering.onnx.target import target_named
 from l1rr_fx.pruning.pruned import Pruned
+from l1rr_fx.support.files import move_to, new_directory_beside, size_and_hash, synced
 from l1rr_fx.support.packages import required
 from passes.audit.verify import run_graph
 from passes.errors import InputError, VerifyError
@@ -170,7 +170,7 @@ def _written(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with new_directory_beside(folder) as work:
             yield work
-            settle(work, executable=SCRIPT)
+            synced(work, executable=SCRIPT)
             move_to(work, folder)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error

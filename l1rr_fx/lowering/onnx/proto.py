@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l1rr_fx.archive.files import new_directory_beside, settle
 from l1rr_fx.lowering.onnx.interpret import Lowered, Port
 from l1rr_fx.lowering.onnx.writer import Call, Writer
+from l1rr_fx.support.files import new_directory_beside, synced
 from l1rr_fx.support.packages import required
 from l1rr_fx.version import __version__
 from passes.errors import InputError
@@ -105,7 +105,7 @@ def write_file(path: Path, content: bytes) -> None:
     try:
         with new_directory_beside(path) as work:
             (work / path.name).write_bytes(content)
-            settle(work)
+            synced(work)
             os.replace(work / path.name, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
