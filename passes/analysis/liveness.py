@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -45,13 +48,17 @@ class Facts:
         )
 
 
-def channel_facts(program: Program) -> Facts:
-    """The facts of a program, from the zeros in its weights."""
-    zero = _zero(program)
+def channel_facts(program: Program, assumed: Mapping[Node, Tensor] = MappingProxyType({})) -> Facts:
+    """The facts of a program, from the zeros in its weights.
+
+    `assumed` declares more elements of results of calls zero: masks that broadcast to the shape of the result. The
+    facts are then those of a network in which they are.
+    """
+    zero = _zero(program, assumed)
     return Facts(zero, *_needed(program, zero))
 
 
-def _zero(program: Program) -> dict[Node, Tensor]:
+def _zero(program: Program, assumed: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
     zero: dict[Node, Tensor] = {}
     ceilings: dict[Node, Tensor] = {}
     constants = _made_of_parameters(program)
@@ -71,7 +78,8 @@ def _zero(program: Program) -> dict[Node, Tensor]:
                 found = [found[0] | silenced, *found[1:]]
             for out, mask in zip(site.outputs, found, strict=True):
                 if out is not None:
-                    zero[out] = mask | collapse(constants[out], mask.shape, every=True) if out in constants else mask
+                    more = [known[out] for known in (constants, assumed) if out in known]
+                    zero[out] = reduce(or_, (collapse(each, mask.shape, every=True) for each in more), mask)
     return zero
 
 
