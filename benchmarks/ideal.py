@@ -31,7 +31,7 @@ from torch.fx import Node
 
 from l1rr_fx.method.sites.channel_sites import sites_of
 from l1rr_fx.method.sites.zeroing import ChannelSite, ZeroedProgram, evaluation_graph, zeroed_values
-from passes.analysis.coupling import couples, is_meeting
+from passes.analysis.coupling import is_meeting
 from passes.analysis.liveness import channel_facts
 from passes.analysis.program import Program
 from passes.assignment.assign import plan_layouts
@@ -215,7 +215,7 @@ def _channels(
         return [[next(rest) for _ in range(size)] for size in site.argument(1, "split_sizes")]
     if "cat." in operator and len(known) == len(site.inputs) and site.argument(1, "dim", 0) == 1:
         return [[each for part in known for each in part]]
-    if weight is None and known and (couples(site) or is_meeting(site)):
+    if weight is None and known and (site.rule.keeps_channels(site) or is_meeting(site)):
         for other in (each for each in known[1:] if len(each) == len(known[0])):
             for pair in zip(known[0], other, strict=True):
                 joined.union(*pair)

@@ -19,10 +19,11 @@ from passes.accounts import Accounts, Cost, Family, Kept, Layer, Recombination
 from passes.analysis.coupling import channel_groups
 from passes.analysis.liveness import Facts, channel_facts
 from passes.analysis.program import Program
-from passes.assignment.assign import Plan, plan_layouts
+from passes.assignment.assign import plan_layouts
 from passes.assignment.channel_order import arrange
 from passes.assignment.cost_model import ByteCount, Target
 from passes.assignment.options import Options
+from passes.assignment.plan import LayoutPlan
 from passes.assignment.pq_tree import Order, consecutive_order
 from passes.audit.verify import Difference, first_difference, relative_deviation
 from passes.canonical.normalise import normalise
@@ -41,11 +42,14 @@ from passes.frontend.functionalise import functionalise
 from passes.graph.layout import Layout
 from passes.graph.modes import restore_modes
 from passes.graph.selection import Selection
-from passes.infra import Functionalise, Normalise, RemoveZeroChannels, RestoreModes
-from passes.rewriting.fold import FoldBatchNorm, FoldConstants, fold_batch_norm, fold_constants
+from passes.infra import FoldBatchNorm, FoldConstants, Functionalise, Normalise, RemoveZeroChannels, RestoreModes
+from passes.rewriting.fold import fold_batch_norm, fold_constants
 from passes.rewriting.rewriter import Rewritten, rewrite
 from passes.rules import rule_for
 from passes.rules.base import Site
+
+Plan = LayoutPlan
+"""The name of `LayoutPlan` before 0.2."""
 
 __all__ = [
     "Accounts",
@@ -63,6 +67,7 @@ __all__ = [
     "L1RRError",
     "Layer",
     "Layout",
+    "LayoutPlan",
     "LoadError",
     "Normalise",
     "Options",

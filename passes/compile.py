@@ -11,8 +11,9 @@ from torch.fx import GraphModule
 
 from passes.analysis.liveness import Facts, channel_facts
 from passes.analysis.program import Program
-from passes.assignment.assign import Plan, plan_layouts
+from passes.assignment.assign import plan_layouts
 from passes.assignment.options import Options
+from passes.assignment.plan import LayoutPlan
 from passes.canonical.normalise import normalise_graph
 from passes.errors import VanishedError
 from passes.rewriting.rewriter import Rewritten, rewrite
@@ -26,7 +27,7 @@ class Removed:
     """The small network with the plan that it was made from."""
 
     module: GraphModule
-    plan: Plan
+    plan: LayoutPlan
     rewritten: Rewritten
 
 

@@ -43,3 +43,9 @@ class LoweringError(L1RRError):
 
 class LoadError(L1RRError):
     """A saved network is unreadable, damaged or not to be trusted."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class where the message is empty."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

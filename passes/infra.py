@@ -22,6 +22,7 @@ from passes.compile import remove_zero_channels
 from passes.errors import InputError, RewriteError
 from passes.frontend.functionalise import functionalise, writes
 from passes.graph.modes import SWITCHED, restore_modes
+from passes.rewriting.fold import fold_batch_norm, fold_constants
 
 
 class GraphPass(PassBase):
@@ -134,6 +135,44 @@ class RestoreModes(GraphPass):
     def ensures(self, graph_module: GraphModule) -> None:
         super().ensures(graph_module)
         _refuse(graph_module, lambda node: node.target in SWITCHED, "is still a call")
+
+
+class _Fold(GraphPass):
+    """A pass on any graph module; its nodes need no example values."""
+
+    def requires(self, graph_module: GraphModule) -> None:
+        if not isinstance(graph_module, GraphModule):
+            raise InputError(f"a torch.fx.GraphModule is wanted, not a {type(graph_module).__name__}")
+
+    def folded(self, graph_module: GraphModule) -> GraphModule:
+        raise NotImplementedError
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        folded = self.folded(graph_module)
+        modified = str(folded.graph) != str(graph_module.graph)
+        return PassResult(folded if modified else graph_module, modified)
+
+
+@dataclass(frozen=True)
+class FoldBatchNorm(_Fold):
+    """Batch norms folded into the weights beside them.
+
+    Before: a graph module in eval mode. After: see `fold_batch_norm`.
+    """
+
+    def folded(self, graph_module: GraphModule) -> GraphModule:
+        return fold_batch_norm(graph_module)
+
+
+@dataclass(frozen=True)
+class FoldConstants(_Fold):
+    """What depends on parameters and buffers alone, computed once.
+
+    Before: any graph module. After: see `fold_constants`.
+    """
+
+    def folded(self, graph_module: GraphModule) -> GraphModule:
+        return fold_constants(graph_module)
 
 
 def _require_functional(module: GraphModule) -> None:

@@ -11,10 +11,6 @@ from torch.fx import Node
 
 from passes.analysis.program import Program
 from passes.rules.base import Site
-from passes.rules.convolution import Weighted
-from passes.rules.pointwise import Sum
-
-COUPLING = ("pointwise", "channel affine", "mixing")
 
 
 def channel_groups(program: Program) -> nx.Graph:
@@ -24,21 +20,13 @@ def channel_groups(program: Program) -> nx.Graph:
         shape = program.shape(value)
         graph.add_node(value, channels=shape[1] if len(shape) > 1 else 1)
     for site in program.sites:
-        if not couples(site):
+        if not site.rule.keeps_channels(site):
             continue
         for node in site.inputs:
             for out in site.outputs:
                 if out is not None and _same_channels(program, node, out):
                     graph.add_edge(node, out, site=site)
     return graph
-
-
-def couples(site: Site) -> bool:
-    """Whether the operator leaves every channel of its inputs in its place."""
-    rule = site.rule
-    if isinstance(rule, Weighted):
-        return not rule.linear and rule.is_depthwise(rule.widths(site))
-    return bool(site.inputs) and rule.family in COUPLING
 
 
 def _same_channels(program: Program, a: Node, b: Node) -> bool:
@@ -51,9 +39,7 @@ def _same_channels(program: Program, a: Node, b: Node) -> bool:
 def is_meeting(site: Site) -> bool:
     """Whether branches of the network meet here in a sum."""
     computed = [n for n in site.inputs if n.op not in ("get_attr", "placeholder")]
-    return (
-        isinstance(site.rule, Sum) and len(set(computed)) > 1 and all(site.shape(n) == site.out_shape for n in computed)
-    )
+    return site.rule.is_sum and len(set(computed)) > 1 and all(site.shape(n) == site.out_shape for n in computed)
 
 
 def residual_values(program: Program) -> frozenset[Node]:

@@ -8,7 +8,6 @@ Where a reader still wants another layout, the rewrite recombines: no branch is 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,13 +17,13 @@ from torch.fx import Node
 from passes.analysis.coupling import residual_values
 from passes.analysis.liveness import Facts
 from passes.analysis.program import Program
-from passes.assignment.channel_order import Arrangement, arrange
+from passes.assignment.channel_order import arrange
 from passes.assignment.options import Options
+from passes.assignment.plan import LayoutPlan, SitePlan
 from passes.assignment.prices import Prices, span_of
 from passes.graph.layout import Layout, identity
 from passes.graph.nodes import is_projection, is_tensor, reads_elements
 from passes.rules.base import ANY_LAYOUT, ROWS, UNREAD, AnyLayout, LayoutRequest, Request, Site, SiteFacts, box_of
-from passes.rules.joins import Join
 
 LIVE_PER_FILLER = 4
 """To make rows equally long a tensor may take on one dead channel for each four live ones; beyond that it is
@@ -43,7 +42,6 @@ class Reader:
     """A reader's request, the family of the reader, why it may want dead channels, and its call (None: an output)."""
 
     request: Request
-    family: str
     reason: str
     site: Site | None = None
 
@@ -62,33 +60,7 @@ class Candidate:
         return self.saved - self.cost
 
 
-@dataclass(frozen=True, eq=False)
-class SitePlan:
-    """One call of the small network. `ins`: the layout of each input, None where it is not read. `followed`: whether the
-    rule follows the call; otherwise it gets its inputs whole and gives its results whole."""
-
-    site: Site
-    facts: SiteFacts
-    ins: tuple[Layout | None, ...]
-    outs: tuple[Layout, ...]
-    gives: tuple[Layout, ...]
-    followed: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """The layouts of the small network; `growth` says why a tensor keeps channels that are dead."""
-
-    program: Program
-    facts: Facts
-    options: Options
-    layout: Mapping[Node, Layout]
-    growth: Mapping[Node, str]
-    sites: Sequence[SitePlan]
-    arrangement: Arrangement
-
-
-def plan_layouts(program: Program, facts: Facts, options: Options | None = None) -> Plan:
+def plan_layouts(program: Program, facts: Facts, options: Options | None = None) -> LayoutPlan:
     """The plan of a program."""
     return _Planner(program, facts, options or Options()).run()
 
@@ -109,9 +81,9 @@ class _Planner:
         self.shared = _shared_parameters(program)
         self.sliced = {parameter for site in program.sites for parameter in site.parameters}
 
-    def run(self) -> Plan:
+    def run(self) -> LayoutPlan:
         for node in self.program.output_tensors:
-            self._ask(node, Reader(LayoutRequest(Layout.whole(len(self.program.shape(node)))), "output", OUTPUT))
+            self._ask(node, Reader(LayoutRequest(Layout.whole(len(self.program.shape(node)))), OUTPUT))
         pending: list[tuple[Site, SiteFacts, list[Layout], list[Request] | None]] = []
         scalars = {user for user in self.program.output.all_input_nodes if not is_tensor(user)}
         for node in reversed(self.program.module.graph.nodes):
@@ -127,11 +99,11 @@ class _Planner:
                     if is_tensor(argument):
                         whole = LayoutRequest(Layout.whole(len(self.program.shape(argument))))
                         request = whole if reads_elements(node) else ANY_LAYOUT
-                        self.requests[argument].append(Reader(request, "size", OUTPUT))
+                        self.requests[argument].append(Reader(request, OUTPUT))
                     else:
                         scalars.add(argument)
         plans = [self._resolve(*item) for item in reversed(pending)]
-        return Plan(self.program, self.facts, self.options, self.layout, self.growth, plans, self.arrangement)
+        return LayoutPlan(self.program, self.facts, self.options, self.layout, self.growth, plans, self.arrangement)
 
     def _ask(self, node: Node, reader: Reader) -> None:
         if reader.request is UNREAD:
@@ -173,7 +145,7 @@ class _Planner:
             request = (
                 LayoutRequest(Layout.whole(len(self.program.shape(node)))) if requests is None else requests[index]
             )
-            self._ask(node, Reader(request, site.rule.family, reason or ROWS, site))
+            self._ask(node, Reader(request, reason or ROWS, site))
         return site, facts, outs, requests
 
     def _default_growth(self, layout: Layout) -> str:
@@ -210,7 +182,7 @@ class _Planner:
                 continue
             meets = request.used is None or bool((request.used & ~request.layout.of(live)).any())
             reason = MEETING if meets else reader.reason
-            if self._is_free(request, live, reader.family):
+            if self._is_free(request, live, reader.site):
                 candidates.append(Candidate(request.layout, 0.0, saved, reason))
             elif self.options.mode == "recombine":
                 reason = CHEAPER if meets else reason
@@ -236,13 +208,13 @@ class _Planner:
         readers = [r.site for r in self.requests[node] if isinstance(r.request, AnyLayout) and r.site is not None]
         return self.prices.dead(node, count, readers)
 
-    def _is_free(self, request: LayoutRequest, live: Tensor, family: str) -> bool:
+    def _is_free(self, request: LayoutRequest, live: Tensor, reader: Site | None) -> bool:
         """Whether a layout may be had without asking what its dead channels cost."""
         alive = request.layout.of(live)
         boxes = sum(size > 1 for size in request.layout.labels.shape) > 1
         if self.options.smallest and int((~alive).sum()) * LIVE_PER_FILLER > int(live.sum()) * boxes:
             return False
-        if self.options.mode != "recombine" and family == "pointwise":
+        if self.options.mode != "recombine" and reader is not None and reader.rule.is_pointwise:
             return True
         return bool(alive.all()) if request.used is None else not bool((request.used & ~alive).any())
 
@@ -255,7 +227,7 @@ class _Planner:
         preferred = self.options.preferred_multiple
         count, total = smallest.labels.numel(), live.numel()
         rounded = -(-count // preferred) * preferred
-        parts = isinstance(self.program.at[node].rule, Join)  # which are grown by themselves
+        parts = self.program.at[node].rule.is_join  # which are grown by themselves
         if count < rounded <= total and not parts and self._dead(node, rounded - count) < 0:
             self.growth[node] = MULTIPLE
             return box_of(self._with_dead(node, live, rounded - count), rank=rank)

@@ -25,15 +25,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from passes.accounts import Family
-from passes.analysis.coupling import channel_groups, couples, is_meeting
+from passes.analysis.coupling import channel_groups, is_meeting
 from passes.analysis.liveness import Facts
 from passes.analysis.program import Program
 from passes.assignment.pq_tree import consecutive_order
-from passes.graph.layout import identity
 from passes.rules.base import Site
-from passes.rules.convolution import Weighted
-from passes.rules.joins import Join, Split
-from passes.rules.movement import Movement
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,31 +103,12 @@ def _fixed(program: Program, facts: Facts, members: Sequence[Node]) -> str | Non
             return f"{node.name} loses more than channels"
         made, read = program.at.get(node), [program.at_call(user) for user in node.users]
         for site in (made, *read):
-            if site is not None and not _follows(site, facts, cut=site is not made):
+            if site is None:
+                continue
+            zeros = [facts.zero[n] for n in site.inputs]
+            if not site.rule.takes_any_order(site, zeros, cut=site is not made):
                 return f"{site.node.name} ({site.node.target}) has an order of its own"
     return None
-
-
-def _follows(site: Site, facts: Facts, *, cut: bool) -> bool:
-    """Whether the operator takes (if it is to `cut` the tensor up) or gives channels in any order."""
-    rule = site.rule
-    if couples(site) or isinstance(rule, Join):
-        return True
-    if isinstance(rule, Weighted):
-        return rule.is_plain(site) and rule.groups(site) == 1
-    if cut and isinstance(rule, Split) and sum(out is not None for out in site.outputs) > 1:
-        return False  # its parts come one after the other
-    return isinstance(rule, Movement) and _moved(site, facts) is not None
-
-
-def _moved(site: Site, facts: Facts) -> list[Tensor] | None:
-    """For each result of a movement, where its labels come from; None if it has labels along several axes."""
-    rule = site.rule
-    assert isinstance(rule, Movement)
-    sources = rule.sources(site, [facts.zero[n] for n in site.inputs])
-    if sources is None or any(sum(n > 1 for n in source.shape) > 1 for source in sources):
-        return None
-    return sources
 
 
 def _forward(program: Program, facts: Facts, ranks: dict[Node, Tensor]) -> dict[Node, Tensor]:
@@ -141,30 +118,11 @@ def _forward(program: Program, facts: Facts, ranks: dict[Node, Tensor]) -> dict[
     for site in program.sites:
         if not any(node in ranks for node in site.inputs) or all(o is None or o in ranks for o in site.outputs):
             continue
-        if isinstance(site.rule, Movement):
-            _follow(site, facts, ranks)
-        elif couples(site):
-            for out in site.outputs:
-                if out is not None and facts.zero[out].numel() == ranks.get(site.inputs[0], torch.empty(0)).numel():
-                    ranks.setdefault(out, ranks[site.inputs[0]].view(facts.zero[out].shape))
+        found = site.rule.order(site, [facts.zero[n] for n in site.inputs], [ranks.get(n) for n in site.inputs])
+        for out, rank in zip(site.outputs, found, strict=True):
+            if out is not None and rank is not None and rank.numel() == facts.zero[out].numel():
+                ranks.setdefault(out, rank.view(facts.zero[out].shape))
     return ranks
-
-
-def _follow(site: Site, facts: Facts, ranks: dict[Node, Tensor]) -> None:
-    """The ranks of what a movement gives: those of the labels that it took."""
-    sources, rule = _moved(site, facts), site.rule
-    if sources is None:
-        return
-    assert isinstance(rule, Movement)
-    flat, start = [], 0
-    for node, shape in zip(site.inputs, rule.labelled(site, [facts.zero[n] for n in site.inputs]), strict=True):
-        own = ranks.get(node, identity(tuple(facts.zero[node].shape)))
-        flat.append(own.expand(shape).reshape(-1) + start)
-        start += math.prod(shape)
-    taken = torch.cat(flat)
-    for out, source in zip(site.outputs, sources, strict=True):
-        if out is not None and out not in ranks and source.shape == facts.zero[out].shape and int(source.min()) >= 0:
-            ranks[out] = taken[source]
 
 
 def _shaped(rank: Tensor, zero: Tensor) -> Tensor:

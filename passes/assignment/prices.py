@@ -14,14 +14,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.analysis.coupling import couples
 from passes.analysis.liveness import Facts
 from passes.analysis.program import Program
 from passes.assignment.cost_model import Target
 from passes.graph.layout import Layout
 from passes.rules.base import Contraction, Site
-from passes.rules.joins import Join
-from passes.rules.pointwise import Sum
 
 
 def is_run(want: Layout, have: Tensor) -> bool:
@@ -39,6 +36,11 @@ def span_of(want: Layout, have: Tensor) -> Layout | None:
     place = want.of(have).reshape(-1).nonzero().view(-1)
     (axis,) = want.axes
     return Layout.along(want.rank, axis, want.compact[axis], want.labels.reshape(-1)[place[0] : place[-1] + 1])
+
+
+def _meets(site: Site) -> bool:
+    """Whether tensors are added here, or laid side by side."""
+    return site.rule.is_sum or site.rule.is_join
 
 
 class Prices:
@@ -60,14 +62,14 @@ class Prices:
 
     def _is_fused(self, reader: Site | None) -> bool:
         """Whether the call is a sum that a contraction before it may do by itself, whichever operand is copied."""
-        return reader is not None and isinstance(reader.rule, Sum) and any(map(self._is_convolved, reader.inputs))
+        return reader is not None and reader.rule.is_sum and any(map(self._is_convolved, reader.inputs))
 
     def _is_convolved(self, node: Node) -> bool:
         """Whether a tensor is what a contraction gives, its batch norm included."""
         site = self.program.at.get(node)
-        if site is not None and site.rule.family == "channel affine":
+        if site is not None and site.rule.is_affine:
             site = self.program.at.get(site.inputs[0])
-        return site is not None and site.rule.family == "contraction"
+        return site is not None and site.rule.weight is not None
 
     def dead(self, node: Node, count: int, readers: Iterable[Site]) -> float:
         """The cost of `count` dead labels in a tensor whose `readers` take it as it comes. It may be negative."""
@@ -77,17 +79,17 @@ class Prices:
     def _made(self, node: Node, count: int, *, behind: bool = False) -> float:
         """The cost for whoever makes a tensor; `behind`: several tensors meet before it, and no more are looked at."""
         cost, site = 0.0, self.program.at.get(node)
-        while site is not None and not isinstance(site.rule, (Sum, Join)) and couples(site):
+        while site is not None and not _meets(site) and site.rule.keeps_channels(site):
             cost += self._through(node, count) + self._made_by(site, count)
             node = site.inputs[0]
             site = self.program.at.get(node)
         if site is None:
             return math.inf
-        if isinstance(site.rule, (Sum, Join)):
+        if _meets(site):
             return math.inf if behind else cost + self._met(site, count)
         if self._limit(site) is not None:
             return cost + self._made_by(site, count)
-        return cost + self._through(node, count) if site.rule.family == "movement" else math.inf
+        return cost + self._through(node, count) if site.rule.is_movement else math.inf
 
     def _made_by(self, site: Site, count: int) -> float:
         """The rows of a contraction."""
@@ -96,7 +98,7 @@ class Prices:
 
     def _met(self, meeting: Site, count: int) -> float:
         """The cost for tensors that are added, or stand side by side."""
-        if isinstance(meeting.rule, Sum):
+        if meeting.rule.is_sum:
             return self._through(meeting.node, 2 * count) + sum(
                 self._asked(each, count) for each in meeting.inputs if self._is_full(meeting, each)
             )

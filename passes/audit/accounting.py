@@ -8,28 +8,24 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from passes.accounts import Accounts, Cost, Family, Kept, Layer
-from passes.assignment.assign import Plan, SitePlan
-from passes.graph.layout import Layout
+from passes.assignment.plan import LayoutPlan, SitePlan
+from passes.audit.costs import dense_cost, dense_macs, planned_cost
+from passes.graph.nodes import operator_label
 from passes.rewriting.rewriter import Rewritten
-from passes.rules.base import COLUMNS, ROWS, Contraction, SiteFacts
+from passes.rules.base import COLUMNS, ROWS, Contraction
 
 
-def bill(plan: Plan, rewritten: Rewritten, seconds: Mapping[str, float]) -> Accounts:
+def accounts_of(plan: LayoutPlan, rewritten: Rewritten, seconds: Mapping[str, float]) -> Accounts:
     """The accounts of a plan that was rewritten."""
     layers: list[Layer] = []
     kept: list[Kept] = []
     limit_channels = after_channels = before_channels = 0
     for item in plan.sites:
-        whole = [Layout.whole(len(item.site.shape(n))) for n in item.site.inputs]
-        gives = [Layout.whole(layout.rank) for layout in item.gives]
-        rule = item.site.rule
-        dense = rule.cost(item.site, whole, gives)
+        dense = dense_cost(item.site)
         if dense is None:
             kept += _copied(plan, item)
             continue
-        ins = [layout if layout is not None else Layout.whole(0) for layout in item.ins]
-        after = rule.cost(item.site, ins, item.gives) if item.followed else dense
-        limit = rule.limit(item.site, item.facts)
+        after, limit = planned_cost(item), item.site.rule.limit(item.site, item.facts)
         assert after is not None and limit is not None
         layers.append(_layer(item, dense, after, limit))
         before_channels += dense.outputs
@@ -45,8 +41,8 @@ def bill(plan: Plan, rewritten: Rewritten, seconds: Mapping[str, float]) -> Acco
     return Accounts(
         before=Cost(
             dense_parameters,
-            sum(x.macs[0] for x in layers) + _unplanned(plan),
-            before_channels + _unplanned_channels(plan),
+            dense_macs(plan.program),
+            before_channels + sum(cost.outputs for cost in _missing(plan)),
             before_bytes,
         ),
         after=Cost(new_parameters, sum(x.macs[1] for x in layers), after_channels, after_bytes),
@@ -59,7 +55,7 @@ def bill(plan: Plan, rewritten: Rewritten, seconds: Mapping[str, float]) -> Acco
     )
 
 
-def _families(plan: Plan) -> tuple[Family, ...]:
+def _families(plan: LayoutPlan) -> tuple[Family, ...]:
     """The families of the plan's sums, with what became of the operands."""
     by_call = {item.site.node: item for item in plan.sites}
     found = []
@@ -78,39 +74,23 @@ def _families(plan: Plan) -> tuple[Family, ...]:
 
 
 def _layer(item: SitePlan, dense: Contraction, after: Contraction, limit: Contraction) -> Layer:
-    name = str(item.site.node.target).removeprefix("aten.").removesuffix(".default")
     return Layer(
         item.site.node.name,
-        name,
+        operator_label(item.site.node),
         (dense.inputs, after.inputs),
         (dense.outputs, after.outputs),
         (dense.macs, after.macs, limit.macs),
     )
 
 
-def _missing(plan: Plan) -> list[tuple[SiteFacts, Contraction]]:
-    """Contractions that the small network no longer has."""
+def _missing(plan: LayoutPlan) -> list[Contraction]:
+    """The costs of the contractions that the small network no longer has."""
     planned = {item.site.node for item in plan.sites}
-    found = []
-    for site in plan.program.sites:
-        if site.node in planned:
-            continue
-        whole = [Layout.whole(len(site.shape(n))) for n in site.inputs]
-        cost = site.rule.cost(site, whole, [Layout.whole(len(site.out_shape))])
-        if cost is not None:
-            found.append((plan.facts.at(site), cost))
-    return found
+    costs = [dense_cost(site) for site in plan.program.sites if site.node not in planned]
+    return [cost for cost in costs if cost is not None]
 
 
-def _unplanned(plan: Plan) -> int:
-    return sum(cost.macs for _, cost in _missing(plan))
-
-
-def _unplanned_channels(plan: Plan) -> int:
-    return sum(cost.outputs for _, cost in _missing(plan))
-
-
-def _reason(plan: Plan, item: SitePlan) -> str:
+def _reason(plan: LayoutPlan, item: SitePlan) -> str:
     """Why a contraction is larger than its limit."""
     if not item.followed:
         return f"{item.site.rule.family}: its weight or its form is not followed"
@@ -122,7 +102,7 @@ def _reason(plan: Plan, item: SitePlan) -> str:
     return item.site.rule.growth(item.site) or ROWS
 
 
-def _copied(plan: Plan, item: SitePlan) -> list[Kept]:
+def _copied(plan: LayoutPlan, item: SitePlan) -> list[Kept]:
     """Operators that are not followed: they read zeros, kept or filled in, and what they give counts as live."""
     if item.followed:
         return []
@@ -140,11 +120,11 @@ def _copied(plan: Plan, item: SitePlan) -> list[Kept]:
     ]
 
 
-def _activations(plan: Plan) -> tuple[int, int, int]:
+def _activations(plan: LayoutPlan) -> tuple[int, int, int]:
     """Bytes of all results written: before, after, and at the limit."""
     before = after = limit = 0
     for site in plan.program.sites:
-        if site.rule.family == "movement" or all(n.op == "get_attr" for n in site.inputs):
+        if site.rule.is_movement or all(n.op == "get_attr" for n in site.inputs):
             continue
         for out in site.outputs:
             if out is None:
@@ -159,7 +139,7 @@ def _activations(plan: Plan) -> tuple[int, int, int]:
     return before, after, limit
 
 
-def _limit_parameters(plan: Plan, rewritten: Rewritten) -> int:
+def _limit_parameters(plan: LayoutPlan, rewritten: Rewritten) -> int:
     """Parameters if every weight had live rows times live columns only."""
     least: dict[str, int] = defaultdict(int)
     for item in plan.sites:

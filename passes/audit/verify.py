@@ -22,7 +22,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
-    from passes.assignment.assign import Plan
+    from passes.assignment.plan import LayoutPlan
     from passes.graph.layout import Layout
     from passes.rewriting.rewriter import Rewritten
 
@@ -99,7 +99,7 @@ class Difference:
 
 
 def first_difference(
-    plan: Plan, rewritten: Rewritten, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+    plan: LayoutPlan, rewritten: Rewritten, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
 ) -> Difference | None:
     """The first node whose value the small network gets wrong, both computed in float64; None if there is none.
 
@@ -125,7 +125,7 @@ def first_difference(
     return None
 
 
-def _held_deviation(plan: Plan, old: Node, value: Any, held: Any) -> float:
+def _held_deviation(plan: LayoutPlan, old: Node, value: Any, held: Any) -> float:
     """The deviation of the elements that the small network holds of an original value and that are needed."""
     if not isinstance(value, Tensor) or not isinstance(held, Tensor):
         return 0.0 if type(value) is type(held) else float("inf")

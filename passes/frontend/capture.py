@@ -21,7 +21,7 @@ from torch.fx import Graph, GraphModule
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from passes.errors import CaptureError, InputError
+from passes.errors import CaptureError, InputError, first_line
 from passes.frontend.functionalise import functionalise_graph
 from passes.frontend.regions import inline_regions
 from passes.frontend.unlift import keep_whole, unlifted
@@ -135,11 +135,11 @@ def _explained(
 ) -> CaptureError | InputError:
     """Our error for what `torch.export` raised: a plain call tells wrong arguments from code that cannot be traced."""
     line = _guilty_line(error)
-    first = _first_line(error)
+    first = first_line(error)
     try:
         run_aside(model, args, kwargs or {})
     except Exception as plain:  # any error of the user's own forward
-        reason = str(plain).strip().splitlines()[0] if str(plain).strip() else ""
+        reason = first_line(plain) if str(plain).strip() else ""
         return InputError(
             f"{type(model).__name__} does not run on the example inputs "
             f"({_describe(args, kwargs)}): {type(plain).__name__}: {reason}{_guilty_line(plain)}"
@@ -175,12 +175,7 @@ def _violations(error: BaseException) -> str:
     """What an error of `torch.export` says of the sizes: the reasons that it lists, or else its first line."""
     reasons = [line.strip(" -").split(". ")[0] for line in str(error).splitlines() if line.lstrip().startswith("- ")]
     hint = " (of an example of size 1 it cannot know that it may change: give one of 2 or more)"
-    return "; ".join(each + hint * each.endswith("constant (1)") for each in reasons) or _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return "; ".join(each + hint * each.endswith("constant (1)") for each in reasons) or first_line(error)
 
 
 def _guilty_line(error: BaseException) -> str:

@@ -1,4 +1,7 @@
-"""Working without a trace: what a run changes is put back, and what a pass allocates is not searched for garbage."""
+"""Run a model without side effects, copy it, and pause garbage collection while a graph is built.
+
+A run restores buffers, attributes and the state of the random generator.
+"""
 
 from __future__ import annotations
 
@@ -128,11 +131,28 @@ def _holds_the_same(one: Any, other: Any) -> bool:
     return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
-def copied(module: Module) -> Module:
-    """A deep copy, without the warnings that torch 2.13 gives of its own code when a graph module is copied."""
+def detached_copy(model: Module) -> Module:
+    """A deep copy, also where a layer holds what a hook computed at its last call.
+
+    Such a tensor has a history, and torch does not copy those. The copy holds its value.
+    """
+    held = [leaf for module in model.modules() for leaf in pytree.tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return copy.deepcopy(module)
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # torch 2.13 warns of its own code where a graph module is copied
+        return copy.deepcopy(model, {id(each): each.detach().clone() for each in held if not each.is_leaf})
+
+
+def in_float64(value: Any) -> Any:
+    """A copy of a module, or nested arguments, with every floating-point tensor in float64; the rest as it is."""
+    if isinstance(value, nn.Module):
+        return detached_copy(value).double()
+    return pytree.tree_map(_in_float64, value)
+
+
+def _in_float64(leaf: Any) -> Any:
+    return leaf.detach().double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 @contextlib.contextmanager

@@ -17,18 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
-from torch.fx.passes.infra.pass_base import PassResult
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from passes.errors import InputError
 from passes.graph.constants import constant_values, free_name, holder, swept
-from passes.graph.isolation import copied
+from passes.graph.isolation import detached_copy
 from passes.graph.modes import BATCH_NORMS, DROPOUTS, BatchNormCall
 from passes.graph.nodes import attribute, place_tensor
-from passes.infra import GraphPass
 from passes.rules import rule_for
-from passes.rules.base import replaced
-from passes.rules.convolution import Weighted, bias_of, weight_of
+from passes.rules.base import WeightForm, replaced
+from passes.rules.convolution import bias_of, weight_of
 
 aten = torch.ops.aten
 
@@ -45,7 +43,7 @@ def fold_batch_norm(module: GraphModule) -> GraphModule:
     Folded weights are computed in float64 and keep their names, unless another call reads the same tensor. `module` is
     not changed. Raises InputError if a batch norm or a dropout is in training mode.
     """
-    folded = copied(module)
+    folded = detached_copy(module)
     folded.graph.eliminate_dead_code()  # a dead reader would be in the way
     return _Folder(folded).run()
 
@@ -56,7 +54,7 @@ def fold_constants(module: GraphModule) -> GraphModule:
     What would take much more memory than it is made from (`passes.graph.constants.MOST_GROWN`) is computed at each call, as
     before. No gradient reaches what was folded. `module` is not changed.
     """
-    folded = copied(module)
+    folded = detached_copy(module)
     constants = constant_values(folded)
     computed = [node for node in constants if node.op != "get_attr"]
     for index, node in enumerate(n for n in computed if any(user not in constants for user in n.users)):
@@ -146,18 +144,18 @@ class _Folder:
 
     def _is_contraction(self, node: Node, rank: int | None) -> bool:
         """Whether the call has constant weights, and its channels are along axis 1 of tensors of this rank."""
-        rule = rule_for(node)
-        if not isinstance(rule, Weighted):
+        form = rule_for(node).weight
+        if form is None:
             return False
         weight, bias = weight_of(node), bias_of(node)
         constant = weight in self.constants and (bias is None or bias in self.constants)
-        return constant and rank == (2 if rule.linear else self.constants[weight].dim())
+        return constant and rank == (2 if form.linear else self.constants[weight].dim())
 
     def _takes_up(self, reader: Node, node: Node, norm: _Norm) -> bool:
         """Whether a reader of a batch norm can do what that does."""
-        if not self._is_contraction(reader, norm.rank) or reader.args[:1] != (node,) or _rule(reader).transposed:
+        if not self._is_contraction(reader, norm.rank) or reader.args[:1] != (node,) or _form(reader).transposed:
             return False
-        return _rule(reader).linear or not bool(norm.shift.any()) or not self._pads(reader)
+        return _form(reader).linear or not bool(norm.shift.any()) or not self._pads(reader)
 
     def _pads(self, node: Node) -> bool:
         """Whether a convolution reads zeros around its input."""
@@ -180,7 +178,7 @@ class _Folder:
         if list(x.users) != [node] or not self._is_contraction(x, norm.rank):
             return False
         weight, bias = self._tensors(x)
-        scaled = _scaled(weight, norm.scale, _groups(x), second=_rule(x).transposed)
+        scaled = _scaled(weight, norm.scale, _groups(x), second=_form(x).transposed)
         self._set(x, scaled, bias * norm.scale + norm.shift)
         return True
 
@@ -241,15 +239,15 @@ def _rank(node: Node, kind: type[object]) -> int | None:
     return ranks[0] if len(ranks) == 1 else node.meta.get("rank")
 
 
-def _rule(node: Node) -> Weighted:
-    rule = rule_for(node)
-    assert isinstance(rule, Weighted)
-    return rule
+def _form(node: Node) -> WeightForm:
+    form = rule_for(node).weight
+    assert form is not None
+    return form
 
 
 def _groups(node: Node) -> int:
     groups: Any = node.args[GROUPS] if len(node.args) > GROUPS else node.kwargs.get("groups", 1)
-    return 1 if _rule(node).linear else int(groups)
+    return 1 if _form(node).linear else int(groups)
 
 
 def _scaled(weight: Tensor, scale: Tensor, groups: int, *, second: bool) -> Tensor:
@@ -275,44 +273,3 @@ def _in_training(node: Node, what: str) -> InputError:
         f"{node.name} ({node.target}) {what}: only a network in eval mode can be folded. Call .eval() on it, or "
         "capture the model in eval mode."
     )
-
-
-# --- as passes -------------------------------------------------------------------------------------------------------
-
-
-class _Fold(GraphPass):
-    """A pass on any graph module; example values are not wanted."""
-
-    def requires(self, graph_module: GraphModule) -> None:
-        if not isinstance(graph_module, GraphModule):
-            raise InputError(f"a torch.fx.GraphModule is wanted, not a {type(graph_module).__name__}")
-
-    def folded(self, graph_module: GraphModule) -> GraphModule:
-        raise NotImplementedError
-
-    def call(self, graph_module: GraphModule) -> PassResult:
-        folded = self.folded(graph_module)
-        modified = str(folded.graph) != str(graph_module.graph)
-        return PassResult(folded if modified else graph_module, modified)
-
-
-@dataclass(frozen=True)
-class FoldBatchNorm(_Fold):
-    """Batch norms folded into the weights beside them.
-
-    Before: a graph module in eval mode. After: see `fold_batch_norm`.
-    """
-
-    def folded(self, graph_module: GraphModule) -> GraphModule:
-        return fold_batch_norm(graph_module)
-
-
-@dataclass(frozen=True)
-class FoldConstants(_Fold):
-    """What depends on parameters and buffers alone, computed once.
-
-    Before: any graph module. After: see `fold_constants`.
-    """
-
-    def folded(self, graph_module: GraphModule) -> GraphModule:
-        return fold_constants(graph_module)

@@ -14,7 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from passes.accounts import Recombination
-from passes.assignment.assign import Plan, SitePlan
+from passes.assignment.plan import LayoutPlan, SitePlan
 from passes.graph.layout import Layout, identity
 from passes.graph.modes import restore_graph_modes
 from passes.graph.nodes import attribute, is_projection, is_tensor, place_tensor, reads_elements
@@ -39,13 +39,13 @@ class Rewritten:
     values: Mapping[str, str]
 
 
-def rewrite(plan: Plan) -> Rewritten:
+def rewrite(plan: LayoutPlan) -> Rewritten:
     """The network that a plan describes. It shares no memory with the original."""
     return _Rewriter(plan).run()
 
 
 class _Rewriter:
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: LayoutPlan) -> None:
         self.plan = plan
         self.old = plan.program.module
         self.graph = Graph()
@@ -173,7 +173,7 @@ class _Rewriter:
 
     def _count_folded(self, item: SitePlan) -> None:
         """A weight that selects its columns to fit what arrives: a recombination that costs nothing."""
-        if not item.followed or item.site.rule.family != "contraction" or not item.site.parameters:
+        if not item.followed or item.site.rule.weight is None or not item.site.parameters:
             return
         node, want = item.site.inputs[0], item.ins[0]
         if want is not None and want.axes and not want.is_whole:
@@ -187,11 +187,7 @@ class _Rewriter:
         self._count_folded(item)
         inputs = [None if want is None else self._read(item, index, want) for index, want in enumerate(item.ins)]
         to = self._emitter(item, inputs)
-        nodes = (
-            site.rule.emit(site, to, [w if w is not None else Layout.whole(0) for w in item.ins], item.outs)
-            if item.followed
-            else [to.copy()]
-        )
+        nodes = site.rule.emit(site, to, item.read_layouts, item.outs) if item.followed else [to.copy()]
         if (
             len(nodes) == 1
             and len(site.outputs) > 1

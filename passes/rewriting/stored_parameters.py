@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch.fx import Node
 
-from passes.assignment.assign import Plan
-from passes.graph.layout import Layout
+from passes.assignment.plan import LayoutPlan
 from passes.graph.selection import Selection
 from passes.rules.base import Site
 
@@ -17,7 +16,7 @@ from passes.rules.base import Site
 class StoredParameters:
     """What is stored of each parameter: the union over all its uses, under its first name."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: LayoutPlan) -> None:
         self.plan = plan
         self.names: dict[tuple[int, torch.Size, str], str] = {}
         self.selections: dict[Site, list[Selection]] = {}
@@ -27,10 +26,9 @@ class StoredParameters:
             self.name(node) for node in plan.program.module.graph.nodes if node.op == "get_attr" and node in plan.layout
         }
         for item in plan.sites:
-            ins = [w if w is not None else Layout.whole(0) for w in item.ins]
             site = item.site
             found = (
-                site.rule.select(site, ins, item.gives)
+                site.rule.select(site, item.read_layouts, item.gives)
                 if item.followed
                 else [Selection.whole(site.shape(p)) for p in site.parameters]
             )

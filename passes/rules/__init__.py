@@ -56,7 +56,7 @@ def register_rule(operator: Operator, rule: Rule) -> None:
     """
     if not isinstance(rule, Rule):
         raise InputError(f"the rule is a {type(rule).__name__}; an instance of passes.rules.base.Rule is wanted")
-    overloads = _overloads(operator)
+    overloads = overloads_of(operator)
     name = overloads[0]._schema.name
     if any(_known(overload) is not None for overload in overloads):
         raise InputError(f"{name} has a rule already; unregister_rule takes back one that was registered")
@@ -67,19 +67,19 @@ def register_rule(operator: Operator, rule: Rule) -> None:
 
 def unregister_rule(operator: Operator) -> None:
     """Forget a rule that was registered; InputError if there is none."""
-    name = _overloads(operator)[0]._schema.name
+    name = overloads_of(operator)[0]._schema.name
     if REGISTERED.pop(name, None) is None:
         raise InputError(f"no rule was registered for {name}")
 
 
-def _overloads(operator: Operator) -> list[OpOverload]:
+def overloads_of(operator: Operator) -> list[OpOverload]:
     """All overloads of an operator."""
     if isinstance(operator, CustomOpDef):
         return [operator._opoverload]
     if isinstance(operator, OpOverloadPacket):
         return [getattr(operator, name) for name in operator.overloads()]
     if isinstance(operator, OpOverload):
-        return _overloads(operator.overloadpacket)
+        return overloads_of(operator.overloadpacket)
     raise InputError(f"the operator is a {type(operator).__name__}; one of torch.library or torch.ops is wanted")
 
 

@@ -20,13 +20,14 @@ class ChannelAffine(Rule):
 
     family = "channel affine"
     reason = None
+    is_affine = True
+    makes_channels = False
+
+    def keeps_channels(self, site: Site) -> bool:
+        return bool(site.inputs)
 
     def parameters(self, node: Node) -> tuple[Node | None, ...]:
         return tuple(a if isinstance(a, Node) and a.op == "get_attr" else None for a in node.args[1:5])
-
-    def is_plain(self, site: Site) -> bool:
-        """Whether every slot holds a parameter or nothing, so that it can be sliced."""
-        return len(site.inputs) == 1
 
     def slot(self, site: Site, index: int) -> Tensor | None:
         """The value of the parameter at an argument's index, if there is one."""
@@ -36,7 +37,7 @@ class ChannelAffine(Rule):
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         channels = site.out_shape[1]
         line = tuple(channels if a == 1 else 1 for a in range(zeros[0].dim()))
-        if not self.is_plain(site):
+        if not self.owns_parameters(site):
             return [torch.zeros(line, dtype=torch.bool)]
         own, through = self.channel_zero(site, channels)
         incoming = collapse(zeros[0], [n if a == 1 else 1 for a, n in enumerate(zeros[0].shape)], every=True)
@@ -52,7 +53,7 @@ class ChannelAffine(Rule):
         return scaled_away & unshifted, unshifted & (centred | scaled_away)
 
     def ceiling(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
-        shift = self.slot(site, 2) if self.is_plain(site) else None
+        shift = self.slot(site, 2) if self.owns_parameters(site) else None
         if shift is None:
             return None
         weight, mean, variance = (self.slot(site, i) for i in (1, 3, 4))
@@ -68,7 +69,7 @@ class ChannelAffine(Rule):
         return result
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
-        if not self.is_plain(site):
+        if not self.owns_parameters(site):
             return super().needed(site, lives, zeros)
         live, weight = lives[0], self.slot(site, 1)
         if weight is not None:
@@ -76,7 +77,7 @@ class ChannelAffine(Rule):
         return [(live.any() if zeros[0].shape[1] == 1 else live).expand(zeros[0].shape)]
 
     def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
-        return [LayoutRequest(outs[0], outs[0].of(facts.lives[0]))] if self.is_plain(site) else None
+        return [LayoutRequest(outs[0], outs[0].of(facts.lives[0]))] if self.owns_parameters(site) else None
 
     def select(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Selection]:
         kept = outs[0].kept(1) if outs[0].compact[1] != 1 else None

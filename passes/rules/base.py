@@ -1,13 +1,17 @@
-"""What a family of operators must tell the compiler.
+"""The interface between the compiler and a family of operators.
 
-Forward, `zero`: which elements of the results are zero for every input. Backward, `needed`: which elements of the
-inputs some live element of the results depends on. Then, from the outputs towards the inputs: `legalise` turns the
-layouts that readers would like into ones that the operator can give; `requests` says which layouts its inputs must then
-have. Last, `emit` writes the call of the small network. All masks have the compact shape of their tensor (see
-`passes.graph.layout`).
+The compiler asks a rule five things about a call site, in this order:
 
-A rule that cannot follow a case natively says so by returning None from `requests`: the compiler then gives the operator
-its inputs whole, zeros filled in, which is always right.
+1. liveness, forward: `zero` says which elements of the results are zero for every input;
+2. liveness, backward: `needed` says which elements of the inputs a live element of the results depends on;
+3. layout assignment, from the outputs to the inputs: `legalise` turns the layouts that readers request into layouts
+   that the operator can produce, `requests` says which layouts its inputs must then have;
+4. `select` says which part of each parameter the small network keeps;
+5. `emit` writes the call of the small network.
+
+Masks are bool and have the compact shape of their tensor (`passes.graph.layout`). Every method has a default that is
+correct for any operator: nothing is zero, everything is needed. A rule that cannot follow a call returns None from
+`requests`; the call then reads its inputs whole, with zeros filled in, which is always correct.
 """
 
 from __future__ import annotations
@@ -29,33 +33,36 @@ from passes.rules.memo import Memo
 
 @dataclass(frozen=True, eq=False)
 class LayoutRequest:
-    """The layout that a call asks of an input, and which of its labels the call really uses (None: all)."""
+    """The layout that a call requires of an input. `used` masks the labels that it uses (None: all of them)."""
 
     layout: Layout
     used: Tensor | None = None
 
 
 class AnyLayout:
-    """The call takes its input in whatever layout it comes; `Rule.accept` says how."""
+    """The call takes its input in any layout; `Rule.accept` says in which form."""
 
 
 class Unread:
-    """The call does without this input: it is zero or nothing depends on it."""
+    """The call does not read this input: the input is zero, or nothing depends on it."""
 
+
+ANY_LAYOUT, UNREAD = AnyLayout(), Unread()
+Request = LayoutRequest | AnyLayout | Unread
 
 GROUPS = "groups of a convolution made equally wide"
 ROWS = "rows of a view or a product made equally wide"
 COLUMNS = "columns of zeros: on this target cheaper than a copy without them"
 ALONE = "depthwise: a dead input under a live bias"
 
-ANY_LAYOUT, UNREAD = AnyLayout(), Unread()
-Request = LayoutRequest | AnyLayout | Unread
-
 
 @dataclass(frozen=True, eq=False)
 class Contraction:
-    """The size of a matrix product for the accounts: what one output element sums, how many outputs there are, and the
-    entries of the weight, if it has one."""
+    """The size of a contraction as a matrix product.
+
+    `inputs` counts the elements that one output element sums, `outputs` the output channels, `macs` the multiply-
+    accumulates, `weights` the entries of the weight (0 where there is none).
+    """
 
     inputs: int
     outputs: int
@@ -63,9 +70,21 @@ class Contraction:
     weights: int = 0
 
 
+@dataclass(frozen=True)
+class WeightForm:
+    """How the weight of a contraction is stored.
+
+    `linear`: its channels lie along the last axis of its input, else along axis 1. `transposed`: the input channels are
+    the first axis of the weight, the output channels the second.
+    """
+
+    linear: bool = False
+    transposed: bool = False
+
+
 @dataclass(eq=False)
 class Site:
-    """A call site: one operator call of a graph.
+    """A call site: one operator call of a captured graph.
 
     `inputs` are the tensors that carry facts, `parameters` those that the rule slices itself, `outputs` the nodes of the
     results (None for a result that nobody reads).
@@ -89,7 +108,7 @@ class Site:
         return self.values.shape(next(out for out in self.outputs if out is not None))
 
     def argument(self, index: int, name: str, default: Any = None) -> Any:
-        """An argument of the call, given by position or by name; sizes are read at the example input."""
+        """An argument of the call, given by position or by name; sizes have their value at the example input."""
         node = self.node
         value = node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
         return self.values.concrete(value)
@@ -100,9 +119,13 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class SiteFacts:
-    """The facts at one site: what is live of its results; what is zero and what is live of its inputs, and what the
-    call itself asks of them; and the order in which the labels of the results should come (`passes.arrange`; None or
-    missing: the natural one)."""
+    """The liveness of the tensors at one call site, and what the user asks of layouts.
+
+    `lives`: which elements of each result are live. `zeros`: which of each input are zero. `inputs_live`: which of each
+    input are live for any of its readers. `asked`: which of each input this call needs. `multiple`: channel counts are
+    rounded up to it. `ranks`: the position of each label in the order chosen for a result (None or missing: the natural
+    order), see `passes.assignment.channel_order`.
+    """
 
     lives: tuple[Tensor, ...]
     zeros: tuple[Tensor, ...]
@@ -112,31 +135,81 @@ class SiteFacts:
     ranks: tuple[Tensor | None, ...] = ()
 
     def reads(self, index: int) -> Tensor:
-        """What the call itself reads of an input; more of it may be live, for others."""
+        """Which elements of an input this call reads: those it needs that are not zero. Other readers may need more."""
         return self.asked[index] & ~self.zeros[index]
 
 
 class Rule:
-    """A family of operators of which nothing is known: nothing is zero, everything is needed."""
+    """What the compiler knows of a family of operators. The defaults describe an operator of which nothing is known."""
 
     family = "unknown"
+    """The name of the family in reports."""
     reason: str | None = "unknown operator"
+    """Why a call reads its inputs whole, where it does; None for a family that is normally followed."""
+
+    # --- Traits: what other stages ask about the operator
+
+    weight: WeightForm | None = None
+    """The form of the weight of a contraction (convolution, linear layer); None for every other operator."""
+    is_sum = False
+    """Adds its operands, element by element."""
+    is_join = False
+    """Lays its inputs side by side."""
+    is_pointwise = False
+    """Computes each element of its result from the elements in the same place of its inputs."""
+    is_affine = False
+    """Scales and shifts each channel."""
+    is_movement = False
+    """Each element of its results is an element of its inputs or a constant."""
+    makes_channels = True
+    """The channels of its results are other channels than those of its inputs."""
+    makes_constant = False
+    """Its result depends on sizes and types alone, not on elements."""
+    moves_nothing = False
+    """Its result is another view of its first input: a machine need not copy it."""
+
+    def keeps_channels(self, site: Site) -> bool:
+        """Whether channel c of the result depends on channel c of each input only, so that they share a mask."""
+        return False
+
+    def owns_parameters(self, site: Site) -> bool:
+        """Whether the first input is the only computed one: all others are parameters that the rule slices."""
+        return len(site.inputs) == 1
+
+    def groups(self, site: Site) -> int:
+        """The number of channel groups that a contraction keeps apart."""
+        return 1
+
+    def takes_any_order(self, site: Site, zeros: Sequence[Tensor], *, cut: bool) -> bool:
+        """Whether the call works with the channels of its inputs in any order; `cut`: as a reader of the channels."""
+        return self.keeps_channels(site)
+
+    def order(self, site: Site, zeros: Sequence[Tensor], ranks: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """For each result the position of each label, given those of the inputs' labels; None: the natural order."""
+        return [ranks[0] if self.keeps_channels(site) else None for _ in site.outputs]
 
     def parameters(self, node: Node) -> tuple[Node | None, ...]:
         """The arguments that the rule slices itself where they are parameters or buffers."""
         return ()
 
+    # --- Liveness
+
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
-        """For each result, which elements are zero for every input."""
+        """For each result, which elements are zero for every input, given which elements of the inputs are."""
         return [unlabelled(site, out) for out in site.outputs]
 
     def ceiling(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
-        """Where the result is constant by its weights, a number that it does not exceed, in training and in evaluation;
-        infinite elsewhere. None if it is nowhere."""
+        """An upper bound for each element that the weights alone make constant, in training and in evaluation.
+
+        +inf for all other elements; None if there is no such element.
+        """
         return None
 
     def silenced(self, site: Site, ceiling: Tensor) -> Tensor | None:
-        """What of the result is zero where the first input is constant and no larger than `ceiling`; None: nothing."""
+        """Which results are zero because their first input is a constant of at most `ceiling`; None if none are.
+
+        Example: a ReLU after a constant negative channel.
+        """
         return None
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
@@ -145,40 +218,46 @@ class Rule:
         return [torch.full_like(zero, anything) for zero in zeros]
 
     def filler(self, site: Site, index: int) -> float:
-        """The number that may stand in for elements of an input that are not needed: the results must stay finite."""
+        """The number that replaces elements of an input that are not needed; the results must stay finite with it."""
         return 0.0
 
+    # --- Layouts
+
     def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
-        """For each result, the layout that the call will give, as near as possible to the one wanted."""
+        """Legalise the requested result layouts: return the nearest layouts that this operator can produce."""
         return list(wanted)
 
     def growth(self, site: Site) -> str | None:
-        """Why the call itself keeps dead channels, if it may."""
+        """The reason to report where the operator itself makes a layout keep dead channels; None if it never does."""
         return None
 
     def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
-        """For each input, the layout that the call needs to give `outs`; None where it must have everything whole."""
+        """For each input, the layout that the call needs to produce `outs`; None if it needs every input whole."""
         return None
 
     def gives(self, site: Site, outs: Sequence[Layout]) -> list[Layout]:
-        """The layouts in which the call itself gives its results; what differs from `outs` is recombined after it."""
+        """The layouts that the emitted call produces; where they differ from `outs` the rewriter recombines."""
         return list(outs)
 
     def accept(self, site: Site, index: int, have: Layout) -> Layout:
-        """For an input that may come in any layout: the layout in which the call takes it."""
+        """For an input requested in any layout: the layout in which the call takes it, given the one it has."""
         return have
 
     def narrowed(self, site: Site, have: Layout, facts: SiteFacts) -> Layout | None:
-        """The part that the call reads of an input that it takes as it comes; None if it must or does read all."""
+        """The part that the call reads of an input that it takes in any layout; None if it reads all of it."""
         return None
+
+    # --- Rewriting
 
     def select(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Selection]:
         """For each parameter of the site, the part that the call of the small network reads."""
         return [Selection.whole(site.shape(p)) for p in site.parameters]
 
     def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
-        """Write the call; `to` knows the new inputs and parameters. The results must have the layouts `outs`."""
+        """Write the call of the small network and return the nodes of its results, in the layouts of `gives`."""
         return [to.copy()]
+
+    # --- Costs
 
     def cost(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> Contraction | None:
         """What a contraction costs in the given layouts; None for operators without multiplications that count."""
@@ -190,7 +269,7 @@ class Rule:
 
 
 def unlabelled(site: Site, out: Node | None) -> Tensor:
-    """The fact that nothing of a result is zero, without labelled axes."""
+    """The fact that no element of a result is zero, without labelled axes."""
     rank = len(site.shape(out)) if out is not None else 0
     return torch.zeros((1,) * rank, dtype=torch.bool)
 
@@ -201,12 +280,12 @@ def compact(mask: Tensor) -> tuple[int, ...]:
 
 
 def box_of(live: Tensor, multiple: int = 1, rank: Tensor | None = None) -> Layout:
-    """The smallest layout that holds everything live, each count rounded up to `multiple`; labels in order of `rank`."""
+    """The smallest layout that holds all live labels, in the order of `rank`; counts are rounded up to `multiple`."""
     return boxed(live, multiple, rank)
 
 
 def replaced(arguments: Sequence[Any], index: int, value: Any) -> tuple[Any, ...]:
-    """The arguments with one of them replaced; the list is filled up with None if it is shorter."""
+    """The arguments with one of them replaced; a shorter list is filled up with None."""
     values = [*arguments, *([None] * (index + 1 - len(arguments)))]
     values[index] = value
     return tuple(values)

@@ -28,6 +28,7 @@ from passes.rules.base import (
     Rule,
     Site,
     SiteFacts,
+    WeightForm,
     replaced,
 )
 from passes.rules.emitter import Emitter
@@ -74,8 +75,15 @@ class Weighted(Rule):
     reason = None
 
     def __init__(self, *, transposed: bool = False, linear: bool = False) -> None:
+        self.weight = WeightForm(linear=linear, transposed=transposed)
         self.transposed = transposed
         self.linear = linear
+
+    def keeps_channels(self, site: Site) -> bool:
+        return not self.linear and self.is_depthwise(self.widths(site))
+
+    def takes_any_order(self, site: Site, zeros: Sequence[Tensor], *, cut: bool) -> bool:
+        return self.keeps_channels(site) or (self.owns_parameters(site) and self.groups(site) == 1)
 
     def parameters(self, node: Node) -> tuple[Node | None, ...]:
         return tuple(
@@ -94,7 +102,7 @@ class Weighted(Rule):
     def widths(self, site: Site, zeros: Sequence[Tensor] = ()) -> Widths:
         """The channels; of a computed weight the connections are known once the zeros of the inputs are. Until then
         all count as connected."""
-        if zeros or self.is_plain(site) or WIDTHS in site.memo:
+        if zeros or self.owns_parameters(site) or WIDTHS in site.memo:
             return site.memo.once(WIDTHS, lambda: self._widths(site, zeros))
         return self._widths(site, ())
 
@@ -122,15 +130,11 @@ class Weighted(Rule):
         )
         return ~zero.reshape(zero.shape[:2]).expand(site.shape(weight)[:2])
 
-    def is_plain(self, site: Site) -> bool:
-        """Whether weight and bias are parameters, so that they can be sliced."""
-        return len(site.inputs) == 1
-
     def is_followed(self, site: Site) -> bool:
         """Whether the call can be made smaller: its weight is a parameter, or is computed and has no groups."""
-        return self.is_plain(site) or (self.groups(site) == 1 and site.inputs.count(site.inputs[0]) == 1)
+        return self.owns_parameters(site) or (self.groups(site) == 1 and site.inputs.count(site.inputs[0]) == 1)
 
-    # Facts
+    # --- Liveness
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         widths, axis, rank = self.widths(site, zeros), self.axis(site), len(site.out_shape)
@@ -191,7 +195,7 @@ class Weighted(Rule):
             collapse(mask, [n if a == axis else 1 for a, n in enumerate(mask.shape)], every=every).view(-1).expand(size)
         )
 
-    # Layouts
+    # --- Layouts
 
     def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         widths, axis = self.widths(site), self.axis(site)
@@ -229,7 +233,7 @@ class Weighted(Rule):
     def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         if not self.is_followed(site):
             return None
-        if not self.is_plain(site):
+        if not self.owns_parameters(site):
             return self.requests_computed(site, outs[0], facts)
         if not bool(facts.reads(0).any()) and site.values.size_sources(site.node) is not None:
             return [UNREAD]
@@ -360,7 +364,7 @@ class Weighted(Rule):
         shaped = to.call(aten.reshape.default, (bias, [-1 if a == axis else 1 for a in range(out.rank)]))
         return to.call(aten.add.Tensor, (zeros, shaped))
 
-    # Accounts
+    # --- Costs
 
     def cost(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> Contraction | None:
         widths, axis = self.widths(site), self.axis(site)

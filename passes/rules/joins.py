@@ -20,6 +20,11 @@ aten = torch.ops.aten
 class Join(Movement):
     """cat: the inputs side by side. Inputs of which nothing is kept are left out."""
 
+    is_join = True
+
+    def takes_any_order(self, site: Site, zeros: Sequence[Tensor], *, cut: bool) -> bool:
+        return True
+
     def labelled(self, site: Site, zeros: Sequence[Tensor]) -> list[tuple[int, ...]]:
         axis = self.axis(site)
         if self.is_blind(site, zeros):
@@ -140,6 +145,11 @@ class Join(Movement):
 
 class Split(Movement):
     """One tensor cut along an axis; results that nobody reads are not cut out."""
+
+    def takes_any_order(self, site: Site, zeros: Sequence[Tensor], *, cut: bool) -> bool:
+        if cut and sum(out is not None for out in site.outputs) > 1:
+            return False  # its parts come one after the other
+        return super().takes_any_order(site, zeros, cut=cut)
 
     def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         axis, sources = self.axis(site), self.sources(site, facts.zeros)

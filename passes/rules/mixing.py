@@ -49,11 +49,15 @@ class Mixing(Rule):
 
     family = "mixing"
     reason = None
+    makes_channels = False
 
     def __init__(self, axes: Axes, *, keeps_zero: bool, keepdim_at: int | None = None) -> None:
         self.axes = axes
         self.keeps_zero = keeps_zero
         self.keepdim_at = keepdim_at
+
+    def keeps_channels(self, site: Site) -> bool:
+        return bool(site.inputs)
 
     def dropped(self, site: Site) -> tuple[int, ...]:
         """The axes of the input that the result does not have."""
@@ -115,6 +119,9 @@ class Normalisation(Mixing):
     """(x - mean) / deviation over the mixed axes, then a scale and a shift along them (layer norm, group norm)."""
 
     family = "normalisation"
+
+    def keeps_channels(self, site: Site) -> bool:
+        return False  # it reads all of them
 
     def __init__(self, axes: Axes, weights_at: tuple[int, int], channels: Axes) -> None:
         super().__init__(axes, keeps_zero=False)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from passes.graph.layout import Layout, collapse
+from passes.graph.layout import Layout, collapse, identity
 from passes.graph.nodes import is_tensor
 from passes.rules.base import Rule, Site, SiteFacts
 from passes.rules.memo import Key
@@ -45,6 +45,8 @@ class Movement(Rule):
     """Elements go from inputs to results; `touched` names the axes that an operator which copies looks at."""
 
     family = "movement"
+    is_movement = True
+    makes_channels = False
     reason: str | None = "not followed as a movement here"
 
     def __init__(self, touched: Touched | None = None) -> None:
@@ -103,6 +105,31 @@ class Movement(Rule):
     def labelled(self, site: Site, zeros: Sequence[Tensor]) -> list[tuple[int, ...]]:
         """The compact shape in which each input is labelled."""
         return [tuple(z.shape) for z in zeros]
+
+    # Orders
+
+    def single_axis_sources(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor] | None:
+        """The sources; None if a result has labels along several axes."""
+        sources = self.sources(site, zeros)
+        if sources is None or any(sum(n > 1 for n in source.shape) > 1 for source in sources):
+            return None
+        return sources
+
+    def takes_any_order(self, site: Site, zeros: Sequence[Tensor], *, cut: bool) -> bool:
+        return self.single_axis_sources(site, zeros) is not None
+
+    def order(self, site: Site, zeros: Sequence[Tensor], ranks: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The positions of the labels that each result takes."""
+        sources = self.single_axis_sources(site, zeros)
+        if sources is None:
+            return [None for _ in site.outputs]
+        flat, start = [], 0
+        for rank, zero, shape in zip(ranks, zeros, self.labelled(site, zeros), strict=True):
+            own = identity(tuple(zero.shape)) if rank is None else rank
+            flat.append(own.expand(shape).reshape(-1) + start)
+            start += math.prod(shape)
+        taken = torch.cat(flat)
+        return [taken[source] if int(source.min()) >= 0 else None for source in sources]
 
     # Facts
 

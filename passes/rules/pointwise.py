@@ -15,6 +15,7 @@ from passes.rules.emitter import Emitter
 from passes.rules.memo import Key
 from passes.rules.probe import fillers, value_at
 from passes.rules.signs import never_zero
+from passes.rules.views import COPIES
 
 aten = torch.ops.aten
 
@@ -52,6 +53,11 @@ class Pointwise(Rule):
 
     family = "pointwise"
     reason = None
+    is_pointwise = True
+    makes_channels = False
+
+    def keeps_channels(self, site: Site) -> bool:
+        return bool(site.inputs)
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         rank = len(site.out_shape)
@@ -169,6 +175,8 @@ class Quotient(Pointwise):
 class Sum(Pointwise):
     """x + y: an operand of which nothing is live is left out."""
 
+    is_sum = True
+
     def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         requests = super().requests(site, outs, facts)
         if requests is None or len(requests) != 2:
@@ -176,7 +184,7 @@ class Sum(Pointwise):
         for index in (0, 1):
             if bool(facts.reads(index).any()) or not bool(facts.reads(1 - index).any()):
                 continue
-            if site.shape(site.inputs[1 - index]) == site.out_shape and self.is_plain(site):
+            if site.shape(site.inputs[1 - index]) == site.out_shape and self.is_bare(site):
                 requests[index] = UNREAD
                 break
         return requests
@@ -186,7 +194,7 @@ class Sum(Pointwise):
         return [to.copy()] if len(present) == len(to.inputs) else present
 
     @staticmethod
-    def is_plain(site: Site) -> bool:
+    def is_bare(site: Site) -> bool:
         """Whether the call is x + y without a factor, in one dtype."""
         dtypes = {n.meta["val"].dtype for n in (*site.inputs, site.node)}
         return (
@@ -198,14 +206,14 @@ class Sum(Pointwise):
 
 
 class Choice(Pointwise):
-    """One tensor where a condition holds, another elsewhere (`where`, `masked_fill`); `order` says at which argument
+    """One tensor where a condition holds, another elsewhere (`where`, `masked_fill`); `places` says at which argument
     condition, first and second are. Where the condition is known not to hold, the first is not read."""
 
-    def __init__(self, order: tuple[int, int, int]) -> None:
-        self.order = order
+    def __init__(self, places: tuple[int, int, int]) -> None:
+        self.places = places
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
-        condition, first, second = (self._is_zero(site, zeros, index) for index in self.order)
+        condition, first, second = (self._is_zero(site, zeros, index) for index in self.places)
         rank = len(site.out_shape)
         return [((first | condition) & second).expand(torch.broadcast_shapes(*map(compact, zeros), (1,) * rank))]
 
@@ -217,10 +225,10 @@ class Choice(Pointwise):
         return torch.tensor(not isinstance(argument, Node) and not argument)
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
-        condition, first = (site.node.args[index] for index in self.order[:2])
-        never = self._is_zero(site, zeros, self.order[0])
+        condition, first = (site.node.args[index] for index in self.places[:2])
+        never = self._is_zero(site, zeros, self.places[0])
         live = dict.fromkeys(site.inputs, lives[0])
-        if first is not condition and first is not site.node.args[self.order[2]] and first in live:
+        if first is not condition and first is not site.node.args[self.places[2]] and first in live:
             live[first] = lives[0] & ~never  # type: ignore[index]
         return [
             collapse(live[node], compact(zero)).expand(zero.shape)
@@ -231,6 +239,8 @@ class Choice(Pointwise):
 class Identity(Pointwise):
     """The same elements, perhaps in another dtype, memory or graph: copies, casts, dropout. Of a second tensor
     (`type_as`) only the dtype is read."""
+
+    moves_nothing = True
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         return [zeros[0]]
@@ -247,6 +257,9 @@ class Identity(Pointwise):
 
 class Fill(Pointwise):
     """A constant in the shape of a tensor: it reads the shape, not the elements."""
+
+    def __init__(self, *, makes_constant: bool = True) -> None:
+        self.makes_constant = makes_constant
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         return [torch.zeros_like(zeros[0]), *super().needed(site, lives, zeros)[1:]]
@@ -267,6 +280,9 @@ class Made(Rule):
 
     family = "pointwise"
     reason = None
+    is_pointwise = True
+    makes_channels = False
+    makes_constant = True
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         is_zero = site.node.target is aten.zeros.default or not site.node.args[1]
@@ -296,21 +312,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("mul", "multiply", "logical_and", "bitwise_and"), PRODUCT),
     **dict.fromkeys(("div", "divide", "true_divide", "floor_divide", "remainder", "fmod"), QUOTIENT),
     "add": SUM,
-    **dict.fromkeys(
-        (
-            "to",
-            "_to_copy",
-            "clone",
-            "contiguous",
-            "detach",
-            "alias",
-            "lift_fresh_copy",
-            "type_as",
-            "dropout",
-            "feature_dropout",
-        ),
-        IDENTITY,
-    ),
-    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "fill", "empty_like"), FILL),
+    **dict.fromkeys((*COPIES, "to", "_to_copy", "lift_fresh_copy", "type_as", "dropout", "feature_dropout"), IDENTITY),
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like"), FILL),
+    "fill": Fill(makes_constant=False),  # perhaps with the value of a tensor
     **dict.fromkeys(("zeros", "full"), Made()),
 }

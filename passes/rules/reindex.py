@@ -157,6 +157,8 @@ class Repeat(Reindex):
 class Expand(Movement):
     """One element seen many times along axes of size 1 or new ones."""
 
+    moves_nothing = True
+
     def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         traced = self.traced(site, outs[0], facts)
         if traced is None or len(site.inputs) != 1:

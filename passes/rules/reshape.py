@@ -16,6 +16,7 @@ from passes.graph.nodes import operator_name
 from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts, box_of
 from passes.rules.emitter import Emitter
 from passes.rules.movement import Movement, compress
+from passes.rules.views import PERMUTATIONS, RESHAPES
 
 aten = torch.ops.aten
 
@@ -38,6 +39,8 @@ class Permute(Movement):
 
 class Reshape(Movement):
     """The same elements in the same order under other axes: view, reshape, flatten, unflatten, squeeze, unsqueeze."""
+
+    moves_nothing = True
 
     def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         sources = self.sources(site, facts.zeros)
@@ -168,6 +171,8 @@ class Reshape(Movement):
 class PixelShuffle(Reshape):
     """Channels to space and back; undone by its opposite."""
 
+    moves_nothing = False
+
     def __init__(self, opposite: Any) -> None:
         super().__init__()
         self.opposite = opposite
@@ -228,8 +233,8 @@ def matching_groups(full_from: Sequence[int], full_to: Sequence[int]) -> list[tu
 RESHAPE, PERMUTE = Reshape(), Permute()
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"), RESHAPE),
-    **dict.fromkeys(("permute", "transpose", "t", "movedim", "swapaxes", "numpy_T", "mT"), PERMUTE),
+    **dict.fromkeys(RESHAPES, RESHAPE),
+    **dict.fromkeys(PERMUTATIONS, PERMUTE),
     "pixel_shuffle": PixelShuffle(aten.pixel_unshuffle.default),
     "pixel_unshuffle": PixelShuffle(aten.pixel_shuffle.default),
 }

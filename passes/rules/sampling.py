@@ -18,6 +18,9 @@ class Sampling(Mixing):
 
     family = "sampling"
 
+    def keeps_channels(self, site: Site) -> bool:
+        return False
+
     def __init__(self, axes: Axes, shared: Axes) -> None:
         super().__init__(axes, keeps_zero=True)
         self.shared = shared

@@ -8,11 +8,7 @@ from torch.fx import Node
 
 from passes.graph.nodes import operator_name
 from passes.graph.values import Values
-
-MOVED = frozenset(
-    "alias clone contiguous expand permute repeat reshape sqrt squeeze transpose unflatten unsqueeze view".split()
-)
-"""Operators whose result is positive where what they read is, and not negative where it is not."""
+from passes.rules.views import SAME_VALUES
 
 REDUCED = frozenset("amax amin avg_pool2d max_pool2d mean sum".split())
 """Operators whose result is not negative where nothing that they read is."""
@@ -42,7 +38,7 @@ def _is_positive(value: Any) -> bool:
     if name == "add" and len(args) == 2 and not value.kwargs:
         left, right = args
         return (_is_positive(left) and _is_not_negative(right)) or (_is_positive(right) and _is_not_negative(left))
-    return name in MOVED and _is_positive(args[0])
+    return (name == "sqrt" or name in SAME_VALUES) and _is_positive(args[0])
 
 
 def _is_not_negative(value: Any) -> bool:
@@ -57,4 +53,4 @@ def _is_not_negative(value: Any) -> bool:
         return True
     if name in ("add", "mul", "div") and not value.kwargs:
         return all(map(_is_not_negative, args))
-    return name in MOVED | REDUCED and _is_not_negative(args[0])
+    return (name == "sqrt" or name in SAME_VALUES | REDUCED) and _is_not_negative(args[0])

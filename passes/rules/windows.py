@@ -36,6 +36,7 @@ class Columns(Rule):
 
     family = "windows"
     reason = None
+    makes_channels = False
 
     def __init__(self, *, back: bool = False) -> None:
         self.back = back

@@ -15,10 +15,12 @@ from torch.fx import GraphModule
 from l1rr_fx.method.sites.channel_sites import sites_of
 from l1rr_fx.method.sites.zeroing import ZeroedProgram, Zeroing, evaluation_graph, unwrapped, zeroed_values
 from l1rr_fx.support.arguments import of_kind
-from l1rr_fx.support.settings import from_text
+from l1rr_fx.support.documents import from_text
 from passes.analysis.liveness import channel_facts
 from passes.analysis.program import Program
-from passes.assignment.assign import Plan, plan_layouts
+from passes.assignment.assign import plan_layouts
+from passes.assignment.plan import LayoutPlan
+from passes.audit.costs import dense_macs, plan_macs, plan_parameters
 from passes.assignment.options import Options
 from passes.compile import refuse_vanished
 from passes.errors import InputError
@@ -63,7 +65,7 @@ class Budget:
 
 @runtime_checkable
 class LatencyPredictor(Protocol):
-    """Anything that says how long a network takes; only ratios of what it says are used."""
+    """AnyLayout that says how long a network takes; only ratios of what it says are used."""
 
     def predict(self, module: GraphModule, args: tuple[Any, ...]) -> float:
         """How long one forward pass of `module`, as `passes.rewrite` makes it, takes on `args`; any unit."""
@@ -119,9 +121,9 @@ class Analysis:
     def size(self, zeroing: Zeroing) -> Size:
         """What the model costs with these channels zero, and pruned. VanishedError if an output would be constant."""
         plan = self.plan(zeroing)
-        return Size(_parameters(plan), _macs(plan), self._predicted(plan))
+        return Size(plan_parameters(plan), plan_macs(plan), self._predicted(plan))
 
-    def plan(self, zeroing: Zeroing) -> Plan:
+    def plan(self, zeroing: Zeroing) -> LayoutPlan:
         """The compiler's plan for the model with these channels zero."""
         program = ZeroedProgram(self.program, zeroed_values(self.sites, self.values, zeroing))
         facts = channel_facts(program)
@@ -143,14 +145,7 @@ class Analysis:
 
     def _dense(self) -> Size:
         """What the model costs if nothing is zero, whatever is zero in it now."""
-        macs = 0
-        for site in self.program.sites:
-            whole = [Layout.whole(len(site.shape(n))) for n in site.inputs]
-            gives = [
-                Layout.whole(len(out.meta["val"].shape)) if out is not None else Layout.whole(0) for out in site.outputs
-            ]
-            cost = site.rule.cost(site, whole, gives)
-            macs += 0 if cost is None else cost.macs
+        macs = dense_macs(self.program)
         parameters = sum(p.numel() for p in self.program.module.parameters())
         if self.latency is None:
             return Size(parameters, macs)
@@ -158,7 +153,7 @@ class Analysis:
         program = ZeroedProgram(self.program, alive)
         return Size(parameters, macs, self._predicted(plan_layouts(program, channel_facts(program), self.options)))
 
-    def _predicted(self, plan: Plan) -> float | None:
+    def _predicted(self, plan: LayoutPlan) -> float | None:
         if self.latency is None:
             return None
         says: object = self.latency.predict(rewrite(plan).module, self.args)
@@ -166,30 +161,3 @@ class Analysis:
         if not 0 < seconds < math.inf:
             raise InputError(f"the latency predictor says {says!r:.60}; a positive number is wanted")
         return seconds
-
-
-def _macs(plan: Plan) -> int:
-    """MACs of the small network."""
-    total = 0
-    for item in plan.sites:
-        site = item.site
-        ins = [layout if layout is not None else Layout.whole(0) for layout in item.ins]
-        gives = list(item.gives)
-        if not item.native:
-            ins = [Layout.whole(len(site.shape(n))) for n in site.inputs]
-            gives = [Layout.whole(layout.rank) for layout in item.gives]
-        cost = site.rule.cost(site, ins, gives)
-        total += 0 if cost is None else cost.macs
-    return total
-
-
-def _parameters(plan: Plan) -> int:
-    """Parameters that the small network stores."""
-    stored = StoredParameters(plan)
-    module = plan.program.module
-    counts = {name: math.prod(selection.new_shape) for name, selection in stored.stored.items()}
-    for node in module.graph.nodes:
-        if node.op == "get_attr" and node in plan.layout:
-            shrunk = plan.layout[node].shrunk(plan.program.shape(node))
-            counts.setdefault(stored.name(node), math.prod(shrunk))
-    return sum(n for name, n in counts.items() if isinstance(attribute(module, name), nn.Parameter))

@@ -1,0 +1,50 @@
+"""What calls and layout plans cost, in multiply-accumulates and parameters."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from passes.analysis.program import Program
+from passes.assignment.plan import LayoutPlan, SitePlan
+from passes.graph.layout import Layout
+from passes.graph.nodes import attribute
+from passes.rewriting.stored_parameters import StoredParameters
+from passes.rules.base import Contraction, Site
+
+
+def dense_cost(site: Site) -> Contraction | None:
+    """What a call costs in the original network; None for operators without multiplications that count."""
+    ins = [Layout.whole(len(site.shape(node))) for node in site.inputs]
+    outs = [Layout.whole(0 if out is None else len(site.shape(out))) for out in site.outputs]
+    return site.rule.cost(site, ins, outs)
+
+
+def planned_cost(item: SitePlan) -> Contraction | None:
+    """What a call costs in the small network; None for operators without multiplications that count."""
+    if not item.followed:
+        return dense_cost(item.site)
+    return item.site.rule.cost(item.site, item.read_layouts, item.gives)
+
+
+def dense_macs(program: Program) -> int:
+    """MACs of the original network, whatever is zero in it."""
+    return sum(cost.macs for site in program.sites if (cost := dense_cost(site)) is not None)
+
+
+def plan_macs(plan: LayoutPlan) -> int:
+    """MACs of the small network."""
+    return sum(cost.macs for item in plan.sites if (cost := planned_cost(item)) is not None)
+
+
+def plan_parameters(plan: LayoutPlan) -> int:
+    """Parameters that the small network stores."""
+    stored = StoredParameters(plan)
+    module = plan.program.module
+    counts = {name: math.prod(selection.new_shape) for name, selection in stored.stored.items()}
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and node in plan.layout:
+            shrunk = plan.layout[node].shrunk(plan.program.shape(node))
+            counts.setdefault(stored.name(node), math.prod(shrunk))
+    return sum(n for name, n in counts.items() if isinstance(attribute(module, name), nn.Parameter))
