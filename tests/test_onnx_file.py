@@ -196,14 +196,14 @@ def test_choices_that_rounding_changes_are_told_from_errors(tmp_path: Path, capl
 def test_choices_worse_than_torchs_own_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     topk = emission_forms()[torch.ops.aten.topk.default]
     wrong = {torch.ops.aten.topk.default: lambda w, out, x, k, dim, *_: topk(w, out, x, k, dim, largest=False)}
-    monkeypatch.setattr("l1rr_fx.lowering.onnx.interpret.FORMS", {**emission_forms(), **wrong})
+    monkeypatch.setattr("l1rr_fx.lowering.onnx.operators.FORMS", {**emission_forms(), **wrong})
     with pytest.raises(VerifyError, match="Nothing was written"):
         emitted(lambda s, x: (x.flatten(1) * s).topk(5, 1), tmp_path / "model.onnx")
 
 
 def test_a_wrong_file_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forms = {**emission_forms(), torch.ops.aten.tanh.default: lambda w, out, x: w.op("Sigmoid", x)}
-    monkeypatch.setattr("l1rr_fx.lowering.onnx.interpret.FORMS", forms)
+    monkeypatch.setattr("l1rr_fx.lowering.onnx.operators.FORMS", forms)
     with pytest.raises(VerifyError, match=r"deviates by .* Nothing was written"):
         emitted(lambda s, x: torch.tanh(x * s), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())

@@ -40,7 +40,7 @@ class Geometry:
 
 def geometry(node: Node) -> Geometry | None:
     """The geometry of a call; None where it multiplies no matrices."""
-    made = FORMS.get(operator_name(node))
+    made = GEOMETRIES.get(operator_name(node))
     return None if made is None else made(node)
 
 
@@ -132,7 +132,7 @@ def _listed(value: Any) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
-FORMS: Mapping[str, Callable[[Node], Geometry]] = {
+GEOMETRIES: Mapping[str, Callable[[Node], Geometry]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed),
     **dict.fromkeys(("matmul", "bmm", "mm"), _product),

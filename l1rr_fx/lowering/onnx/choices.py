@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from l1rr_fx.lowering.onnx.interpret import Lowered
+from l1rr_fx.lowering.onnx.lowered import Lowered
 from l1rr_fx.lowering.onnx.runtime import Trial, run_onnx
 from l1rr_fx.support.packages import required
 from passes.audit.verify import relative_deviation

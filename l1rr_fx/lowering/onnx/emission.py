@@ -18,12 +18,13 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph import _PyTreeCodeGen
 
 from l1rr_fx.lowering.onnx.choices import deviation_given_choices
-from l1rr_fx.lowering.onnx.interpret import Lowered, lower_graph
+from l1rr_fx.lowering.onnx.interpret import lower_graph
+from l1rr_fx.lowering.onnx.lowered import Lowered
 from l1rr_fx.lowering.onnx.nms import TRANSPOSE, Nms, add_nms, check_nms
 from l1rr_fx.lowering.onnx.proto import check_file, model_proto, write_file
 from l1rr_fx.lowering.onnx.runtime import Trial, outputs_in_runtime, run_onnx
 from l1rr_fx.lowering.onnx.target import target_named
-from l1rr_fx.lowering.onnx.writer import Call, Writer
+from l1rr_fx.lowering.onnx.writer import OnnxCall, Writer
 from l1rr_fx.lowering.parsers.lint import Finding, lint
 from l1rr_fx.support.packages import required
 from passes.audit.verify import relative_deviation, run_graph
@@ -266,7 +267,7 @@ ASKED = {"permute", "transpose", "t", "movedim", "numpy_T", "mT", "index", "inde
 }  # fmt: skip
 
 
-def _is_introduced(call: Call) -> bool:
+def _is_introduced(call: OnnxCall) -> bool:
     """Whether the model did not ask for a move: it reads an index of the compiler's, or its operator moves nothing."""
     node = call.origin
     if node is None:

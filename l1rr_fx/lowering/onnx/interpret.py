@@ -28,33 +28,16 @@ from torch.fx.node import map_aggregate, map_arg
 from torch.utils import _pytree as pytree
 
 from l1rr_fx.latency.geometry import owner
-from l1rr_fx.lowering.onnx.operators import FORMS
-from l1rr_fx.lowering.onnx.writer import Call, Symbol, Writer
+from l1rr_fx.lowering.onnx.lowered import Lowered, Port, checked_names, chosen_results, finished
+from l1rr_fx.lowering.onnx.operators import form_of
+from l1rr_fx.lowering.onnx.writer import Symbol, Writer
 from passes.audit.verify import DROPOUTS, source_line
-from passes.errors import CaptureError, InputError, LoweringError
+from passes.errors import CaptureError, InputError, LoweringError, first_line
 from passes.frontend.functionalise import functionalise
 from passes.graph.modes import SLOTS, BatchNormCall
 from passes.graph.nodes import attribute
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True, eq=False)
-class Port:
-    """An input or output of the network: its name, and a fake of its shape and dtype."""
-
-    name: str
-    like: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Lowered:
-    """A network as ONNX calls. Constants are those that some call reads, with the ONNX type to store them in."""
-
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-    calls: tuple[Call, ...]
-    constants: Mapping[str, tuple[Tensor, str]]
 
 
 @dataclass(frozen=True)
@@ -98,7 +81,7 @@ class _Run:
         placeholders = [node for node in self.module.graph.nodes if node.op == "placeholder"]
         if len(placeholders) != len(leaves):
             raise InputError(f"the network has {len(placeholders)} inputs; {len(leaves)} are given")
-        names = _names(input_names, sum(isinstance(leaf, Tensor) for leaf in leaves), "input_names")
+        names = checked_names(input_names, sum(isinstance(leaf, Tensor) for leaf in leaves), "input_names")
         for node, leaf in zip(placeholders, leaves, strict=True):
             self.values[node] = self._input(node, leaf, names) if isinstance(leaf, Tensor) else leaf
         results: Any = ()
@@ -108,12 +91,7 @@ class _Run:
                     results = map_arg(node.args[0], self._read)
                 elif node.op != "placeholder":
                     self.values[node] = self._value(node)
-        return self._finished(_chosen(pytree.tree_leaves(results), outputs), output_names)
-
-    def _unused(self, name: str) -> str:
-        while self.writer.is_taken(name):
-            name += "_"
-        return name
+        return finished(self.writer, self.inputs, chosen_results(pytree.tree_leaves(results), outputs), output_names)
 
     def _input(self, node: Node, leaf: Tensor, names: list[str] | None) -> Symbol:
         wanted = names.pop(0) if names else str(node.target)
@@ -180,7 +158,7 @@ class _Run:
         fake = self._faked(node, target, args, kwargs)
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(fake)):
             return fake  # a size
-        form = FORMS.get(target)
+        form = form_of(target)
         if form is None:
             return self._decomposed(node, target, args, kwargs)
         first, *rest = _bound(target, args, kwargs)
@@ -191,8 +169,13 @@ class _Run:
         except LoweringError as error:
             raise LoweringError(f"{error}\n  {_where(node)}") from error
         if isinstance(fake, Tensor):
-            return self._wrapped(node, written, fake)
-        return [self._wrapped(node, each, like) for each, like in zip(written, fake, strict=True)]
+            return self._result(node, written, fake)
+        if not isinstance(written, Sequence) or isinstance(written, str) or len(written) != len(fake):
+            raise InputError(
+                f"the form of {target} returned {written!r} for {len(fake)} results; a sequence of as many is expected"
+                f"\n  {_where(node)}"
+            )
+        return [self._result(node, each, like) for each, like in zip(written, fake, strict=True)]
 
     def _decomposed(self, node: Node, target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """An operator without a form, as torch writes it with others."""
@@ -234,84 +217,22 @@ class _Run:
                     raise LoweringError(_formless(node, target, self.writer)) from error
         raise LoweringError(_formless(node, target, self.writer))
 
-    def _wrapped(self, node: Node, written: Any, like: Tensor) -> Any:
+    def _result(self, node: Node, written: Any, like: Any) -> Any:
+        """What a form returned for one result: a value of the graph, a constant, or nothing that the target can say."""
         if written is None:
             return _Absent(node)
-        return written if isinstance(written, Tensor) else Symbol(self.writer.name_of(written), like)
+        if isinstance(written, Tensor):
+            return written
+        if not isinstance(written, (str, Symbol)) or not self.writer.is_taken(self.writer.name_of(written)):
+            raise InputError(
+                f"a form returned {written!r}; what the writer returned, an argument or a constant tensor is expected"
+                f"\n  {_where(node)}"
+            )
+        return Symbol(self.writer.name_of(written), like)
 
     def _faked(self, node: Node, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         with _shapes_blamed(node), self.fakes:
             return target(*map_aggregate(args, _like), **map_aggregate(dict(kwargs), _like))
-
-    # The end
-
-    def _finished(self, results: Sequence[Any], output_names: Sequence[str] | None) -> Lowered:
-        """Name the outputs, and leave out what none of them reads."""
-        names = _names(output_names, len(results), "output_names") or [
-            self._unused(f"output{i}") for i in range(len(results))
-        ]
-        self.writer.origin, self.writer.hint = None, ""
-        own = {call_output for call in self.writer.calls for call_output in call.outputs}
-        renamed: dict[str, str] = {}
-        ports = []
-        for value, wanted in zip(results, names, strict=True):
-            like = value.like if isinstance(value, Symbol) else value
-            name = self.writer.name_of(value)
-            widened = self.writer.type_of(like.dtype) == "FLOAT16"
-            if widened or name not in own or name in renamed:  # an input, a constant, or an output already
-                name = self.writer.op("Cast", value, to="FLOAT") if widened else self.writer.op("Identity", value)
-            if self.writer.is_taken(wanted):
-                raise InputError(f"the output name {wanted!r} is taken by another value: choose output_names")
-            renamed[name] = wanted
-            ports.append(Port(wanted, like))
-        calls = _live([_renamed(call, renamed) for call in self.writer.calls], {port.name for port in ports})
-        read = {name for call in calls for name in call.inputs}
-        constants = {name: held for name, held in self.writer.constants.items() if name in read}
-        return Lowered(tuple(self.inputs), tuple(ports), tuple(calls), constants)
-
-
-def _chosen(results: Sequence[Any], wanted: Sequence[int] | None) -> list[Any]:
-    """The tensors among the outputs, or those whose numbers are given."""
-    if wanted is None:
-        found = [each for each in results if isinstance(each, (Symbol, Tensor))]
-        if not found:
-            raise InputError("the network gives no tensor")
-        return found
-    if not isinstance(wanted, Sequence) or not all(type(i) is int for i in wanted):
-        raise InputError(f"outputs is {wanted!r}; a sequence of numbers is wanted, such as (0,)")
-    if not wanted or any(not 0 <= i < len(results) for i in wanted):
-        raise InputError(f"outputs is {list(wanted)}; numbers from 0 to {len(results) - 1} are wanted")
-    for i in wanted:
-        if not isinstance(results[i], (Symbol, Tensor)):
-            raise InputError(f"output {i} is a {type(results[i]).__name__}, not a tensor")
-    return [results[i] for i in wanted]
-
-
-def _names(given: Sequence[str] | None, count: int, argument: str) -> list[str] | None:
-    if given is None:
-        return None
-    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
-        raise InputError(f"{argument} is {given!r}; a sequence of names is wanted")
-    if len(given) != count or len(set(given)) != count:
-        raise InputError(f"{argument} is {list(given)}; {count} different names are wanted")
-    return list(given)
-
-
-def _renamed(call: Call, names: Mapping[str, str]) -> Call:
-    if not any(name in names for name in (*call.inputs, *call.outputs)):
-        return call
-    inputs, outputs = (tuple(names.get(n, n) for n in side) for side in (call.inputs, call.outputs))
-    return Call(call.name, call.kind, inputs, outputs, call.attributes, call.origin)
-
-
-def _live(calls: Sequence[Call], wanted: set[str]) -> list[Call]:
-    """The calls that some output depends on, in order."""
-    found: list[Call] = []
-    for call in reversed(calls):
-        if wanted & set(call.outputs):
-            wanted |= set(call.inputs)
-            found.append(call)
-    return found[::-1]
 
 
 def _bound(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -352,8 +273,9 @@ def _shapes_blamed(node: Node) -> Iterator[None]:
             f"the result's size depends on values, which a network of fixed sizes cannot have\n  {_where(node)}"
         ) from error
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"the network does not run on inputs of these shapes: {first}\n  {_where(node)}") from error
+        raise InputError(
+            f"the network does not run on inputs of these shapes: {first_line(error)}\n  {_where(node)}"
+        ) from error
 
 
 def _where(node: Node) -> str:
@@ -366,5 +288,5 @@ def _formless(node: Node, target: Any, writer: Writer) -> str:
     return (
         f"{node.target} has no form on {writer.target.name}{inner}\n  {_where(node)}\n"
         "  Replace it in the model, end the network before it (outputs=...) and compute the rest outside, or give "
-        "l1rr_fx.lowering.onnx.operators.FORMS a form for it."
+        "it a form with l1rr_fx.lowering.register_form."
     )

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l1rr_fx.lowering.onnx.interpret import Lowered, Port
-from l1rr_fx.lowering.onnx.writer import Call, Writer
+from l1rr_fx.lowering.onnx.lowered import Lowered, Port
+from l1rr_fx.lowering.onnx.writer import OnnxCall, Writer
 from l1rr_fx.support.files import new_directory_beside, synced
 from l1rr_fx.support.packages import required
 from l1rr_fx.version import __version__
@@ -71,7 +71,7 @@ def _in_range(value: Tensor) -> None:
         raise InputError(f"a constant of {value.dtype} holds {int(value.abs().max())}, which INT32 cannot")
 
 
-def _node(onnx: Any, call: Call) -> Any:
+def _node(onnx: Any, call: OnnxCall) -> Any:
     attributes = dict(call.attributes)
     if call.kind == "Cast":
         attributes["to"] = getattr(onnx.TensorProto, attributes["to"])

@@ -15,7 +15,7 @@ NEWER: Mapping[str, int] = {
 
 
 @dataclass(frozen=True)
-class Target:
+class OnnxTarget:
     """An ONNX version, and what its reader lacks.
 
     `parser` names the table of operators that `lint` holds a model against (None: only ONNX's own rules).
@@ -34,19 +34,19 @@ class Target:
         return self.opset >= NEWER[operator]
 
 
-TARGETS: Mapping[str, Target] = {
+TARGETS: Mapping[str, OnnxTarget] = {
     target.name: target
     for target in (
         # TensorRT 8.2.1 of JetPack 4.6: built against ONNX 1.8, reads opset 13 and no later one rightly.
-        Target("jetson-tx2", 13, 7, parser="trt82", planar=True),
-        Target("onnxruntime", 18, 8),
-        Target("tensorrt-10", 18, 8),
-        Target("tensorrt-11", 18, 8),
+        OnnxTarget("jetson-tx2", 13, 7, parser="trt82", planar=True),
+        OnnxTarget("onnxruntime", 18, 8),
+        OnnxTarget("tensorrt-10", 18, 8),
+        OnnxTarget("tensorrt-11", 18, 8),
     )
 }
 
 
-def target_named(name: str) -> Target:
+def target_named(name: str) -> OnnxTarget:
     """The target of that name; InputError names those that there are."""
     if not isinstance(name, str) or name not in TARGETS:
         raise InputError(f"there is no target {name!r}; there are {', '.join(TARGETS)}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from l1rr_fx.lowering.onnx.target import Target
+from l1rr_fx.lowering.onnx.target import OnnxTarget
 from passes.errors import LoweringError
 
 Number = int | float | bool
@@ -47,7 +47,7 @@ Operand = Symbol | Tensor | str
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class OnnxCall:
     """One ONNX node, and the node of the torch graph that it comes from."""
 
     name: str
@@ -62,9 +62,9 @@ class Call:
 class Writer:
     """Takes calls for a target. `float_type` is how every floating-point tensor is stored: "FLOAT" or "FLOAT16"."""
 
-    target: Target
+    target: OnnxTarget
     float_type: str = "FLOAT"
-    calls: list[Call] = field(default_factory=list)
+    calls: list[OnnxCall] = field(default_factory=list)
     constants: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
     origin: Node | None = None
     hint: str = ""
@@ -83,7 +83,8 @@ class Writer:
             names = names[:-1]
         outputs = tuple(self.free(self.base) for _ in range(count))
         given = {key: value for key, value in attributes.items() if value is not None}
-        self.calls.append(Call(self.free(f"{self.hint or self.base}/{kind}"), kind, names, outputs, given, self.origin))
+        name = self.free(f"{self.hint or self.base}/{kind}")
+        self.calls.append(OnnxCall(name, kind, names, outputs, given, self.origin))
         return outputs
 
     @property

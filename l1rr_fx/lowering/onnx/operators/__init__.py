@@ -1,25 +1,121 @@
-"""The table: how each ATen operator is said in ONNX, one file a family.
+"""The table of forms: how each operator is written in ONNX.
 
-A form is a function of the writer, the fake result, and the call's arguments in the order of the operator's schema. It
-gives the name of its result (several: a tuple of names; None for one that the target cannot give), an operand that is
-the result already, or a constant.
+In: a call of an operator, its arguments in the order of the schema. Out: the calls that a `Writer` collects, and the
+name of the result. Files have the names of the rule families in `passes/rules`, so that an operator's rule and its form
+stand in files of one name; two families take several files:
+
+- `base`: the type of a form, and what several families need
+- `pointwise`: functions of one tensor and arithmetic; `activations`; `logic`: comparisons, truth values and choices;
+  `copies`: copies, casts and constants in the shape of a value
+- `affine`: batch norm, instance norm, PReLU
+- `convolution`: convolutions and linear layers
+- `products`: matrix products, einsum, attention
+- `mixing`: reductions, softmax, orders; `normalisation`; `pooling`; `resizing`
+- `reindex`: slices, flips, rolls, repetition; `padding`
+- `reshape`: reshapes, permutations, pixel shuffles
+- `joins`: concatenation, split, writes into a part
+- `sampling`: advanced indexing, embeddings, images sampled by a grid
+- `windows`: windows along an axis
+
+Users add forms for operators of their own with `l1rr_fx.lowering.register_form`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from l1rr_fx.lowering.onnx.operators import contraction, indexing, mixing, movement, parts, pointwise, pooling, sampling
-from l1rr_fx.lowering.onnx.operators.pointwise import Form
+from torch._ops import OpOverload
 
-FORMS: Mapping[Any, Form] = {
+from l1rr_fx.lowering.onnx.operators import (
+    activations,
+    affine,
+    convolution,
+    copies,
+    joins,
+    logic,
+    mixing,
+    normalisation,
+    padding,
+    pointwise,
+    pooling,
+    products,
+    reindex,
+    reshape,
+    resizing,
+    sampling,
+    windows,
+)
+from l1rr_fx.lowering.onnx.operators.base import Form
+from passes.errors import InputError
+from passes.rules import Operator, overloads_of
+
+FORMS: Mapping[OpOverload, Form] = {
     **pointwise.FORMS,
-    **contraction.FORMS,
+    **activations.FORMS,
+    **logic.FORMS,
+    **copies.FORMS,
+    **affine.FORMS,
+    **convolution.FORMS,
+    **products.FORMS,
     **mixing.FORMS,
+    **normalisation.FORMS,
     **pooling.FORMS,
-    **movement.FORMS,
-    **parts.FORMS,
-    **indexing.FORMS,
+    **resizing.FORMS,
+    **reindex.FORMS,
+    **padding.FORMS,
+    **reshape.FORMS,
+    **joins.FORMS,
     **sampling.FORMS,
+    **windows.FORMS,
 }
+"""The forms of ATen's operators, by overload."""
+
+REGISTERED: dict[OpOverload, Form] = {}
+"""The forms that users registered."""
+
+
+def register_form(operator: Operator, form: Form) -> None:
+    """Write an operator that `to_onnx` does not know by `form`, from now on.
+
+    `operator` is what `torch.library.custom_op` returned, or `torch.ops.mylib.gate` (all its overloads), or one
+    overload. The form is called as `form(writer, result, *arguments)`:
+
+    - `writer` is a `Writer`; each ONNX node is one call of `writer.op`.
+    - `result` is a fake tensor of the result's shape and dtype (several results: a list of them).
+    - `arguments` are those of the operator's schema in order, defaults filled in. A tensor is a `Symbol`, which has
+      `shape` and `rank`, or a constant `torch.Tensor`; the first one is a `Symbol` in either case.
+
+    It returns what `writer.op` returned, an argument, or a constant tensor (several results: a sequence of these).
+    Raises InputError for an operator that has a form already or that writes to its arguments, for what is no operator,
+    and for a form that is not callable.
+    """
+    if not callable(form):
+        raise InputError(f"the form is a {type(form).__name__}; it must be a function of (writer, result, *arguments)")
+    overloads = _chosen(operator)
+    for overload in overloads:
+        if form_of(overload) is not None:
+            raise InputError(f"{overload} has a form already; unregister_form takes back one that was registered")
+        if overload._schema.is_mutable:
+            raise InputError(
+                f"{overload} writes to its arguments: only an operator that returns its results can have a form"
+            )
+    REGISTERED.update(dict.fromkeys(overloads, form))
+
+
+def unregister_form(operator: Operator) -> None:
+    """Forget a form that was registered; InputError if there is none."""
+    found = [overload for overload in _chosen(operator) if overload in REGISTERED]
+    if not found:
+        raise InputError(f"no form was registered for {operator}")
+    for overload in found:
+        del REGISTERED[overload]
+
+
+def form_of(overload: OpOverload) -> Form | None:
+    """The form of an operator; None if it has none."""
+    return REGISTERED.get(overload) or FORMS.get(overload)
+
+
+def _chosen(operator: Operator) -> list[OpOverload]:
+    """One overload, or all overloads of an operator: unlike rules, forms depend on the order of the arguments."""
+    return [operator] if isinstance(operator, OpOverload) else overloads_of(operator)

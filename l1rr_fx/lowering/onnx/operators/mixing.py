@@ -1,4 +1,4 @@
-"""Normalisation, reductions, softmax, and orders: what reads a whole axis."""
+"""What reads a whole axis: reductions, softmax and orders."""
 
 from __future__ import annotations
 
@@ -9,106 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l1rr_fx.lowering.onnx.operators.pointwise import Form
+from l1rr_fx.lowering.onnx.operators.base import Form, axes_of
 from l1rr_fx.lowering.onnx.writer import Operand, Symbol, Writer
 from passes.errors import LoweringError
 
 aten = torch.ops.aten
-
-
-def axes_of(dims: Any, rank: int) -> list[int]:
-    """The axes that a reduction names, none of them negative; all where it names none."""
-    if dims is None or (not isinstance(dims, int) and not len(dims)):
-        return list(range(rank))
-    return sorted(int(d) % rank for d in ([dims] if isinstance(dims, int) else dims))
-
-
-# Normalisation
-
-
-def _batch_norm(
-    w: Writer,
-    out: Tensor,
-    x: Symbol,
-    weight: Any,
-    bias: Any,
-    mean: Any,
-    variance: Any,
-    training: bool,
-    momentum: float,
-    eps: float,
-    *_: Any,
-) -> str:
-    if training or mean is None:
-        raise LoweringError("batch norm that uses the batch's statistics: call .eval(), and keep running statistics")
-    channels = x.shape[1]
-    weight = torch.ones(channels, dtype=out.dtype) if weight is None else weight
-    bias = torch.zeros(channels, dtype=out.dtype) if bias is None else bias
-    return w.op("BatchNormalization", x, weight, bias, mean, variance, epsilon=eps)
-
-
-def _affine(w: Writer, x: Operand, weight: Any, bias: Any) -> Operand:
-    """`x * weight + bias`, where they are given."""
-    found = x if weight is None else w.op("Mul", x, weight)
-    return found if bias is None else w.op("Add", found, bias)
-
-
-def _layer_norm(
-    w: Writer, out: Tensor, x: Symbol, shape: Sequence[int], weight: Any, bias: Any, eps: float = 1e-5, *_: Any
-) -> Operand:
-    if w.target.has("LayerNormalization"):
-        weight = torch.ones(tuple(shape), dtype=out.dtype) if weight is None else weight
-        return w.op("LayerNormalization", x, weight, "" if bias is None else bias, axis=-len(shape), epsilon=eps)
-    axes = list(range(x.rank - len(shape), x.rank))
-    centred = w.op("Sub", x, w.reduce("ReduceMean", x, axes, keepdims=True))
-    variance = w.reduce("ReduceMean", w.op("Mul", centred, centred), axes, keepdims=True)
-    deviation = w.op("Sqrt", w.op("Add", variance, w.number(eps, out.dtype)))
-    return _affine(w, w.op("Div", centred, deviation), weight, bias)
-
-
-def _rms_norm(
-    w: Writer, out: Tensor, x: Symbol, shape: Sequence[int], weight: Any, eps: float | None = None
-) -> Operand:
-    axes = list(range(x.rank - len(shape), x.rank))
-    power = w.reduce("ReduceMean", w.op("Mul", x, x), axes, keepdims=True)
-    eps = torch.finfo(out.dtype).eps if eps is None else eps
-    return _affine(w, w.op("Div", x, w.op("Sqrt", w.op("Add", power, w.number(eps, out.dtype)))), weight, None)
-
-
-def _group_norm(
-    w: Writer, out: Tensor, x: Symbol, groups: int, weight: Any, bias: Any, eps: float = 1e-5, *_: Any
-) -> Operand:
-    """Each group is an instance's channel: TensorRT has a kernel for that, and none for groups."""
-    rows = w.reshape(x, (x.shape[0], groups, math.prod(x.shape[1:]) // groups))
-    ones, zeros = torch.ones(groups, dtype=out.dtype), torch.zeros(groups, dtype=out.dtype)
-    found = w.reshape(w.op("InstanceNormalization", rows, ones, zeros, epsilon=eps), x.shape)
-    return _affine(w, found, *(_by_channel(w, each, x.rank) for each in (weight, bias)))
-
-
-def _instance_norm(
-    w: Writer,
-    out: Tensor,
-    x: Symbol,
-    weight: Any,
-    bias: Any,
-    mean: Any,
-    variance: Any,
-    use_input_stats: bool,
-    momentum: float,
-    eps: float,
-    *_: Any,
-) -> Operand:
-    if not use_input_stats:
-        return _batch_norm(w, out, x, weight, bias, mean, variance, False, momentum, eps)
-    return _group_norm(w, out, x, x.shape[1], weight, bias, eps)
-
-
-def _by_channel(w: Writer, value: Any, rank: int) -> Any:
-    """A vector along axis 1 of a tensor of this rank."""
-    if value is None:
-        return None
-    return w.reshape(value, (*value.shape, *(1,) * (rank - 2)))
-
 
 # Reductions
 
@@ -254,11 +159,6 @@ def _argsort(w: Writer, out: Tensor, x: Symbol, dim: int = -1, descending: bool 
 
 
 FORMS: Mapping[Any, Form] = {
-    aten.batch_norm.default: _batch_norm,
-    aten.layer_norm.default: _layer_norm,
-    aten.rms_norm.default: _rms_norm,
-    aten.group_norm.default: _group_norm,
-    aten.instance_norm.default: _instance_norm,
     aten.mean.dim: _reduction("ReduceMean"),
     aten.mean.default: _all("ReduceMean"),
     aten.sum.dim_IntList: _reduction("ReduceSum"),

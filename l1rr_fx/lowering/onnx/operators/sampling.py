@@ -1,18 +1,74 @@
-"""Sampling an image at computed places: one node where the target has it, else four gathers and their weights."""
+"""Values read at computed places: advanced indexing, embeddings, images sampled by a grid."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from l1rr_fx.lowering.onnx.operators.pointwise import Form
+from l1rr_fx.lowering.onnx.operators.base import Form, dtype_of
+from l1rr_fx.lowering.onnx.operators.reindex import gathered, index_select
 from l1rr_fx.lowering.onnx.writer import Operand, Symbol, Writer
 from passes.errors import LoweringError
 
 aten = torch.ops.aten
+
+# Indices
+
+
+def _index(w: Writer, out: Tensor, x: Symbol, indices: Sequence[Any]) -> Operand:
+    """Advanced indexing: the axes become one, and one Gather takes from it."""
+    axes = [a for a, index in enumerate(indices) if index is not None]
+    given = [indices[a] for a in axes]
+    if len(axes) == 1 and getattr(given[0], "dtype", None) != torch.bool:
+        return index_select(w, out, x, axes[0], given[0])
+    if any(dtype_of(i) == torch.bool for i in given):
+        raise LoweringError("indexing by a mask has no form here (its size depends on values): use torch.where")
+    at, shape = axes[0], x.shape
+    source: Operand = x
+    sizes = [shape[a] for a in axes]
+    if axes != list(range(at, at + len(axes))):  # then torch puts the indexed axes first
+        order = axes + [a for a in range(x.rank) if a not in axes]
+        at, shape, source = 0, tuple(shape[a] for a in order), w.op("Transpose", x, perm=order)
+    flat = _flat_index(w, given, sizes)
+    merged = w.reshape(source, (*shape[:at], math.prod(sizes), *shape[at + len(axes) :]))
+    return gathered(w, out, merged, flat, at)
+
+
+def _flat_index(w: Writer, given: Sequence[Any], sizes: Sequence[int]) -> Operand:
+    """Indices into several axes as one into their product."""
+    if all(isinstance(index, Tensor) for index in given):
+        flat = torch.zeros((), dtype=torch.int64)
+        for index, size in zip(given, sizes, strict=True):
+            flat = flat * size + index.cpu() % size
+        return flat
+    total: Operand | None = None
+    for index, size in zip(given, sizes, strict=True):
+        inside = index % size if isinstance(index, Tensor) else _not_negative(w, index, size)
+        total = inside if total is None else w.op("Add", w.op("Mul", total, w.number(size, torch.int64)), inside)
+    assert total is not None
+    return total
+
+
+def _not_negative(w: Writer, index: Symbol, size: int) -> str:
+    """An index that may count from the end, counted from the start."""
+    number = w.cast(index, torch.int64)
+    from_end = w.op("Add", number, w.number(size, torch.int64))
+    return w.op("Where", w.op("Less", number, w.number(0, torch.int64)), from_end, number)
+
+
+def _embedding(w: Writer, out: Tensor, weight: Any, index: Any, *_: Any) -> str:
+    return gathered(w, out, weight, index, 0)
+
+
+def _gather(w: Writer, out: Tensor, x: Any, dim: int, index: Any, *_: Any) -> str:
+    return w.op("GatherElements", x, index, axis=dim % out.dim())
+
+
+# Grids
 
 MODES = ("bilinear", "nearest", "bicubic")
 PADDINGS = ("zeros", "border", "reflection")
@@ -76,6 +132,9 @@ def _neighbours(w: Writer, place: str, size: int) -> list[tuple[str, str, str]]:
 
 
 FORMS: Mapping[Any, Form] = {
+    aten.index.Tensor: _index,
+    aten.gather.default: _gather,
+    aten.embedding.default: _embedding,
     aten.grid_sampler.default: _grid_sample,
     aten.grid_sampler_2d.default: _grid_sample,
 }

@@ -1,0 +1,51 @@
+"""What all forms share: their type, and how torch states axes and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l1rr_fx.lowering.onnx.writer import Operand, Symbol, Writer
+
+Form = Callable[..., Any]
+"""`form(writer, result, *arguments)`, see the docstring of this package."""
+
+
+def dtype_of(value: Symbol | Tensor) -> torch.dtype:
+    """The dtype of a value or a constant."""
+    return value.like.dtype if isinstance(value, Symbol) else value.dtype
+
+
+def axes_of(dims: Any, rank: int) -> list[int]:
+    """The axes that a reduction names, none of them negative; all where it names none."""
+    if dims is None or (not isinstance(dims, int) and not len(dims)):
+        return list(range(rank))
+    return sorted(int(d) % rank for d in ([dims] if isinstance(dims, int) else dims))
+
+
+def spread(value: Any, axes: int) -> list[int]:
+    """One number for each spatial axis, where torch takes one for all."""
+    values = [value] if isinstance(value, int) else [int(v) for v in value]
+    return values * axes if len(values) == 1 else values
+
+
+def images(w: Writer, x: Symbol, axes: int) -> tuple[Operand, bool]:
+    """A value as a batch of images with this many spatial axes, and whether a single axis became two.
+
+    torch takes an image without a batch, ONNX does not; some readers know no convolution along a single axis.
+    """
+    shape = x.shape if x.rank == axes + 2 else (1, *x.shape)
+    flat = w.target.planar and axes == 1
+    return w.reshape(x, (*shape[:2], 1, shape[2]) if flat else shape), flat
+
+
+def unary(kind: str, **attributes: float) -> Form:
+    """The form of a function that is one ONNX node."""
+
+    def form(w: Writer, out: Tensor, x: Any, *_: Any) -> str:
+        return w.op(kind, w.cast(x, out.dtype), **attributes)
+
+    return form
