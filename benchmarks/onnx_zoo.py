@@ -24,6 +24,7 @@ import torch
 
 import l1rr_fx
 from l1rr_fx.lowering import to_onnx
+from passes.errors import first_line
 from tests.oracle import zeroed_case
 from tests.zoo import ZOO, Entry
 
@@ -41,7 +42,7 @@ def cells(entry: Entry, ratio: float, target: str, path: Path) -> tuple[str, ...
         pruning = time.perf_counter() - start
         emitted = to_onnx(pruned.module, args, path, kwargs=case.kwargs, target=target, overwrite=True)
     except l1rr_fx.L1RRError as error:
-        return entry.name, "refused", "", "", "", "", "", "", str(error).splitlines()[0]
+        return entry.name, "refused", "", "", "", "", "", "", first_line(error)
     loud = sum(finding.severity == "warning" for finding in emitted.findings)
     seconds = emitted.seconds["emission"]
     return (

@@ -14,7 +14,7 @@ from torch import nn
 
 from l1rr_fx.pruning.pruned import load
 from l1rr_fx.support.functions import called
-from passes.errors import InputError
+from passes.errors import InputError, first_line
 
 MODEL_HELP = (
     "A .pt2 file written by torch.export.save, or package.module:function, called without arguments, which "
@@ -47,8 +47,7 @@ def _exported(path: Path) -> Subject:
     try:
         program = torch.export.load(path)
     except (RuntimeError, ValueError, KeyError, AssertionError, OSError, zipfile.BadZipFile) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: torch.export.load cannot read it: {first}") from error
+        raise InputError(f"{path}: torch.export.load cannot read it: {first_line(error)}") from error
     if program.example_inputs is None:
         raise InputError(f"{path}: it holds no example inputs; export it again with this torch")
     args, kwargs = program.example_inputs

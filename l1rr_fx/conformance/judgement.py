@@ -24,7 +24,7 @@ from l1rr_fx.conformance.cases import Args, Case
 from l1rr_fx.pruning.compiler import prune
 from l1rr_fx.testing.judging import differences, fresh, has_constant_output
 from l1rr_fx.testing.zeros import zeroed
-from passes.errors import L1RRError
+from passes.errors import L1RRError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -106,10 +106,10 @@ def judge(tool: Tool, case: Case) -> Judgement:
         small = tool.prune(copy.deepcopy(model), copy.deepcopy(args))
     except tool.refusals as error:
         seconds = time.perf_counter() - start
-        return Judgement(tool.name, case.name, Verdict.refused, _first_line(error), seconds=seconds)
+        return Judgement(tool.name, case.name, Verdict.refused, _described(error), seconds=seconds)
     except Exception as error:  # a tool may raise anything
         log.debug("%s", traceback.format_exc())
-        return Judgement(tool.name, case.name, Verdict.raises, _first_line(error), seconds=time.perf_counter() - start)
+        return Judgement(tool.name, case.name, Verdict.raises, _described(error), seconds=time.perf_counter() - start)
     seconds = time.perf_counter() - start
     reference = model if tool.removes_dead_only else without_removed(model, small)
     return _compared(tool, case, (model, reference, small), args, seconds)
@@ -125,7 +125,7 @@ def _compared(
         )
     except Exception as error:  # whatever is wrong with the network that a tool made
         log.debug("%s", traceback.format_exc())
-        detail = f"the pruned network does not run: {_first_line(error)}"
+        detail = f"the pruned network does not run: {_described(error)}"
         return Judgement(tool.name, case.name, Verdict.raises, detail, seconds=seconds)
     macs = (counted_macs(model, args), counted_macs(small, args), limit(reference, args))
     if not deviation <= TOLERANCE:
@@ -193,6 +193,7 @@ def _size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+def _described(error: Exception) -> str:
+    """The error's class and the first line of its message, if it has one."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"

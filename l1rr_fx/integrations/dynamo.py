@@ -29,7 +29,7 @@ from l1rr_fx.machines.by_name import machine
 from l1rr_fx.support.packages import required
 from passes.assignment.options import Options
 from passes.compile import remove_zero_channels
-from passes.errors import InputError, L1RRError
+from passes.errors import InputError, L1RRError, first_line
 from passes.graph.isolation import collection_paused
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ class _PrunedGraph:
                 captured = self.graph.captured(inputs)
                 removed = remove_zero_channels(captured, self.choice.options)
         except L1RRError as error:
-            log.warning("a graph is not pruned: %s", str(error).splitlines()[0])
+            log.warning("a graph is not pruned: %s", first_line(error))
             return None
         shapes = {name: tuple(tensor.shape) for name, tensor in zip(self.graph.names, self.graph.tensors(inputs))}
         smaller = [name for name, part in removed.rewritten.kept.items() if part.new_shape != shapes.get(name)]

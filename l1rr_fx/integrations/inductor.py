@@ -27,7 +27,7 @@ from l1rr_fx.machines.by_name import machine
 from passes.assignment.cost_model import Target
 from passes.assignment.options import Options
 from passes.compile import remove_zero_channels
-from passes.errors import InputError, L1RRError
+from passes.errors import InputError, L1RRError, first_line
 from passes.graph.constants import holder
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class PruneZeroChannels(CustomGraphPass):
             source = _frozen(module)
             removed = remove_zero_channels(source.captured(()), self.options)
         except L1RRError as error:
-            log.warning("a graph is not pruned: %s", str(error).splitlines()[0])
+            log.warning("a graph is not pruned: %s", first_line(error))
             return
         shapes = {name: tuple(tensor.shape) for name, tensor in zip(source.names, source.tensors(()), strict=True)}
         if any(part.new_shape != shapes.get(name) for name, part in removed.rewritten.kept.items()):

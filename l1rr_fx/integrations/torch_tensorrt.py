@@ -24,7 +24,7 @@ from l1rr_fx.support.packages import required
 from passes.assignment.cost_model import Target
 from passes.assignment.options import Options
 from passes.compile import remove_zero_channels
-from passes.errors import InputError, L1RRError
+from passes.errors import InputError, L1RRError, first_line
 from passes.frontend.functionalise import functionalise
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def pruning_pass(
         try:
             small = remove_zero_channels(functionalise(module), options).module
         except L1RRError as error:
-            log.warning("a graph is not pruned: %s", str(error).splitlines()[0])
+            log.warning("a graph is not pruned: %s", first_line(error))
             small = module
         with torch.no_grad():  # core ATen again
             return make_fx(small, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)

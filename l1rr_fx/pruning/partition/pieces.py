@@ -27,9 +27,9 @@ from l1rr_fx.pruning.partition.calls import Calls, never_called, recorded_calls,
 from l1rr_fx.pruning.partition.piece import Contract, Piece, contract_of, copy_plain_attributes, hide_new_buffers
 from passes.accounts import Accounts, Cost, Kept
 from passes.assignment.options import Options
-from passes.audit.accounting import bill
+from passes.audit.accounting import accounts_of
 from passes.compile import Phase, Removed, remove_zero_channels
-from passes.errors import CaptureError, InputError, VanishedError
+from passes.errors import CaptureError, InputError, VanishedError, first_line
 from passes.frontend.capture import apart, capture
 from passes.graph.isolation import buffers_restored
 from passes.graph.selection import Selection
@@ -71,7 +71,7 @@ def prune_pieces(
     search.descend("", work)
     if not search.found and not search.left_whole:
         raise CaptureError(f"{failure}\n  Nor can any submodule of it be captured by itself.") from failure
-    notes = [f"not captured whole: {_first_line(failure)}", *search.notes]
+    notes = [f"not captured whole: {_noted(failure)}", *search.notes]
     if idle := never_called(work, calls):
         notes.append(f"not called on the example and left whole: {', '.join(idle)}")
     for found in search.found:
@@ -125,7 +125,7 @@ class _Search:
             with self.clock("capture"):
                 captured, contract = _captured(name, module, calls)
         except (CaptureError, InputError) as error:
-            self.notes.append(f"{name} not captured: {_first_line(error)}")
+            self.notes.append(f"{name} not captured: {_noted(error)}")
             self.descend(name, module)
             return
         self._prune(name, module, calls, captured, contract)
@@ -135,9 +135,9 @@ class _Search:
             removed = remove_zero_channels(captured, self.options, clock=self.clock)
         except VanishedError as error:
             self.left_whole = True
-            self.notes.append(f"{name} left whole: {_first_line(error)}")
+            self.notes.append(f"{name} left whole: {_noted(error)}")
             return
-        accounts = bill(removed.plan, removed.rewritten, {})
+        accounts = accounts_of(removed.plan, removed.rewritten, {})
         if len(calls.signatures) > 1:
             self.notes.append(f"{name} is called {len(calls.signatures)} times; its costs are those of the first call")
         piece = None
@@ -172,8 +172,9 @@ def _captured(name: str, module: nn.Module, calls: Calls) -> tuple[GraphModule, 
     return captured, contract_of(name, captured, calls)
 
 
-def _first_line(error: Exception) -> str:
-    line = str(error).splitlines()[0]
+def _noted(error: Exception) -> str:
+    """The first line of an error, cut where it is longer than a note may be."""
+    line = first_line(error)
     return line if len(line) <= LONGEST_NOTE else f"{line[:LONGEST_NOTE]}..."
 
 
