@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +21,7 @@ import l1rr_fx
 from l1rr_fx.demo.boxes import Detections, average_precision, detections
 from l1rr_fx.demo.detector import MULTIPLE
 from l1rr_fx.demo.trees import Scene
+from passes.graph.isolation import in_float64
 
 THRESHOLDS = (0.3, 0.4, 0.5)
 SCALE = 0.8
@@ -73,8 +73,7 @@ def macs(model: nn.Module, image: Tensor) -> int:
 @torch.no_grad()
 def largest_deviation(first: nn.Module, second: nn.Module, image: Tensor) -> float:
     """The largest difference of any output, relative to that output's largest value, in float64."""
-    with without_torchs_future_warnings():
-        wanted, got = deepcopy(first).double()(image.double()), deepcopy(second).double()(image.double())
+    wanted, got = in_float64(first)(in_float64(image)), in_float64(second)(in_float64(image))
     return max(float((got[name] - each).abs().max() / each.abs().max()) for name, each in wanted.items())
 
 

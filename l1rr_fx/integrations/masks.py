@@ -10,21 +10,17 @@ neither masks nor hooks:
 
 from __future__ import annotations
 
-import copy
-import warnings
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod, remove
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
-from torch.utils import _pytree as pytree
 
 from passes.frontend.capture import check_arguments
-
-Module = TypeVar("Module", bound=nn.Module)
+from passes.graph.isolation import detached_copy
 
 
 def plain_weights(model: nn.Module) -> nn.Module:
@@ -48,15 +44,6 @@ def plain_weights(model: nn.Module) -> nn.Module:
                 else:
                     remove(module, hook._tensor_name)
     return plain
-
-
-def detached_copy(model: Module) -> Module:
-    """A deep copy, also where a layer holds what a hook computed at its last call: that has a history, of which torch
-    makes no copy. The copy holds its value."""
-    held = [leaf for module in model.modules() for leaf in pytree.tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 gives some of its own code, for graph modules
-        return copy.deepcopy(model, {id(each): each.detach().clone() for each in held if not each.is_leaf})
 
 
 def _make_plain(module: Any) -> None:

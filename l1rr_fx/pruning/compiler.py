@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from l1rr_fx.machines.by_name import machine
 from l1rr_fx.pruning.partition.pieces import prune_pieces
 from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.pruning.report import Report
 from l1rr_fx.pruning.size_guards import check_sizes
+from l1rr_fx.pruning.verification import check, check_pieces
+from l1rr_fx.support.clock import Clock
 from passes.assignment.cost_model import Target
 from passes.assignment.options import Options
-from passes.audit.accounting import bill
-from passes.audit.verify import drops_out, first_difference, relative_deviation, run_graph, tolerance
-from passes.compile import Removed, remove_zero_channels
-from passes.errors import CaptureError, VerifyError
+from passes.audit.accounting import accounts_of
+from passes.compile import remove_zero_channels
+from passes.errors import CaptureError
 from passes.frontend.capture import capture, check_arguments
-from passes.graph.isolation import collection_paused, copied, run_aside, run_watched
-
-log = logging.getLogger(__name__)
+from passes.graph.isolation import collection_paused, run_watched
 
 
 def prune(
@@ -74,7 +68,7 @@ def prune(
             return _in_pieces(model, args, kwargs or {}, failure, clock, options, verify)
         with clock("verify"):
             deviation = check(model, result.module, args, kwargs or {}, zeroed, result)
-    accounts = bill(result.plan, result.rewritten, clock.seconds)
+    accounts = accounts_of(result.plan, result.rewritten, clock.seconds)
     report = Report(accounts, options.mode, deviation, options.target.name, notes=notes)
     return Pruned(result.module, report, result.rewritten.kept)
 
@@ -98,84 +92,3 @@ def _in_pieces(
     accounts = replace(pieces.accounts, seconds=dict(clock.seconds))
     report = Report(accounts, options.mode, deviation, options.target.name, pieces=pieces.names, notes=notes)
     return Pruned(pieces.module, report, pieces.kept)
-
-
-def check_pieces(
-    model: nn.Module, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[float, tuple[str, ...]]:
-    """As `check`, with a remark if rounding changed a decision of the model's own code, such as which box is kept.
-
-    Where the networks differ in the model's precision they are run again in float64: there rounding decides nothing.
-    """
-    try:
-        return check(model, module, args, kwargs, run_aside(model, args, kwargs)), ()
-    except (AttributeError, KeyError, TypeError) as error:
-        raise VerifyError(f"the model's own code reaches into a pruned submodule: {error}") from error
-    except VerifyError as coarse:
-        tensors = pytree.tree_leaves((args, dict(kwargs), list(model.parameters())))
-        if all(t.dtype == torch.float64 for t in tensors if isinstance(t, Tensor) and t.is_floating_point()):
-            raise
-        zeroed, pruned = copied(model).double(), copied(module).double()
-        doubled = pytree.tree_map(_double, (args, dict(kwargs)))
-        remark = f"in the model's own precision {coarse}: rounding changes decisions of its code; compared in float64"
-        return check(zeroed, pruned, doubled[0], doubled[1], run_aside(zeroed, *doubled)), (remark,)
-
-
-def _double(leaf: Any) -> Any:
-    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-
-def check(
-    model: nn.Module,
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    zeroed: Any,
-    removed: Removed | None = None,
-) -> float:
-    """The deviation of the small network from `zeroed`, what the model gives on the example.
-
-    Raises VerifyError if rounding does not explain it. With `removed`, a deviation that is too large is looked into
-    once more, in float64: either it was rounding after all, and is returned, or the error names the node where it
-    comes in.
-    """
-    allowed = tolerance(zeroed)
-    try:
-        deviation = relative_deviation(zeroed, run_aside(module, args, kwargs))
-        message = f"the pruned network deviates by {deviation:.3g} from the zeroed one (allowed: {allowed:.0e})"
-    except (RuntimeError, IndexError) as error:
-        deviation, message = float("inf"), f"the pruned network does not run: {error}"
-    if deviation <= allowed:
-        return deviation
-    if removed is None:
-        raise VerifyError(message)
-    if difference := first_difference(removed.plan, removed.rewritten, args, kwargs):
-        raise VerifyError(f"{message}; in float64 the first difference is at {difference}")
-    program = removed.plan.program.module
-    captured = run_graph(program, args, kwargs)
-    if drops_out(program):  # by a function in the model's code: only the graphs can be run without
-        return relative_deviation(captured, run_graph(removed.module, args, kwargs))
-    already = relative_deviation(zeroed, captured)
-    if not already <= allowed:  # rounding here too? (fused kernels of eager attention)
-        zeroed = run_aside(copied(model).double(), *pytree.tree_map(_double, (args, dict(kwargs))))
-        already = relative_deviation(zeroed, run_graph(program, args, kwargs, doubled=True))
-    if not already <= allowed:
-        raise VerifyError(f"{message}; the graph that was captured deviates from the model already, by {already:.3g}")
-    log.warning("%s; in float64 all nodes agree, so this is rounding", message)
-    return deviation
-
-
-class Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-            log.debug("%s: %.3f s", phase, self.seconds[phase])

@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from l1rr_fx.integrations.masks import detached_copy
 from l1rr_fx.method.sites.channel_sites import channel_sites
 from l1rr_fx.method.sites.zeroing import zeroed_values
 from l1rr_fx.pruning.compiler import prune
@@ -21,6 +19,7 @@ from l1rr_fx.testing.judging import differences, fresh
 from passes.assignment.options import Options
 from passes.errors import CaptureError
 from passes.frontend.capture import check_arguments
+from passes.graph.isolation import detached_copy, in_float64
 
 TOLERANCE = 1e-10  # float64: what is left is the reassociation of sums
 LIMIT = 1.01
@@ -43,7 +42,7 @@ def assert_prunes_exactly(
     VanishedError, ...) pass through.
     """
     check_arguments(model, args, kwargs)
-    exact, inputs, named = _doubled(model), _doubled(args), _doubled(dict(kwargs or {}))
+    exact, inputs, named = in_float64(model), in_float64(args), in_float64(dict(kwargs or {}))
     pruned = prune(exact, inputs, named, mode=mode, verify=False)
     for seed in range(INPUTS):
         given = inputs if seed == 0 else fresh(inputs, seed)
@@ -115,12 +114,3 @@ def _blame(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], m
     except CaptureError:
         return " (it is pruned in pieces: assert each of them alone)"
     return "" if fault is None else f"; the first difference is {fault}"
-
-
-def _doubled(value: Any) -> Any:
-    """A copy in float64."""
-    if isinstance(value, nn.Module):
-        return detached_copy(value).double()
-    return pytree.tree_map(
-        lambda leaf: leaf.detach().double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, value
-    )

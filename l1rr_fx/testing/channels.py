@@ -9,9 +9,9 @@ from typing import Any
 import hypothesis.strategies as st
 from torch import nn
 
-from l1rr_fx.integrations.masks import detached_copy
 from l1rr_fx.testing.zeros import CONTRACTIONS, NORMS, kill, widths
 from passes.errors import InputError
+from passes.graph.isolation import detached_copy
 
 DrawFn = Callable[[st.SearchStrategy[Any]], Any]
 

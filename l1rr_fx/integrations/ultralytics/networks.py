@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from l1rr_fx.method.sites.zeroing import unwrapped
 from l1rr_fx.support.packages import required
 from passes.errors import InputError
-from passes.graph.isolation import copied
+from passes.graph.isolation import detached_copy
 
 PACKAGE, OLDEST = "ultralytics", "8.3.0"
 LICENCE = "it is licensed under AGPL-3.0 or a licence bought from its makers"
@@ -37,7 +37,7 @@ def load(source: Source) -> nn.Module:
         raise InputError(
             f"a YOLO object, its network or the path of a .pt file is wanted, not a {type(source).__name__}"
         )
-    return copied(unwrapped(network)).float().eval()
+    return detached_copy(unwrapped(network)).float().eval()
 
 
 def task_of(model: nn.Module) -> str:

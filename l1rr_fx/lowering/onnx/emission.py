@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from l1rr_fx.lowering.onnx.runtime import Trial, outputs_in_runtime, run_onnx
 from l1rr_fx.lowering.onnx.target import target_named
 from l1rr_fx.lowering.onnx.writer import OnnxCall, Writer
 from l1rr_fx.lowering.parsers.lint import Finding, lint
+from l1rr_fx.support.clock import Clock
 from l1rr_fx.support.packages import required
 from passes.audit.verify import relative_deviation, run_graph
 from passes.errors import InputError, LoweringError, VerifyError
@@ -109,21 +108,21 @@ def to_onnx(
         raise InputError(f"metadata is a {type(metadata).__name__}; a mapping or None is wanted")
     kwargs = in_order(module, kwargs)
     check_nms(nms, target)
-    seconds: dict[str, float] = {}
+    clock = Clock()
     trial = Trial(args, kwargs, outputs)
-    with _timed(seconds, "capture"):
+    with clock("capture"):
         graph = module if is_aten_graph(module) else capture(module, args, kwargs)
         assert isinstance(graph, GraphModule)
     writer = Writer(aim, kind)
     names = {"input_names": input_names, "output_names": output_names}
-    with _timed(seconds, "emission"):
+    with clock("emission"):
         lowered = lower_graph(fold_batch_norm(graph), trial.leaves(), writer, **names, outputs=outputs)
         model = model_proto(lowered, writer, type(module).__name__, metadata or {})
-    with _timed(seconds, "check"):
+    with clock("check"):
         findings = _checked(model, target)
     deviation = None
     if verify:
-        with _timed(seconds, "verify"):
+        with clock("verify"):
             deviation = _judged(model, lowered, module, graph, trial, TOLERANCE[precision])
     introduced = _introduced(lowered)
     if nms is not None:
@@ -131,7 +130,7 @@ def to_onnx(
         findings, introduced = _checked(model, target), (*introduced, TRANSPOSE)
     write_file(path, _bytes(model))
     operators = dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
-    return Emitted(path, target, aim.opset, operators, introduced, findings, deviation, seconds)
+    return Emitted(path, target, aim.opset, operators, introduced, findings, deviation, clock.seconds)
 
 
 def is_aten_graph(module: nn.Module) -> bool:
@@ -183,13 +182,6 @@ def _float_type(precision: str) -> str:
     if not isinstance(precision, str) or precision not in PRECISIONS:
         raise InputError(f"there is no precision {precision!r}; there are {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[phase] = time.perf_counter() - start
 
 
 def _bytes(model: Any) -> bytes:
