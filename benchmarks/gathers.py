@@ -17,15 +17,15 @@ import torch
 
 import l1rr_fx
 from benchmarks.ideal import Subject, subject
-from l1rr_fx.latency.prediction import CostModel, jetson_tx2_target
 from l1rr_fx.lowering import Latency
+from l1rr_fx.machines.jetson_tx2 import JetsonTX2, jetson_tx2_target
 from passes.assignment.cost_model import Target
 
 NETWORKS = ("yolo/yolov5s@640", "yolo/yolov8s@640", "tv/resnet50@224")
 
 
 @dataclass(frozen=True)
-class Cheap(CostModel):
+class Cheap(JetsonTX2):
     """The TX2 as if a gather were a plain copy."""
 
     def gather(self, size: float) -> float:

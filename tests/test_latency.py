@@ -20,8 +20,9 @@ from l1rr_fx.latency.fit import Observation, Prior, fit
 from l1rr_fx.latency.geometry import Geometry
 from l1rr_fx.latency.kernels import Kernel, kernels
 from l1rr_fx.latency.model import Coefficients, Work, seconds
-from l1rr_fx.latency.prediction import FITTED, JETSON_TX2, Latency, jetson_tx2_target
+from l1rr_fx.latency.prediction import FITTED, JETSON_TX2, Latency
 from l1rr_fx.latency.published import MEASUREMENTS, SOURCES
+from l1rr_fx.machines.jetson_tx2 import jetson_tx2_target
 from passes.assignment.cost_model import Target
 from passes.errors import InputError, LoadError
 from passes.frontend.capture import capture

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from l1rr_fx.cli.application import app, reporting
 from l1rr_fx.cli.subject import in_eval_mode, network_subject
-from l1rr_fx.support.settings import from_text
+from l1rr_fx.support.documents import from_text
 
 NMS_HELP = (
     "End the network with TensorRT's NMS: score=0.25,overlap=0.7,most=300,output=0, or those that differ from these. "

@@ -1,4 +1,4 @@
-"""`Latency("jetson-tx2", precision="fp16").of(module, args)`: how long a network would take, predicted, by kernel.
+"""`Latency("jetson-tx2", precision="fp16").of(module, args)`: the predicted latency of a network, kernel by kernel.
 
 Nothing here was measured by us: the coefficients are fitted to latencies that others published (`published.py`);
 `python -m benchmarks.tx2_model` fits them again and prints the error on networks that are held out.
@@ -6,23 +6,22 @@ Nothing here was measured by us: the coefficients are fitted to latencies that o
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from torch import nn
 
 from l1rr_fx.latency.fit import Observation, Prior, fit
 from l1rr_fx.latency.kernels import KINDS, Kernel, kernels
-from l1rr_fx.latency.model import Coefficients, Device, Work, check_precision, seconds, tiled
+from l1rr_fx.latency.model import Coefficients, Device, Work, check_precision, seconds
 from l1rr_fx.latency.published import MAXN
 from l1rr_fx.latency.results import Results, read_all
-from passes.assignment.cost_model import PROHIBITIVE
+from l1rr_fx.support.tables import printed
 from passes.errors import InputError
 from passes.frontend.capture import capture
 
@@ -45,11 +44,8 @@ FITTED = Coefficients(
 )
 """`python -m benchmarks.tx2_model` prints it."""
 
-MULTIPLE = 8
-"""Channels come in pairs in FP16, and TensorRT takes other kernels for multiples of 8: no rule is published."""
 UPDATE_SPREAD = 0.2
 """How far measurements on the reader's own device may move the logarithm of a coefficient: one standard deviation."""
-WIDTH = 110
 SHOWN = 12
 
 
@@ -87,9 +83,7 @@ class Prediction:
         return tuple(row for row in self.rows if row.kernel.kind == "copy")
 
     def __str__(self) -> str:
-        out = io.StringIO()
-        Console(file=out, width=WIDTH, color_system=None).print(self)
-        return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+        return printed(self)
 
     def __rich__(self) -> RenderableType:
         headline = (
@@ -165,45 +159,6 @@ class Latency:
         parts = seconds(Work.of(found), device, self.precision, clock, self.coefficients.logarithms())
         columns = zip(found, *((part * 1e3).tolist() for part in (parts.launch, parts.compute, parts.traffic)))
         return Prediction(self.device, self.precision, clock, tuple(Predicted(*column) for column in columns))
-
-
-@dataclass(frozen=True)
-class CostModel:
-    """The device as a model of cost for small decisions of the compiler (a `passes.assignment.cost_model.Target`), in seconds."""
-
-    name: str
-    multiple: int
-    precision: str
-    device: Device
-    coefficients: Coefficients = FITTED
-
-    def contraction(self, macs: float, inputs: int, outputs: int) -> float:
-        """What `macs` multiplications for `outputs` channels add to a kernel that runs anyway; rows come in tiles."""
-        half = self.precision == "fp16"
-        efficiency = self.coefficients.efficiency_fp16 if half else self.coefficients.efficiency_fp32
-        padded = macs * tiled(outputs) / outputs if outputs else 0.0
-        return 2 * padded / (self.device.peak(self.precision, self.device.clock) * efficiency)
-
-    def traffic(self, size: float) -> float:
-        """A kernel that reads and writes `size` bytes in all and does nothing else, its launch included.
-
-        Bytes are those of the network in FP32, as the compiler counts them; an FP16 engine moves half of them."""
-        moved = size / 2 if self.precision == "fp16" else size
-        return self.coefficients.launch * 1e-6 + moved / (self.device.bandwidth * self.coefficients.bandwidth)
-
-    def gather(self, size: float) -> float:
-        """TensorRT fuses nothing with a gather and runs it in linear order only, of which no timing on a TX2 is known:
-        rather zeros are computed. By our model that costs between -0.6 and 2 % (docs/tx2.md)."""
-        return PROHIBITIVE + self.traffic(size)
-
-    def meeting(self, size: float) -> float:
-        """The copy, then a sum (two tensors read, one written) and an activation that no longer fuse."""
-        return self.traffic(size) + self.traffic(1.5 * size) + self.traffic(size)
-
-
-def jetson_tx2_target(precision: str = "fp16") -> CostModel:
-    """The Jetson TX2 as the compiler's model of cost, from the same fit as `Latency`."""
-    return CostModel(f"jetson-tx2-{check_precision(precision)}", MULTIPLE, precision, JETSON_TX2)
 
 
 def _device(name: str) -> Device:

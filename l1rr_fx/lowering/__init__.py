@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from l1rr_fx.latency.prediction import Latency, Prediction, jetson_tx2_target
+from l1rr_fx.latency.prediction import Latency, Prediction
 from l1rr_fx.latency.results import Results, read_results
 from l1rr_fx.lowering.bundle.comparison import Comparison, compare
 from l1rr_fx.lowering.bundle.remote import measure
@@ -12,6 +12,7 @@ from l1rr_fx.lowering.onnx.metadata import yolo_metadata
 from l1rr_fx.lowering.onnx.nms import Nms
 from l1rr_fx.lowering.parsers.lint import Finding, lint
 from l1rr_fx.lowering.tensorrt import Engine, build_engine, to_tensorrt
+from l1rr_fx.machines.jetson_tx2 import jetson_tx2_target
 from passes.errors import LoweringError
 
 __all__ = [

@@ -1,8 +1,9 @@
-"""The machines whose cost models come with us, by name."""
+"""The cost models of l1rr-fx, by the name of the machine."""
 
 from __future__ import annotations
 
 from l1rr_fx.machines.cpu import this_cpu
+from l1rr_fx.machines.jetson_tx2 import jetson_tx2_target
 from passes.assignment.cost_model import ByteCount, Target
 from passes.errors import InputError
 
@@ -31,8 +32,6 @@ def machine(name: str | Target) -> Target:
 
         return onnxruntime_cpu()
     elif name == "jetson-tx2":
-        from l1rr_fx.latency.prediction import jetson_tx2_target  # reads its tables
-
         return jetson_tx2_target("fp16")
     raise InputError(
         f"target is {name!r}; one of {', '.join(NAMES)}, or a cost model (passes.assignment.cost_model), is wanted"

@@ -1,1 +1,12 @@
-"""To be said."""
+"""Pruning: in goes a model with zeroed channels and an example input, out comes a `Pruned`.
+
+A `Pruned` holds the small network, a report of what was removed and what stays, and which part of each parameter was
+kept. A model that cannot be captured whole is pruned in pieces (`partition`).
+
+    compiler        `prune`: capture, compile, verify, report
+    verification    the small network held against the zeroed model
+    size_guards     run-time checks of what capture assumed of the sizes of inputs
+    pruned          the result, saved and loaded
+    report          the report, as tables and as JSON
+    optimizer       the state of an optimizer, carried over to the small network
+"""

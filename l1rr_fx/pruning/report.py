@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections import defaultdict
 from dataclasses import dataclass
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from l1rr_fx.support.documents import from_json, to_json
+from l1rr_fx.support.tables import printed
 from passes.accounts import RECOMBINATION_KINDS, Accounts, Cost, Kept
 
 VERSION = 1
 SHOWN_REASONS = 12
-WIDTH = 110
 
 
 @dataclass(frozen=True)
@@ -98,13 +97,6 @@ class Report:
     def from_json(cls, text: str) -> Report:
         """The report that `to_json` wrote. Raises InputError, naming the field, where the text is anything else."""
         return from_json(cls, text, "report", VERSION)
-
-
-def printed(content: RenderableType) -> str:
-    """What rich shows for `content`, as plain text."""
-    out = io.StringIO()
-    Console(file=out, width=WIDTH, color_system=None, highlight=False, markup=False, emoji=False).print(content)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
 def _cost_table(report: Report) -> Table:

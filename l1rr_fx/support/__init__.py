@@ -1,1 +1,12 @@
-"""To be said."""
+"""What several packages of the product need, and none of them owns. It imports no other package of `l1rr_fx`.
+
+arguments     the arguments of public functions, checked
+checks        the content of files that were read, checked
+documents     frozen dataclasses as JSON, or as a line of numbers, and back
+files         directories of files written whole or not at all
+functions     a function named on the command line
+packages      optional dependencies, imported where they are used
+signatures    the structure and sizes of a call's arguments
+tables        tables as plain text
+clock         seconds by phase
+"""

@@ -1,4 +1,4 @@
-"""Arguments of public functions, checked at the door: each check returns the value, or raises InputError with it."""
+"""Checks of the arguments of public functions: each returns the value, or raises InputError and shows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of what was read from a file: each raises LoadError, saying what was found and what is wanted."""
+"""Checks of what was read from a file: each returns the value, or raises LoadError with what is there instead."""
 
 from __future__ import annotations
 

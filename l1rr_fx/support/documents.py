@@ -1,4 +1,7 @@
-"""Frozen dataclasses as JSON documents and back, field by field, naming the field that does not fit."""
+"""Frozen dataclasses as text and back: as JSON documents, and as one line of numbers (`from_text`).
+
+What does not fit is named by its field.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from l1rr_fx.support.arguments import of_kind
 from passes.errors import InputError
 
 Kind = TypeVar("Kind")
+Settings = TypeVar("Settings")
 
 
 def to_json(value: Any, what: str, version: int) -> str:
@@ -36,6 +40,25 @@ def from_json(kind: type[Kind], text: str, what: str, version: int) -> Kind:
     result = read_as(kind, document, what)
     assert isinstance(result, kind)
     return result
+
+
+def from_text(cls: type[Settings], text: str, what: str) -> Settings:
+    """A dataclass of numbers out of one line, such as "score=0.3,most=100"; fields not named keep their defaults.
+
+    Raises InputError, beginning with `what`, for a name that `cls` lacks, one that comes twice, or no number.
+    """
+    kinds = {each.name: int if each.type == "int" else float for each in fields(cls)}  # type: ignore[arg-type]  # one
+    values: dict[str, Any] = {}
+    for part in text.split(","):
+        name, _, number = part.strip().partition("=")
+        if name not in kinds or name in values:
+            raise InputError(f"{what} {text!r}: {part.strip()!r} is not one of {'=, '.join(kinds)}=, given once")
+        try:
+            values[name] = kinds[name](number)
+        except ValueError as error:
+            wanted = "whole number" if kinds[name] is int else "number"
+            raise InputError(f"{what} {text!r}: {number!r} is no {wanted}") from error
+    return cls(**values)
 
 
 def _plain(value: Any) -> Any:

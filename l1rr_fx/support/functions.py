@@ -1,4 +1,4 @@
-"""Functions that the command line is given by name, as package.module:function."""
+"""Functions named on the command line as package.module:function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packages of others that are asked for only where they are needed."""
+"""Optional dependencies, imported where they are used."""
 
 from __future__ import annotations
 

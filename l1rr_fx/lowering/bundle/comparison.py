@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from l1rr_fx.latency.results import LayerTime, Results, Run
+from l1rr_fx.support.tables import printed
 from passes.errors import InputError
 
 HELPED = 1.05
@@ -22,7 +22,6 @@ SAME_CLOCK = 1.05
 MACHINE = ("board", "machine", "gpu", "nvpmodel", "system")
 """Of the environment, what times depend on."""
 NAMED = 5
-WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,7 @@ class Comparison:
         return tuple(self.ms[0] / ms for ms in self.ms[1:])
 
     def __str__(self) -> str:
-        out = io.StringIO()
-        Console(file=out, width=WIDTH, color_system=None).print(self)
-        return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+        return printed(self)
 
     def __rich__(self) -> RenderableType:
         warnings = (f"warning: {each}" for each in self.warnings)

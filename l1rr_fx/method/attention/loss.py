@@ -22,8 +22,8 @@ from l1rr_fx.method.attention.feature_maps import found_taps, named_taps, same_t
 from l1rr_fx.method.attention.ground_truth import Batch, Target, read_batches, target_mask
 from l1rr_fx.method.attention.replay import Replay, Values
 from l1rr_fx.method.sites.zeroing import evaluation_graph, unwrapped
-from l1rr_fx.pruning.partition.calls import PLAIN, signature
 from l1rr_fx.support.arguments import all_of_kind, of_kind
+from l1rr_fx.support.signatures import PLAIN, signature
 from passes.analysis.program import Program
 from passes.errors import InputError
 from passes.frontend.capture import check_arguments

@@ -16,9 +16,9 @@ from l1rr_fx.method.attention.loss import AttentionLoss
 from l1rr_fx.method.planning.budget import Budget
 from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing, unwrapped
 from l1rr_fx.method.training.hold import Held
-from l1rr_fx.pruning.report import printed
 from l1rr_fx.support.arguments import of_kind
 from l1rr_fx.support.documents import from_json, to_json
+from l1rr_fx.support.tables import printed
 from passes.assignment.options import Options
 from passes.errors import InputError
 

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from l1rr_fx.support.signatures import PLAIN, signature
 from passes.errors import CaptureError
 from passes.graph.isolation import attributes_kept, buffers_restored
-
-PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
 
 # What may be read of a parameter without its channels mattering.
 HARMLESS = frozenset(
@@ -96,12 +95,6 @@ class _Recorder(TorchFunctionMode):
                     if isinstance(tensor, Tensor) and id(tensor) in self.holders:
                         self.open.update(m for m in self.holders[id(tensor)] if m not in self.stack)
         return func(*args, **(kwargs or {}))
-
-
-def signature(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
-    """What two calls must have in common to be served by one graph with fixed sizes."""
-    leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
-    return spec, tuple(tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
 
 
 def never_called(model: nn.Module, calls: Mapping[nn.Module, Calls]) -> list[str]:

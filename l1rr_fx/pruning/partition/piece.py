@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.pruning.partition.calls import PLAIN, Calls
+from l1rr_fx.pruning.partition.calls import Calls
 from l1rr_fx.pruning.size_guards import assumptions
+from l1rr_fx.support.signatures import PLAIN
 from passes.errors import InputError
 
 INTERNALS = frozenset(vars(nn.Module())) | {"training"}

@@ -1,0 +1,53 @@
+"""NVIDIA's Jetson TX2 as a target, from the same published measurements as the latency model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from l1rr_fx.latency.model import Coefficients, Device, check_precision, tiled
+from l1rr_fx.latency.prediction import FITTED, JETSON_TX2
+from passes.assignment.cost_model import PROHIBITIVE
+
+MULTIPLE = 8
+"""Channels come in pairs in FP16, and TensorRT takes other kernels for multiples of 8: no rule is published."""
+
+
+@dataclass(frozen=True)
+class JetsonTX2:
+    """The cost model of a Jetson TX2 for small decisions of the compiler, in seconds."""
+
+    name: str
+    multiple: int
+    precision: str
+    device: Device = JETSON_TX2
+    coefficients: Coefficients = FITTED
+
+    def contraction(self, macs: float, inputs: int, outputs: int) -> float:
+        """What `macs` multiplications for `outputs` channels add to a kernel that runs anyway; rows come in tiles."""
+        half = self.precision == "fp16"
+        efficiency = self.coefficients.efficiency_fp16 if half else self.coefficients.efficiency_fp32
+        padded = macs * tiled(outputs) / outputs if outputs else 0.0
+        return 2 * padded / (self.device.peak(self.precision, self.device.clock) * efficiency)
+
+    def traffic(self, size: float) -> float:
+        """A kernel that only reads and writes, `size` bytes in all, its launch included.
+
+        Bytes are those of the network in FP32, as the compiler counts them; an FP16 engine moves half of them."""
+        moved = size / 2 if self.precision == "fp16" else size
+        return self.coefficients.launch * 1e-6 + moved / (self.device.bandwidth * self.coefficients.bandwidth)
+
+    def gather(self, size: float) -> float:
+        """A prohibitive price: TensorRT fuses nothing with a gather and runs it in linear order only.
+
+        No timing of that on a TX2 is published. Zeros are computed instead, which by our model costs between -0.6 and
+        2 % (docs/tx2.md)."""
+        return PROHIBITIVE + self.traffic(size)
+
+    def meeting(self, size: float) -> float:
+        """The copy, then a sum (two tensors read, one written) and an activation that no longer fuse."""
+        return self.traffic(size) + self.traffic(1.5 * size) + self.traffic(size)
+
+
+def jetson_tx2_target(precision: str = "fp16") -> JetsonTX2:
+    """The cost model of a Jetson TX2 at a precision, "fp16" or "fp32"; InputError for any other."""
+    return JetsonTX2(f"jetson-tx2-{check_precision(precision)}", MULTIPLE, precision)
