@@ -16,8 +16,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from l1rr_fx.latency.geometry import Geometry, geometry, operator_name, owner, shape
-from passes.analysis.program import flat_inputs, is_projection
 from passes.canonical.normalise import normalise_graph
+from passes.graph.nodes import flat_inputs, is_projection
 from passes.rules import rule_for
 
 aten = torch.ops.aten

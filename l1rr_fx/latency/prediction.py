@@ -90,7 +90,7 @@ class Prediction:
             f"{self.device}, {self.precision.upper()}, {self.clock:.2f} GHz: predicted {self.ms:.2f} ms "
             f"in {len(self.rows):,} kernels, of which {len(self.copies):,} copies ({_ms(self.copies):.2f} ms)"
         )
-        return Group(Text(headline), self._kinds(), self._dearest())
+        return Group(Text(headline), self._kinds(), self._slowest())
 
     def _kinds(self) -> Table:
         table = Table("kind")
@@ -102,8 +102,8 @@ class Prediction:
                 table.add_row(kind, f"{len(rows):,}", f"{macs / 1e9:.3f}", f"{_ms(rows):.3f}", f"{launch:.3f}")
         return table
 
-    def _dearest(self) -> Table:
-        table = Table("dearest kernels", "kind")
+    def _slowest(self) -> Table:
+        table = Table("slowest kernels", "kind")
         for heading in ("launch", "compute", "traffic", "predicted ms"):
             table.add_column(heading, justify="right")
         for row in sorted(self.rows, key=lambda row: -row.ms)[:SHOWN]:

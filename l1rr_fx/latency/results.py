@@ -14,7 +14,7 @@ from l1rr_fx.support.checks import expect, fields, naming, parsed, short
 from passes.errors import InputError, LoadError
 
 FORMAT, VERSION = "l1rr-fx results", 1
-"""As `build_and_measure.py` writes them, which imports nothing of ours."""
+"""As `build_and_measure.py` writes them, which cannot import this file."""
 LARGEST = 2**26
 """Bytes of a results.json that are read at most."""
 SHORTEST, LONGEST = 1e-6, 1e9
@@ -142,13 +142,13 @@ def read_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[Results, ...]:
 
 
 def kernel_of(document: Any) -> Kernel:
-    """A kernel as the manifest has it. Raises LoadError where it is none."""
+    """A kernel as the manifest has it. Raises LoadError where the document is no kernel."""
     kernel: Kernel = _made(Kernel, document, "a kernel")
     return kernel
 
 
 def _made(wanted: Any, value: Any, what: str) -> Any:
-    """A value of a document as one of the type `wanted`: a record with all its fields, or what such fields are."""
+    """A value of a document as the type `wanted`: a dataclass with all its fields, or the type of a field."""
     if is_dataclass(wanted):
         hints = get_type_hints(wanted)
         given = fields(value, {*hints}, what)

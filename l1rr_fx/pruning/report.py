@@ -1,4 +1,4 @@
-"""What a pruning did: a report that prints as tables and goes to JSON and back."""
+"""The report of a pruning: what was removed, what stays and why, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -146,11 +146,11 @@ def _family_table(accounts: Accounts) -> Table:
 
 
 def _kept_table(kept: tuple[Kept, ...]) -> Table:
-    """The dead channels that stay, by reason: the dearest first, what is beyond `SHOWN_REASONS` as one sum."""
+    """The dead channels that stay, by reason: the most MACs first, reasons beyond `SHOWN_REASONS` as one sum."""
     by_reason: dict[str, list[Kept]] = defaultdict(list)
     for each in kept:
         by_reason[each.reason].append(each)
-    dearest = sorted(by_reason.items(), key=lambda item: -sum(each.macs for each in item[1]))
+    reasons = sorted(by_reason.items(), key=lambda item: -sum(each.macs for each in item[1]))
     table = Table("why", "where", title="Dead channels that stay", title_justify="left")
     for heading in ("nodes", "channels", "MACs"):
         table.add_column(heading, justify="right")
@@ -160,8 +160,8 @@ def _kept_table(kept: tuple[Kept, ...]) -> Table:
         channels, macs = sum(each.channels for each in of_reason), sum(each.macs for each in of_reason)
         table.add_row(Text(reason), Text(top), f"{len(of_reason):,}", f"{channels:,}", f"{macs:,}")
 
-    for reason, of_reason in dearest[:SHOWN_REASONS]:
+    for reason, of_reason in reasons[:SHOWN_REASONS]:
         add(reason, of_reason)
-    if rest := dearest[SHOWN_REASONS:]:
+    if rest := reasons[SHOWN_REASONS:]:
         add(f"{len(rest)} other reasons", [each for _, of_reason in rest for each in of_reason])
     return table

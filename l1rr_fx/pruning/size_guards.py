@@ -1,4 +1,4 @@
-"""What capture assumed of the sizes of the inputs, and checks of it at the start of the small network."""
+"""Size guards: what capture assumed of the sizes of inputs, checked at the start of the small network."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "And": operator.and_,
     "Or": operator.or_,
 }
-"""How the classes of sympy and of torch's own size arithmetic are written in a graph; several arguments one by one."""
+"""The function that stands in a graph for each class of sympy and of torch's size arithmetic; it takes two arguments."""
 
 
 def assumptions(environment: Any) -> Iterator[Any]:
     """What capture assumed of free sizes, as sympy conditions.
 
-    Operators ask of themselves whether a size is 1 to choose strides; where it is not, the general way that they take
-    serves a size of 1 as well. What the model's code asks counts in every case.
+    Operators ask whether a size is 1 to choose strides; the general way that they take otherwise serves a size of 1 as
+    well, so such a condition is left out. A condition that the model's own code asks is always returned.
     """
     for guard in environment.guards:
         condition = environment.replace(guard.expr)
@@ -53,9 +53,10 @@ def assumptions(environment: Any) -> Iterator[Any]:
 
 
 def check_sizes(module: GraphModule, captured: GraphModule) -> tuple[str, ...]:
-    """Let `module`, in place, raise RuntimeError for inputs of sizes that `captured`, of which it was made, is not for.
+    """Add guards to `module`, in place: it raises RuntimeError for sizes of inputs that `captured` does not serve.
 
-    Returns the conditions that cannot be written as a graph and are not checked.
+    `captured` is the graph that `module` was compiled from. Returns the conditions that cannot be written as a graph
+    and are not checked.
     """
     given = [node for node in module.graph.nodes if node.op == "placeholder"]
     values = [node.meta.get("val") for node in captured.graph.nodes if node.op == "placeholder"]

@@ -11,7 +11,7 @@ from passes.errors import InputError
 
 
 def required(package: str, oldest: str = "", *, extra: str = "", note: str = "", module: str = "") -> Any:
-    """The package, or its `module`, imported now; `extra` is the one of ours that brings it.
+    """The package, or its `module`, imported now; `extra` is the extra of l1rr-fx that installs it.
 
     InputError, saying what to install, if it is missing, does not import, or is older than `oldest` (empty: any will
     do).

@@ -22,15 +22,17 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @torch.no_grad()
 def run_aside(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The module's outputs without dropout; what forward stores is put back, and its inputs are not written into."""
+    """The outputs of a module without dropout; what forward stores is undone, its arguments are not written into."""
     with _aside(module):
         return _called(module, args, kwargs)
 
 
 @torch.no_grad()
 def run_watched(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
-    """The same outputs, and the attributes by which forward remembers what it saw: those that it stores, if it gives
-    something else for another input than it does at first."""
+    """The outputs of `run_aside`, and the names of the attributes in which forward remembers earlier inputs.
+
+    These are the attributes that it stores, if its outputs for another input then differ from those of a first call.
+    """
     with _aside(module) as stored:
         outputs = _called(module, args, kwargs)
         names = stored()
@@ -65,7 +67,7 @@ def _same(first: Any, second: Any) -> bool:
 
 @contextlib.contextmanager
 def _aside(module: nn.Module) -> Iterator[Callable[[], tuple[str, ...]]]:
-    """Dropout is idle meanwhile; buffers and attributes are put back. Gives what tells the attributes that changed."""
+    """Turn dropout off and undo what forward stores; the value is a function that names the changed attributes."""
     dropouts = [each for each in module.modules() if isinstance(each, _DropoutNd) and each.training]
     for dropout in dropouts:
         dropout.training = False
@@ -79,7 +81,7 @@ def _aside(module: nn.Module) -> Iterator[Callable[[], tuple[str, ...]]]:
 
 @contextlib.contextmanager
 def buffers_restored(module: nn.Module) -> Iterator[None]:
-    """Whatever runs inside leaves the module's buffers as they were."""
+    """Restore the buffers of a module afterwards."""
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         yield
@@ -91,8 +93,10 @@ def buffers_restored(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[Callable[[], tuple[str, ...]]]:
-    """Undo what forward stores on its modules: under capture these are fake tensors (detectors cache anchors). Gives
-    what tells their names."""
+    """Undo what forward stores on its modules; the value is a function that names what was stored so far.
+
+    Under capture forward stores fake tensors: detectors cache anchors.
+    """
     owners = dict(model.named_modules())
     saved = [(name, vars(each), dict(vars(each))) for name, each in owners.items()]
     # what they hold in lists and dictionaries too, the tables of parameters, buffers and children among them
@@ -157,10 +161,10 @@ def _in_float64(leaf: Any) -> Any:
 
 @contextlib.contextmanager
 def collection_paused() -> Iterator[None]:
-    """No garbage collection meanwhile.
+    """Pause garbage collection.
 
-    A graph is a hundred thousand objects that live to the end. Python looks through all of them again and again while
-    they are made, and time grows faster than the network: the rewrite of 800 residual blocks took 1.7 times as long.
+    A graph is a hundred thousand objects that live to the end. Python searches all of them again and again while they
+    are made, and time grows faster than the network: the rewrite of 800 residual blocks took 1.7 times as long.
     """
     if not gc.isenabled():
         yield

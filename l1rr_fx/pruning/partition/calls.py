@@ -1,4 +1,4 @@
-"""How the submodules of a model are called in one forward pass, and who reads whose parameters."""
+"""One forward pass recorded: how each submodule is called, and who reads its parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from l1rr_fx.support.signatures import PLAIN, signature
 from passes.errors import CaptureError
 from passes.graph.isolation import attributes_kept, buffers_restored
 
-# What may be read of a parameter without its channels mattering.
+# Reading these attributes of a parameter does not depend on its channels.
 HARMLESS = frozenset(
     descriptor.__get__  # type: ignore[union-attr]  # the class has descriptors where its stub has values
     for descriptor in (Tensor.device, Tensor.dtype, Tensor.requires_grad, Tensor.is_cuda, Tensor.layout, Tensor.is_leaf)
@@ -27,7 +27,7 @@ HARMLESS = frozenset(
 
 @dataclass(eq=False)
 class Calls:
-    """The first call of a submodule, the signatures of all of them, and whether anybody else reads its parameters."""
+    """The first call of a submodule, the signatures of all its calls, and whether other code reads its parameters."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -55,7 +55,7 @@ def recorded_calls(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
 
 
 class _Recorder(TorchFunctionMode):
-    """Sees every operator that reads a parameter or buffer, and which modules are being called at that moment."""
+    """Sees every operator that reads a parameter or buffer, and the stack of modules that are being called."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class _Recorder(TorchFunctionMode):
 
 
 def never_called(model: nn.Module, calls: Mapping[nn.Module, Calls]) -> list[str]:
-    """The topmost submodules with parameters of which nothing was called."""
+    """The topmost submodules with parameters in which no module was called."""
     found: list[str] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{above}.") for above in found)
