@@ -1,15 +1,16 @@
-"""The order of channels inside a tensor is free: choose it so that branches of a sum are runs of it.
+"""The order of channels inside a tensor, chosen so that the branches of a sum are runs of it.
 
-A sum keeps whatever any of its operands keeps. An operand whose channels are a run of the sum's is padded on both
-sides, where a scattered one must be gathered; and one that is all of them needs nothing. All tensors whose channels are
-the same channels (`passes.analysis.coupling`) are a family and share one order, in which the operands' sets should be runs: the
-consecutive-ones property (`passes.assignment.pq_tree`). Where no order satisfies all, those that move most bytes come first.
+A sum keeps every channel that one of its operands keeps. An operand whose channels are a run of the sum's is padded on
+both sides; a scattered one is gathered; one that has them all needs nothing. All tensors whose channels are the same
+channels (`passes.analysis.coupling`) are one family and share one order, in which the operands' sets should be runs:
+the consecutive-ones property (`passes.assignment.pq_tree`). Where no order satisfies all sets, those that move most
+bytes come first.
 
-From there the order flows forward through concatenations, splits and movements, so that a reader behind one finds it.
-Permutations fold into the weights of whoever makes and reads the tensors.
+The order then flows forward through concatenations, splits and movements, so that a reader behind one finds it.
+Permutations fold into the weights of the layers that make and read the tensors.
 
-Known relatives: "indexation-addition" (Tessier et al. 2022, arXiv 2206.06247) and NNI's reindexing gather at each
-sum; UPSCALE (Wan et al. 2023, arXiv 2307.08771) reorders channels at export, for one producer and its readers.
+Related work: "indexation-addition" (Tessier et al. 2022, arXiv 2206.06247) and NNI's reindexing gather at each sum;
+UPSCALE (Wan et al. 2023, arXiv 2307.08771) reorders channels at export, for one producer and its readers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What copies and multiplications cost on the machine that will run the network.
 
-The plan asks it whether channels that meet in a sum are better copied into place, or computed as zeros by whoever
-makes them. `ByteCount` knows no machine: it never pays multiplications for a copy. `l1rr_fx.machines.cpu` measures this one.
+Layout assignment asks it which is cheaper where channels meet in a sum: to copy them into place, or to compute the
+missing ones as zeros. `ByteCount` knows no machine: it never pays multiplications for a copy.
 """
 
 from __future__ import annotations

@@ -1,24 +1,54 @@
-"""A layout plan: what every tensor of the small network holds, and how every call reads and writes it."""
+"""A layout plan: which layout every tensor of the small network has, how every call reads and writes it, and why.
+
+`str(plan)` prints a row for each tensor, `plan.explain(node)` the layouts that were considered for one of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Node
 
 from passes.analysis.liveness import Facts
 from passes.analysis.program import Program
 from passes.assignment.channel_order import Arrangement
 from passes.assignment.options import Options
+from passes.errors import InputError
 from passes.graph.layout import Layout
 from passes.rules.base import Site, SiteFacts
+
+LIVE = "what is live"
+SOURCE = "as it is given"
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A layout that was considered for a tensor.
+
+    `cost` is what its dead labels cost, `saved` what its readers save because they need not copy the tensor; both in
+    the unit of the target. `reason` is the reason to report if the layout keeps dead labels.
+    """
+
+    layout: Layout
+    cost: float
+    saved: float
+    reason: str
+
+    @property
+    def gain(self) -> float:
+        return self.saved - self.cost
 
 
 @dataclass(frozen=True, eq=False)
 class SitePlan:
-    """One call of the small network. `ins`: the layout of each input, None where it is not read. `followed`: whether the
-    rule follows the call; otherwise it gets its inputs whole and gives its results whole."""
+    """One call of the small network.
+
+    `ins`: the layout of each input, None where it is not read. `outs`: the layouts that its results are given in.
+    `gives`: the layouts that the call itself produces. `followed`: whether the rule follows the call; otherwise the
+    call reads its inputs whole and gives its results whole.
+    """
 
     site: Site
     facts: SiteFacts
@@ -35,7 +65,11 @@ class SitePlan:
 
 @dataclass(frozen=True, eq=False)
 class LayoutPlan:
-    """The layouts of the small network; `growth` says why a tensor keeps channels that are dead."""
+    """The layouts of the small network.
+
+    `layout` has one for each tensor that the small network holds, `growth` the reason for each tensor that keeps dead
+    channels, `candidates` what was considered for each tensor that a call computes.
+    """
 
     program: Program
     facts: Facts
@@ -44,3 +78,55 @@ class LayoutPlan:
     growth: Mapping[Node, str]
     sites: Sequence[SitePlan]
     arrangement: Arrangement
+    candidates: Mapping[Node, Sequence[Candidate]]
+
+    def __str__(self) -> str:
+        rows = [("value", "layout", "reason")]
+        rows += [
+            (node.name, str(self.layout[node]), self._reason(node))
+            for node in self.program.tensors
+            if node in self.layout
+        ]
+        return table(rows)
+
+    def _reason(self, node: Node) -> str:
+        if node in self.growth:
+            return self.growth[node]
+        return LIVE if node.op == "call_function" else SOURCE
+
+    def explain(self, node: Node | str) -> str:
+        """A table of the layouts that were considered for a tensor: what each costs and saves, and which was chosen.
+
+        `node` is a node of the original graph or its name. Costs are in the unit of the target (bytes for "none").
+        Raises InputError for a node that is no tensor of the small network.
+        """
+        name = node if isinstance(node, str) else node.name
+        found = next((each for each in self.layout if each.name == name), None)
+        if found is None:
+            raise InputError(f"{name!r} is no tensor of the small network; str(plan) lists them")
+        chosen = self.layout[found]
+        live = self.facts.live(found) if found in self.facts.zero else torch.ones(chosen.compact, dtype=torch.bool)
+        considered = self.candidates.get(found, ())
+        rows = [("", "layout", "dead", "cost", "saves", "reason")]
+        rows += [
+            (
+                "*" if each.layout.same(chosen) else "",
+                str(each.layout),
+                str(each.layout.labels.numel() - int(live.sum())),
+                f"{each.cost:.4g}",
+                f"{each.saved:.4g}",
+                each.reason,
+            )
+            for each in considered
+        ]
+        if not any(each.layout.same(chosen) for each in considered):
+            dead = max(0, chosen.labels.numel() - int(live.sum())) if chosen.compact == tuple(live.shape) else 0
+            rows.append(("*", str(chosen), str(dead), "", "", self._reason(found)))
+        return f"{name}, target {self.options.target.name}; * is chosen\n{table(rows)}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

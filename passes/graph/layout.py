@@ -127,6 +127,23 @@ class Layout:
         """The product of what each axis keeps, in the original order: a box that anything can follow."""
         return product(self.compact, [self.coordinate(a).unique() for a in range(self.rank)])
 
+    def __str__(self) -> str:
+        """ "whole", or for each labelled axis the indices that are kept: "axis 1: 6 of 8 [0-3 5 7]"."""
+        if not self.axes:
+            return "whole"
+        if not self.is_product():
+            box = " x ".join(str(self.labels.shape[axis]) for axis in self.axes)
+            full = " x ".join(str(self.compact[axis]) for axis in self.axes)
+            return f"axes {', '.join(map(str, self.axes))}: {box} of {full}, rows that differ"
+        return ", ".join(map(self._axis_text, self.axes))
+
+    def _axis_text(self, axis: int) -> str:
+        kept, size = self.kept(axis), self.compact[axis]
+        assert kept is not None
+        if kept.tolist() == list(range(size)):
+            return f"axis {axis}: all {size}"
+        return f"axis {axis}: {len(kept)} of {size} [{runs(kept.tolist())}]"
+
     def mask(self) -> Tensor:
         """Bool of the compact shape: which labels are kept."""
         flat = torch.zeros(math.prod(self.compact), dtype=torch.bool)
@@ -136,6 +153,17 @@ class Layout:
     def of(self, values: Tensor) -> Tensor:
         """`values`, a tensor that broadcasts to the compact shape, read at every label."""
         return values.expand(self.compact).reshape(-1)[self.labels]
+
+
+def runs(indices: Sequence[int]) -> str:
+    """Indices as text, consecutive ones as a range: [0, 1, 2, 5] is "0-2 5"."""
+    found: list[list[int]] = []
+    for index in indices:
+        if found and index == found[-1][-1] + 1:
+            found[-1].append(index)
+        else:
+            found.append([index])
+    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in found)
 
 
 def product(compact: Shape, kept: Sequence[Tensor | None]) -> Layout:

@@ -51,8 +51,8 @@ def fold_batch_norm(module: GraphModule) -> GraphModule:
 def fold_constants(module: GraphModule) -> GraphModule:
     """The network with everything computed that depends on parameters and buffers alone, stored as buffers.
 
-    What would take much more memory than it is made from (`passes.graph.constants.MOST_GROWN`) is computed at each call, as
-    before. No gradient reaches what was folded. `module` is not changed.
+    A constant that needs much more memory than its sources (`passes.graph.constants.MOST_GROWN`) stays computed at each
+    call. No gradient reaches what was folded. `module` is not changed.
     """
     folded = detached_copy(module)
     constants = constant_values(folded)
@@ -232,7 +232,7 @@ def _names_read(module: GraphModule) -> Iterator[str]:
 
 
 def _rank(node: Node, kind: type[object]) -> int | None:
-    """The rank of a batch norm's input, from its example value, from its class or from what `passes.graph.modes` noted."""
+    """The rank of a batch norm's input, from its example value, from its class or from `passes.graph.modes`."""
     if isinstance(node.meta.get("val"), Tensor):
         return int(node.meta["val"].dim())
     ranks = [rank for rank, batch_norm in BATCH_NORMS.items() if batch_norm is kind]

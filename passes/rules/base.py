@@ -86,8 +86,8 @@ class WeightForm:
 class Site:
     """A call site: one operator call of a captured graph.
 
-    `inputs` are the tensors that carry facts, `parameters` those that the rule slices itself, `outputs` the nodes of the
-    results (None for a result that nobody reads).
+    `inputs` are the tensors that carry facts, `parameters` those that the rule slices itself, `outputs` the nodes of
+    the results (None for a result that nobody reads).
     """
 
     values: Values
