@@ -36,7 +36,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "And": operator.and_,
     "Or": operator.or_,
 }
-"""The function that stands in a graph for each class of sympy and of torch's size arithmetic; it takes two arguments."""
+"""The function that stands in a graph for a class of sympy or of torch's size arithmetic, for two arguments each."""
 
 
 def assumptions(environment: Any) -> Iterator[Any]:
