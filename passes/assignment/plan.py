@@ -14,6 +14,7 @@ from torch.fx import Node
 from passes.analysis.liveness import Facts
 from passes.analysis.program import Program
 from passes.assignment.channel_order import Arrangement
+from passes.assignment.cost_model import PROHIBITIVE
 from passes.assignment.options import Options
 from passes.errors import InputError
 from passes.graph.layout import Layout
@@ -97,7 +98,8 @@ class LayoutPlan:
     def explain(self, node: Node | str) -> str:
         """A table of the layouts that were considered for a tensor: what each costs and saves, and which was chosen.
 
-        `node` is a node of the original graph or its name. Costs are in the unit of the target (bytes for "none").
+        `node` is a node of the original graph or its name. Costs are in the unit of the target (bytes for "none");
+        "never" is a cost that no saving outweighs.
         Raises InputError for a node that is no tensor of the small network.
         """
         name = node if isinstance(node, str) else node.name
@@ -113,7 +115,7 @@ class LayoutPlan:
                 "*" if each.layout.same(chosen) else "",
                 str(each.layout),
                 str(each.layout.labels.numel() - int(live.sum())),
-                f"{each.cost:.4g}",
+                "never" if each.cost >= PROHIBITIVE else f"{each.cost:.4g}",
                 f"{each.saved:.4g}",
                 each.reason,
             )
