@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 import l1rr_fx
-from l1rr_fx.method.sites.inspection import NETWORK_OUTPUT, ONLY_CHANNEL, InspectedLayer, inspect
+from l1rr_fx.conformance import cases_of
+from l1rr_fx.conformance.cases import Case
+from l1rr_fx.method.sites.blocked import COMPUTED, NETWORK_OUTPUT, NOT_ZERO, ONLY_CHANNEL, RETURNED
+from l1rr_fx.method.sites.inspection import InspectedLayer, inspect
 from l1rr_fx.method.sites.zeroing import evaluation_graph
 from passes.analysis.coupling import channel_groups
 from passes.analysis.liveness import channel_facts
@@ -127,7 +132,7 @@ BETWEEN: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
 def test_what_is_free_goes_when_it_is_zeroed(case: str) -> None:
     model = Head(*BETWEEN[case])
     layer = inspect(model, (X,)).layers[0]
-    assert layer.blocked is None
+    assert layer.stays is None
     for dead in (range(4, 8), range(1, 8, 2)):
         zeroed = Head(*BETWEEN[case])
         with torch.no_grad():
@@ -137,6 +142,27 @@ def test_what_is_free_goes_when_it_is_zeroed(case: str) -> None:
         if "a.weight" in kept and kept["a.weight"].new_shape[0] == 4:
             return
     pytest.fail("nothing went")
+
+
+AFTER: dict[str, tuple[Callable[[Tensor], Tensor], int, str | None]] = {
+    "a sigmoid": (torch.sigmoid, 8, NOT_ZERO),
+    "a shift": (lambda h: h.relu() * 2 - 1, 8, NOT_ZERO),
+    "a softmax": (lambda h: h.softmax(1), 8, NOT_ZERO),
+    "a sigmoid among other readers": (lambda h: h * h.sigmoid(), 8, None),
+    "functions that pass zero": (lambda h: F.gelu(h) / 3, 8, None),
+}
+
+
+@pytest.mark.parametrize("case", AFTER)
+def test_a_function_that_makes_another_value_of_zero_is_a_but(case: str) -> None:
+    between, after, loses_more = AFTER[case]
+    model = Head(between, after)
+    inspection = inspect(model, (X,))
+    layer = inspection.layers[0]
+    assert (layer.stays, layer.loses_more) == (None, loses_more)
+    assert str(layer) == ("yes" if loses_more is None else f"yes, but: {loses_more}")
+    assert inspection.free_channels == (8 if loses_more is None else 0)
+    assert l1rr_fx.channel_sites(model, (X,))[0].blocked == layer.blocked == loses_more
 
 
 def test_an_unknown_operator_is_named() -> None:
@@ -226,3 +252,107 @@ def test_what_is_asked_before_the_zeros_are_known_is_not_remembered() -> None:
     facts = channel_facts(program)
     (conv,) = [site.node for site in program.sites if site.node.name == "conv2d_1"]
     assert int(facts.zero[conv].sum()) == 4
+
+
+def weights_of(model: nn.Module, args: tuple[Any, ...]) -> dict[str, str]:
+    """The name of the weight of each layer by the name of its call, where it is not computed."""
+    calls = [node for node in evaluation_graph(model, args).graph.nodes if node.op == "call_function"]
+    pairs = [(call, call.args[1]) for call in calls if len(call.args) > 1]
+    return {call.name: str(a.target) for call, a in pairs if isinstance(a, Node) and a.op == "get_attr"}
+
+
+WITHOUT_SITE = {"standardised_weight": 1, "constant_blur": 1}
+"""Patterns with layers that have no parameter in which a channel can be zeroed: it is computed, or a buffer."""
+
+
+@pytest.mark.parametrize("case", cases_of("patterns"), ids=lambda case: case.name)
+def test_inspect_and_channel_sites_say_one_thing(case: Case) -> None:
+    """For every layer of every pattern, matched by its weight, or by the batch norm behind it."""
+    model, args = case.build()
+    if case.name == "branch_on_values":
+        for question in (inspect, l1rr_fx.channel_sites):
+            with pytest.raises(CaptureError):
+                question(model, args)
+        return
+    weights, sites = weights_of(model, args), l1rr_fx.channel_sites(model, args)
+    alone = 0
+    for layer in inspect(model, args).layers:
+        weight = weights.get(layer.node)
+        answers = {site.blocked for site in sites if weight is not None and weight in (site.weight, site.filters)}
+        alone += not answers
+        assert answers <= {layer.blocked}, f"{layer.node}: {layer.blocked} and {answers}"
+    assert alone == WITHOUT_SITE.get(case.name, 0)
+
+
+def test_a_feature_that_is_returned_besides_can_go() -> None:
+    """A layer reads it too, so it is no prediction. What is returned has zeros where channels went."""
+
+    class Shown(Residual):
+        def forward(self, x: Tensor) -> Any:
+            h = F.relu(self.norm(self.stem(x)))
+            return h, self.block(h)
+
+    stem, block = inspect(Shown(), (X,)).layers
+    assert (stem.blocked, stem.refilled, block.blocked) == (None, RETURNED, NETWORK_OUTPUT)
+    assert str(stem) == "yes (zeros filled in for the network's output)"
+    model = Shown().eval()
+    nn.init.zeros_(model.norm.weight[:4]), nn.init.zeros_(model.norm.bias[:4])
+    pruned = l1rr_fx.prune(model, (X,))
+    assert pruned.kept["stem.weight"].new_shape[0] == 4
+    assert pruned.module(X)[0].shape == (1, 8, 8, 8) and not pruned.module(X)[0][:, :4].any()
+
+
+class Scaled(nn.Module):
+    """A grouped convolution with a weight that is computed, and perhaps a batch norm after it."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1)
+        self.grouped = parametrizations.weight_norm(nn.Conv2d(8, 8, 1, groups=2))
+        self.norm, self.head = norm, nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.norm(self.grouped(self.first(x))))
+        return found
+
+
+def test_a_computed_weight_in_groups() -> None:
+    """Its layer computes everything; a batch norm after it can lose channels all the same."""
+    first, grouped, _ = inspect(Scaled(nn.Identity()), (X,)).layers
+    assert (first.blocked, grouped.stays) == (None, COMPUTED)
+    first, grouped, _ = inspect(Scaled(nn.BatchNorm2d(8)).eval(), (X,)).layers
+    assert str(first) == str(grouped) == f"yes (zeros filled in for conv2d, {COMPUTED})"
+    assert {site.blocked for site in l1rr_fx.channel_sites(Scaled(nn.BatchNorm2d(8)), (X,))} == {None, NETWORK_OUTPUT}
+
+
+def test_two_norms_behind_one_layer() -> None:
+    """The layer stays if one of them does."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.one, self.other = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+            self.head = nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.a(x)
+            return self.head(self.one(x)), self.other(x)
+
+    assert [site.blocked for site in l1rr_fx.channel_sites(Two(), (X,))] == [None, NETWORK_OUTPUT, NETWORK_OUTPUT]
+    assert [layer.blocked for layer in inspect(Two(), (X,)).layers] == [NETWORK_OUTPUT, NETWORK_OUTPUT]
+
+
+def test_a_mask_on_a_batch_norm_scale() -> None:
+    """No site: the layer before it is one, and both say the same of it."""
+    norm = nn.BatchNorm2d(8)
+    nn.init.uniform_(norm.bias, 0.5, 1)
+    prune.l1_unstructured(norm, "weight", 0.5)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), norm, nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+    answers = [layer.blocked for layer in inspect(model, (X,)).layers]
+    assert answers == [site.blocked for site in l1rr_fx.channel_sites(model, (X,))] == [None, NETWORK_OUTPUT]
+
+
+def test_training_mode_makes_no_difference() -> None:
+    for case in ("squeeze_excite", "depthwise", "shared_head", "returned_features"):
+        model, args = next(each for each in cases_of("patterns") if each.name == case).build()
+        assert inspect(model.train(), args) == inspect(model.eval(), args)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from l1rr_fx.method.sites.channel_sites import predictions
+from l1rr_fx.method.sites.blocked import predictions
 from passes.analysis.liveness import Facts, channel_facts
-from passes.analysis.program import Program, Site
+from passes.analysis.program import Program
+from passes.rules.base import Site
 from passes.errors import InputError
 
 aten = torch.ops.aten
@@ -59,7 +60,7 @@ def named_taps(program: Program, names: Sequence[str]) -> tuple[Node, ...]:
     results = _results(program.module.graph)
     found: dict[Node, None] = {}
     for name in names:
-        nodes = [n for n in program.values if n.name == name]
+        nodes = [n for n in program.tensors if n.name == name]
         nodes = nodes or [node for call, node in results.items() if name in (call, call.partition("@")[0])]
         if not nodes:
             raise InputError(f"taps: the model has no module or node {name!r} that gives a tensor")
@@ -81,7 +82,7 @@ def same_taps(program: Program, first: Graph, taps: Sequence[Node]) -> tuple[Nod
     found = [results.get(calls[tap]) if tap in calls else alike.get(tap) for tap in taps]
     for tap, node in zip(taps, found, strict=True):
         if node is None or _kind(node) != _kind(tap):
-            sizes = [tuple(n.meta["val"].shape) for n in program.values if n.op == "placeholder"]
+            sizes = [tuple(n.meta["val"].shape) for n in program.tensors if n.op == "placeholder"]
             raise InputError(
                 f"taps: the network for inputs of {', '.join(map(str, sizes))} has no {calls.get(tap, tap.name)!r} as "
                 "that for the first example has it; give images of one size, or name maps that all sizes have"
@@ -120,7 +121,7 @@ def _results(graph: Graph) -> dict[str, Node]:
 
 def _prediction_layers(program: Program, facts: Facts) -> tuple[Site, ...]:
     """The layers whose maps reach a prediction without another layer that gives a map in between."""
-    image = next((program.shape(n) for n in program.values if n.op == "placeholder"), ())
+    image = next((program.shape(n) for n in program.tensors if n.op == "placeholder"), ())
     seen: set[Node] = set(predictions(program))
     waiting = list(seen)
     layers: dict[Site, None] = {}
@@ -157,7 +158,7 @@ def _flow(program: Program, facts: Facts) -> nx.DiGraph:
     """Which tensor is computed from which, from one root before all inputs."""
     flow = nx.DiGraph()
     flow.add_node(ROOT)
-    for node in program.values:
+    for node in program.tensors:
         if node.op == "placeholder":
             flow.add_edge(ROOT, node)
     for site in program.sites:

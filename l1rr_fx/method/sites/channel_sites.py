@@ -1,8 +1,8 @@
 """The sites of a model: where channels can be zeroed one by one.
 
 With an example input they are found in the captured graph: normalisations that scale channels, and the rows of layers
-without one. Each site then knows its unit, its group, its MACs, and what blocks its channels. Without an example they are
-the model's batch norms.
+without one. Each site then knows its unit, its group, its MACs, and what blocks its channels. Without an example they
+are the model's batch norms.
 """
 
 from __future__ import annotations

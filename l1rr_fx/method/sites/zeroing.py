@@ -1,6 +1,6 @@
-"""What the compiler would make of a model if some of its channels were zero, without touching the model.
+"""A model with some of its channels zero, without changing the model.
 
-The model is captured once; each zeroing is then a set of other values for a few parameters of the same graph.
+The model is captured once. Each zeroing is then a program over the same graph with other values for a few parameters.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -22,19 +21,20 @@ from passes.graph.nodes import attribute
 from passes.rules import rule_for
 
 Zeroing = Mapping[str, Tensor]
-"""The channels to zero: a bool mask of shape (channels,) for the name of each site; sites left out stay as they are."""
+"""The channels to zero: by the name of the site a bool mask of shape (channels,). Other sites stay as they are."""
 
 
 @dataclass(frozen=True)
 class ChannelSite:
-    """A place where channels can be zeroed one by one.
+    """A place in a model where channels can be zeroed one by one.
 
-    `kind` is "scale" where a normalisation layer scales and shifts each channel, "rows" where a layer without one makes
-    them: then channel c is row c of `weight` along `axis`. A channel is dead when its scale or row and its entry of
-    `bias` are zero. `filters` names the weight whose rows make the channels, if there is one. Sites of one `unit` are
-    joined by depthwise convolutions and share one mask; sites of one `group` would if sums of branches were not
-    recombined. `macs` are those of the layer that makes the channels. `blocked` says why zeroing gains nothing, or is
-    None.
+    `kind`: "scale" where a normalisation scales and shifts each channel, "rows" where a layer without a normalisation
+    makes them. `weight`, `axis`, `bias`: channel c is zero when entry (or row) c of `weight` along `axis` and entry c
+    of `bias` are zero. `filters`: the weight of the layer that makes the channels, if one does. `unit`: sites of one
+    unit are joined by depthwise convolutions and share one mask. `group`: sites of one group would share one mask if
+    sums of branches were not recombined. `macs`: the multiply-accumulates of the layer that makes the channels.
+    `blocked`: why zeroing a channel gains nothing or loses more than the channel, as `InspectedLayer.blocked` says it;
+    None if it does neither.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ChannelSite:
     blocked: str | None = None
 
     def zeroed(self, values: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
-        """Copies of the site's parameters with the masked channels zero; `values` has them by name."""
+        """Copies of the site's parameters with the masked channels zero, by name; `values` are the parameters now."""
         weight = values[self.weight].detach()
         line = [-1 if a == self.axis else 1 for a in range(weight.dim())]
         found = {self.weight: weight.masked_fill(mask.to(weight.device).view(line), 0)}
@@ -61,7 +61,7 @@ class ChannelSite:
 
 
 def zeroed_values(sites: Sequence[ChannelSite], values: Mapping[str, Tensor], zeroing: Zeroing) -> dict[str, Tensor]:
-    """New values for the parameters that a zeroing changes."""
+    """The new values of the parameters that a zeroing changes, by name."""
     found: dict[str, Tensor] = {}
     for site in sites:
         if site.name in zeroing:
@@ -82,7 +82,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for what runs inside; every module's own mode comes back. Exported modules are taken too."""
+    """Evaluation mode inside the block; each module's own mode is restored after it. Exported modules work too."""
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:
         module.training = False
@@ -102,7 +102,7 @@ def evaluation_graph(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
 
 
 class ZeroedProgram(Program):
-    """A program with other values for some of its parameters, by name; all that does not depend on them is shared."""
+    """A program with other values for some parameters, by name. What does not depend on them is shared with `base`."""
 
     def __init__(self, base: Program, replaced: Mapping[str, Tensor]) -> None:
         self.base = base
@@ -119,13 +119,3 @@ class ZeroedProgram(Program):
 
     def shape(self, node: Node) -> tuple[int, ...]:
         return self.base.shape(node)
-
-
-def every_second(size: int) -> Tensor:
-    """A mask of every second channel."""
-    return torch.arange(size) % 2 == 1
-
-
-def second_half(size: int) -> Tensor:
-    """A mask of the second half of the channels."""
-    return torch.arange(size) >= (size + 1) // 2
