@@ -1,1 +1,14 @@
-"""To be said."""
+"""ONNX files: in goes a network with example inputs, out comes a file that its target reads.
+
+target        the opset that a target reads, and what its reader lacks
+writer        the ONNX graph while it is written: calls, constants, names
+operators/    the form of each operator, a file a family
+interpret     the network is run on fakes of its inputs, and each operator writes its form
+lowered       the result: ports, calls and constants
+proto         the result in ONNX's own format, written whole or not at all
+emission      `to_onnx`: all of it, with the checks before a file exists
+runtime       ONNX Runtime, with which a file is compared with its module
+choices       the comparison for networks that choose (top-k, sort, argmax), where rounding may choose otherwise
+nms           TensorRT's plugin for non-maximum suppression at the end of a file
+metadata      the keys that Ultralytics reads from a file
+"""

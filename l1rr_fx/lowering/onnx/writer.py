@@ -43,7 +43,7 @@ class Symbol:
 
 
 Operand = Symbol | Tensor | str
-"""What a call may read: a value of the network, a constant, or the name of an intermediate value."""
+"""What a call may read: a value of the network, a constant, or a name that `Writer.op` returned."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,12 @@ class OnnxCall:
 
 @dataclass(eq=False)
 class Writer:
-    """Takes calls for a target. `float_type` is how every floating-point tensor is stored: "FLOAT" or "FLOAT16"."""
+    """Collects the ONNX calls of a graph for a target.
+
+    A form writes with `op` and `ops`, makes constants with `number`, `integers`, `constant` and `cast`, may use the
+    shorthands `reduce`, `reshape`, `slice` and `split`, and reads `target.opset`. All else is for the interpreter.
+    `float_type` is the ONNX type of every floating-point tensor: "FLOAT" or "FLOAT16".
+    """
 
     target: OnnxTarget
     float_type: str = "FLOAT"
@@ -73,11 +78,15 @@ class Writer:
     _alive: list[Tensor] = field(default_factory=list)
 
     def op(self, kind: str, *inputs: Operand, **attributes: Any) -> str:
-        """Write a call with one result and give the result's name. A missing optional input is ""."""
+        """Write an ONNX node with one result and return the result's name.
+
+        `kind` is ONNX's operator; keyword arguments are its attributes (None: left out). An optional input that is
+        missing is "".
+        """
         return self.ops(kind, 1, *inputs, **attributes)[0]
 
     def ops(self, kind: str, count: int, *inputs: Operand, **attributes: Any) -> tuple[str, ...]:
-        """Write a call with `count` results and give their names."""
+        """Write an ONNX node with `count` results and return their names."""
         names = tuple(self.name_of(each) for each in inputs)
         while names and not names[-1]:
             names = names[:-1]
@@ -97,7 +106,7 @@ class Writer:
         return name in self._taken
 
     def free(self, wanted: str) -> str:
-        """`wanted`, or `wanted_1`, ... if that is taken."""
+        """A name that no value has yet: `wanted`, or else `wanted_1`, `wanted_2`, ..."""
         name, number = wanted, 0
         while name in self._taken:
             number += 1
@@ -114,7 +123,7 @@ class Writer:
     # Constants
 
     def called(self, tensor: Tensor, name: str) -> None:
-        """Have a constant stored under its name in the model, if it is read as it is."""
+        """Store a constant under its name in the model, if a call reads it unchanged."""
         self._known.setdefault(("name", id(tensor)), name)
         self._alive.append(tensor)
 
@@ -141,7 +150,10 @@ class Writer:
         return self.constant(torch.tensor([int(v) for v in values], dtype=torch.int64))
 
     def number(self, value: Number, dtype: torch.dtype = torch.float32) -> str:
-        """A constant without axes; in FP16 what would round to zero or infinity is the smallest or largest number."""
+        """A constant without axes.
+
+        In FP16 a number that would round to zero or infinity becomes the smallest or the largest number of FP16.
+        """
         if self.float_type == "FLOAT16" and dtype.is_floating_point and math.isfinite(value) and value:
             value = math.copysign(min(max(abs(value), TINIEST), torch.finfo(torch.float16).max), value)
         return self.constant(torch.tensor(value, dtype=dtype))
@@ -165,7 +177,7 @@ class Writer:
             return operand if operand.dtype == dtype else operand.to(dtype)
         return operand if isinstance(operand, str) else self.number(operand, dtype)
 
-    # Calls whose spelling depends on the version, or that many forms need
+    # Shorthands: calls whose spelling depends on the opset, or that many forms need
 
     def reduce(self, kind: str, x: Operand, axes: Sequence[int], *, keepdims: bool) -> str:
         """A reduction over `axes`: an attribute until opset 17, an input since (ReduceSum: since 13)."""
@@ -182,9 +194,9 @@ class Writer:
         return self.op("Reshape", x, self.integers(shape))
 
     def slice(self, x: Operand, axis: int, start: int, stop: int, step: int = 1) -> str:
-        """Part of `x` along one axis."""
+        """The elements of `x` from `start` to `stop` (exclusive) along one axis."""
         return self.op("Slice", x, *(self.integers([n]) for n in (start, stop, axis, step)))
 
     def split(self, x: Operand, sizes: Sequence[int], axis: int) -> tuple[str, ...]:
-        """`x` cut into parts along an axis."""
+        """`x` cut into parts of these sizes along an axis."""
         return self.ops("Split", len(sizes), x, self.integers(sizes), axis=axis)

@@ -1,21 +1,27 @@
-"""The table of forms: how each operator is written in ONNX.
+"""The table of forms: in goes the call of an operator, out come ONNX calls and the names of its results.
 
-In: a call of an operator, its arguments in the order of the schema. Out: the calls that a `Writer` collects, and the
-name of the result. Files have the names of the rule families in `passes/rules`, so that an operator's rule and its form
-stand in files of one name; two families take several files:
+An operator's form stands in the file that has the name of its rule's file in `passes/rules`. Three families of rules
+take several files here: `pointwise` (with activations, logic and copies), `mixing` (with normalisation, pooling,
+resizing and padding) and `reindex` (with padding).
 
-- `base`: the type of a form, and what several families need
-- `pointwise`: functions of one tensor and arithmetic; `activations`; `logic`: comparisons, truth values and choices;
-  `copies`: copies, casts and constants in the shape of a value
-- `affine`: batch norm, instance norm, PReLU
-- `convolution`: convolutions and linear layers
-- `products`: matrix products, einsum, attention
-- `mixing`: reductions, softmax, orders; `normalisation`; `pooling`; `resizing`
-- `reindex`: slices, flips, rolls, repetition; `padding`
-- `reshape`: reshapes, permutations, pixel shuffles
-- `joins`: concatenation, split, writes into a part
-- `sampling`: advanced indexing, embeddings, images sampled by a grid
-- `windows`: windows along an axis
+base           the type of a form, and what several families need
+pointwise      functions of one tensor, arithmetic
+activations    activations and bounds
+logic          comparisons, truth values, choices by them
+copies         copies, casts, constants in the shape of a value
+affine         batch norm, instance norm, PReLU
+convolution    convolutions, linear layers
+products       matrix products, einsum, attention
+mixing         reductions, softmax, orders
+normalisation  layer norm, RMS norm, group norm
+pooling        pooling
+resizing       an image in another size
+reindex        slices, flips, rolls, selections, repetition
+padding        padding
+reshape        reshapes, permutations, pixel shuffles
+joins          concatenation, split, writes into a part
+sampling       advanced indexing, embeddings, images sampled by a grid
+windows        windows along an axis
 
 Users add forms for operators of their own with `l1rr_fx.lowering.register_form`.
 """
@@ -70,8 +76,8 @@ FORMS: Mapping[OpOverload, Form] = {
 }
 """The forms of ATen's operators, by overload."""
 
-REGISTERED: dict[OpOverload, Form] = {}
-"""The forms that users registered."""
+REGISTERED: dict[str, Form] = {}
+"""The forms that users registered, by the qualified name of the overload ("mylib::gate", "aten::scatter.value")."""
 
 
 def register_form(operator: Operator, form: Form) -> None:
@@ -99,21 +105,21 @@ def register_form(operator: Operator, form: Form) -> None:
             raise InputError(
                 f"{overload} writes to its arguments: only an operator that returns its results can have a form"
             )
-    REGISTERED.update(dict.fromkeys(overloads, form))
+    REGISTERED.update(dict.fromkeys((overload.name() for overload in overloads), form))
 
 
 def unregister_form(operator: Operator) -> None:
     """Forget a form that was registered; InputError if there is none."""
-    found = [overload for overload in _chosen(operator) if overload in REGISTERED]
-    if not found:
-        raise InputError(f"no form was registered for {operator}")
-    for overload in found:
-        del REGISTERED[overload]
+    names = [overload.name() for overload in _chosen(operator)]
+    if not any(name in REGISTERED for name in names):
+        raise InputError(f"no form was registered for {names[0]}")
+    for name in names:
+        REGISTERED.pop(name, None)
 
 
 def form_of(overload: OpOverload) -> Form | None:
     """The form of an operator; None if it has none."""
-    return REGISTERED.get(overload) or FORMS.get(overload)
+    return REGISTERED.get(overload.name()) or FORMS.get(overload)
 
 
 def _chosen(operator: Operator) -> list[OpOverload]:
