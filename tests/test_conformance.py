@@ -183,9 +183,9 @@ def _die() -> Any:
 
 def test_what_hangs_or_dies_is_ended_and_the_rest_goes_on() -> None:
     names = ["slow", "death", "fine", "plain_chain"]
-    found = list(judgements("l1rr", ("patterns", SOURCE), names, time_limit=15))
+    found = list(judgements("l1rr", ("patterns", SOURCE), names, time_limit=30))
     assert [each.verdict for each in found] == [Verdict.hangs, Verdict.raises, Verdict.exact, Verdict.exact]
-    assert "15 s" in found[0].detail
+    assert "30 s" in found[0].detail
     assert "exit code 3" in found[1].detail
 
 
@@ -193,12 +193,12 @@ def test_a_suite_that_is_killed_takes_its_process_along(tmp_path: Path) -> None:
     started = tmp_path / "started"
     code = f"from l1rr_fx.conformance.runner import judgements\nlist(judgements('l1rr', ({SOURCE!r},), ['slow']))"
     with Popen([sys.executable, "-c", code], stdout=PIPE, env={**os.environ, "L1RR_STARTED": str(started)}) as suite:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not started.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         suite.kill()
         assert started.exists()
-        suite.communicate(timeout=30)  # the output ends when no process holds it any more; the case sleeps on
+        suite.communicate(timeout=600)  # the output ends when no process holds it any more; the case sleeps on
 
 
 def test_bad_sources() -> None:

@@ -91,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [*command, "-m", "tests.test_sparsity_ddp", str(folder)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         cwd=Path(__file__).resolve().parent.parent,
     )
     assert result.returncode == 0, result.stderr[-4000:]
