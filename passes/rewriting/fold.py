@@ -26,7 +26,7 @@ from passes.graph.modes import BATCH_NORMS, DROPOUTS, BatchNormCall
 from passes.graph.nodes import attribute, place_tensor
 from passes.rules import rule_for
 from passes.rules.base import WeightForm, replaced
-from passes.rules.convolution import bias_of, weight_of
+from passes.rules.weights import bias_of, weight_of
 
 aten = torch.ops.aten
 

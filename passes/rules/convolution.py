@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,36 +31,9 @@ from passes.rules.base import (
 )
 from passes.rules.emitter import Emitter
 from passes.rules.memo import Key
+from passes.rules.weights import Widths, bias_of, equal_groups, kept_or_all, weight_of, weight_part
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True, eq=False)
-class Widths:
-    """The channels of one contraction: sizes, and which connections of the weight are not zero."""
-
-    groups: int
-    outputs: int
-    inputs: int
-    connected: Tensor | None  # bool, (groups, out per group, in per group); None: all are
-
-    def feed(self, alive: Tensor) -> Tensor:
-        """Which outputs some input of `alive` reaches."""
-        grouped = alive.reshape(self.groups, 1, -1)
-        if self.connected is None:
-            return grouped.any(-1).expand(self.groups, self.outputs // self.groups).reshape(-1)
-        return (self.connected & grouped).any(-1).view(-1)
-
-    def reads(self, live: Tensor) -> Tensor:
-        """Which inputs some output of `live` reads."""
-        grouped = live.reshape(self.groups, -1, 1)
-        if self.connected is None:
-            return grouped.any(1).expand(self.groups, self.inputs // self.groups).reshape(-1)
-        return (self.connected & grouped).any(1).view(-1)
-
-    def groups_of(self, channels: Tensor, *, outputs: bool) -> Tensor:
-        """The group of each channel."""
-        return channels // ((self.outputs if outputs else self.inputs) // self.groups)
 
 
 WIDTHS = Key[Widths]()
@@ -315,33 +286,11 @@ class Weighted(Rule):
         columns = kept_or_all(ins[0], axis, widths.inputs) if ins[0].rank else torch.zeros(0, dtype=torch.int64)
         weight = weight_of(site.node)
         return [
-            self.weight_selection(site, widths, rows, columns)
+            weight_part(site.shape(weight), widths, rows, columns, transposed=self.transposed)
             if p is weight
             else Selection((widths.outputs,), (rows,)).simplified()
             for p in site.parameters
         ]
-
-    def weight_selection(self, site: Site, widths: Widths, rows: Tensor, columns: Tensor) -> Selection:
-        shape = site.shape(weight_of(site.node))
-        window = (None,) * (len(shape) - 2)
-        first, second = (columns, rows) if self.transposed else (rows, columns)
-        if widths.groups == 1 or not len(columns):
-            return Selection(shape, (first, second % shape[1], *window)).simplified()
-        groups = len(self.present(widths, rows))
-        local = (second % ((widths.outputs if self.transposed else widths.inputs) // widths.groups)).view(groups, -1)
-        if bool((local == local[:1]).all()):
-            return Selection(shape, (first, local[0], *window)).simplified()
-        mine = local.repeat_interleave(len(first) // groups, dim=0)  # (first axis, second axis per group)
-        area = math.prod(shape[2:])
-        pairs = first.view(-1, 1) * shape[1] + mine
-        flat = pairs.view(*pairs.shape, 1) * area + torch.arange(area)
-        return Selection(shape, (None,) * len(shape), flat.view(*pairs.shape, *shape[2:]))
-
-    @staticmethod
-    def present(widths: Widths, rows: Tensor) -> Tensor:
-        """The groups that live on, in the order of their rows."""
-        groups: Tensor = widths.groups_of(rows, outputs=True).unique_consecutive()
-        return groups
 
     def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
         widths, axis = self.widths(site), self.axis(site)
@@ -349,7 +298,7 @@ class Weighted(Rule):
             return [self.constant(site, to, outs[0])]
         if widths.groups == 1:
             return [to.copy()]
-        groups = len(self.present(widths, kept_or_all(outs[0], axis, widths.outputs)))
+        groups = len(widths.present(kept_or_all(outs[0], axis, widths.outputs)))
         if "groups" in to.kwargs:
             return [to.call(site.node.target, to.args, {**to.kwargs, "groups": groups})]
         return [to.call(site.node.target, replaced(to.args, 6, groups), to.kwargs)]
@@ -372,7 +321,7 @@ class Weighted(Rule):
             return Contraction(0, len(kept_or_all(outs[0], axis, widths.outputs)), 0)
         rows = kept_or_all(outs[0], axis, widths.outputs)
         columns = kept_or_all(ins[0], axis, widths.inputs)
-        groups = len(self.present(widths, rows)) if widths.groups > 1 else 1
+        groups = len(widths.present(rows)) if widths.groups > 1 else 1
         positions = math.prod(outs[0].shrunk(site.out_shape)) // max(1, len(rows))
         return Contraction(len(columns), len(rows), self.window(site, positions) * len(rows) * (len(columns) // groups))
 
@@ -394,35 +343,6 @@ class Weighted(Rule):
             shape = site.shape(site.inputs[0])
             return taps * math.prod(n for a, n in enumerate(shape) if a != 1)
         return taps * positions
-
-
-def weight_of(node: Node) -> Node:
-    weight = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
-    assert isinstance(weight, Node)
-    return weight
-
-
-def bias_of(node: Node) -> Any:
-    return node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-
-
-def kept_or_all(layout: Layout, axis: int, size: int) -> Tensor:
-    """The kept indices of an axis."""
-    if layout.compact[axis] == 1:
-        return torch.arange(size)
-    kept = layout.kept(axis)
-    assert kept is not None
-    return kept
-
-
-def equal_groups(live: Tensor, groups: int, present: Tensor) -> Tensor:
-    """Channels with every present group as wide as the widest, dead channels filling up; groups in order."""
-    rows = live.view(groups, -1) & present.view(-1, 1)
-    width = max(1, int(rows.sum(1).max()))
-    order = (~rows).to(torch.uint8).sort(dim=1, stable=True).indices[:, :width].sort(dim=1).values
-    channels = order + torch.arange(groups).view(-1, 1) * rows.shape[1]
-    kept = present if bool(present.any()) else torch.arange(groups) == 0
-    return channels[kept].reshape(-1)
 
 
 LINEAR = Weighted(linear=True)
