@@ -19,7 +19,8 @@ from l1rr_fx.testing import FAMILIES, Network, differences, fresh, networks
 from passes import InputError, capture, remove_zero_channels
 from passes.assignment.options import Options
 from passes.graph.modes import BatchNormCall
-from passes.rewriting.fold import FoldBatchNorm, FoldConstants, fold_batch_norm, fold_constants
+from passes.infra import FoldBatchNorm, FoldConstants
+from passes.rewriting.fold import fold_batch_norm, fold_constants
 from tests.op_cases import Args, Built, between, cba, conv, image, net, randoms
 from tests.oracle import fresh_input, relative_error, zeroed_case
 from tests.zoo import by_name
