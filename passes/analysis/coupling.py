@@ -1,7 +1,7 @@
-"""Channels that would have to share a mask if nothing were recombined, as a networkx graph.
+"""Coupling: which tensors have the same channels, so that they share one mask unless they are recombined.
 
-An edge joins two tensors whose channels are the same channels: through element-wise operators, batch norm, pooling,
-depthwise convolution. The connected components are the groups that other pruners cut together.
+An edge joins two tensors whose channels are the same channels: through element-wise operators, batch norm, pooling and
+depthwise convolution. The connected components of this networkx graph are the groups that other pruners cut together.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from passes.rules.base import Site
 
 
 def channel_groups(program: Program) -> nx.Graph:
-    """Tensors (nodes, with attribute `channels`) joined where their channels are the same (edges, attribute `site`)."""
+    """The coupling graph: tensors (nodes, attribute `channels`), joined where their channels are the same (edges,
+    attribute `site`: the call site that couples them)."""
     graph = nx.Graph()
     for value in program.tensors:
         shape = program.shape(value)
@@ -37,13 +38,13 @@ def _same_channels(program: Program, a: Node, b: Node) -> bool:
 
 
 def is_meeting(site: Site) -> bool:
-    """Whether branches of the network meet here in a sum."""
+    """Whether branches of the network meet here: the call adds at least two computed tensors of its own shape."""
     computed = [n for n in site.inputs if n.op not in ("get_attr", "placeholder")]
     return site.rule.is_sum and len(set(computed)) > 1 and all(site.shape(n) == site.out_shape for n in computed)
 
 
 def residual_values(program: Program) -> frozenset[Node]:
-    """Every tensor whose channels are those of some sum of branches."""
+    """Every tensor that is coupled with a sum of branches."""
     graph = channel_groups(program)
     found: set[Node] = set()
     for site in program.sites:

@@ -1,7 +1,14 @@
-"""Which channels are zero, which are needed: two facts for every tensor, one sweep forward and one back.
+"""Liveness of channels: which elements of every tensor are zero, and which are needed.
 
-Both masks are bool, in the compact shape of the tensor (`passes.graph.layout`). Zero flows forward from the weights; needed
-flows back from the outputs, and stops at elements that are zero. What is needed and not zero is live.
+Two facts for each tensor, as bool masks in its compact shape (`passes.graph.layout`):
+
+- `zero`: the element is zero for every input of the network. Forward: an element of a result is zero if the rule of its
+  operator derives it from zero inputs and from the zeros in its weights. LLVM calls the same on bits *known bits*.
+- `needed`: some output of the network depends on the element. Backward: all elements of outputs are needed, and an
+  element of an input is needed if a live element of a result depends on it. LLVM: *demanded bits*.
+
+An element is live if it is needed and not zero. Both sweeps run once: a captured graph has no cycles. What a rule does
+not know it reports as "not zero" and "needed", so that an unknown operator makes the compiler remove less, never wrong.
 """
 
 from __future__ import annotations
@@ -26,19 +33,23 @@ from passes.rules.base import Site, SiteFacts
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """For every tensor of a program: what is zero for every input, and what some output depends on; for every call,
-    what of each of its inputs its own live results depend on."""
+    """The liveness of every tensor of a program.
+
+    `zero[t]`: the elements of tensor t that are zero for every input. `needed[t]`: the elements that some output
+    depends on. `asked[c]`: for each input of call c, the elements that its own live results depend on (`needed` is the union
+    over all readers).
+    """
 
     zero: Mapping[Node, Tensor]
     needed: Mapping[Node, Tensor]
     asked: Mapping[Node, tuple[Tensor, ...]]
 
     def live(self, node: Node) -> Tensor:
-        """The elements that deserve to exist."""
+        """The elements that are needed and not zero."""
         return self.needed[node] & ~self.zero[node]
 
     def at(self, site: Site, multiple: int = 1) -> SiteFacts:
-        """The facts that a rule sees."""
+        """The facts at one call site, as rules read them; channel counts are to be rounded up to `multiple`."""
         return SiteFacts(
             tuple(self.live(out) if out is not None else _unread(site, i) for i, out in enumerate(site.outputs)),
             tuple(self.zero[node] for node in site.inputs),
@@ -49,10 +60,10 @@ class Facts:
 
 
 def channel_facts(program: Program, assumed: Mapping[Node, Tensor] = MappingProxyType({})) -> Facts:
-    """The facts of a program, from the zeros in its weights.
+    """The liveness of a program, from the zeros in its weights.
 
-    `assumed` declares more elements of results of calls zero: masks that broadcast to the shape of the result. The
-    facts are then those of a network in which they are.
+    `assumed` declares further elements of results zero, as masks that broadcast to the shape of the result: the facts
+    are then those of a network in which these elements are zero.
     """
     zero = _zero(program, assumed)
     return Facts(zero, *_needed(program, zero))
@@ -84,10 +95,12 @@ def _zero(program: Program, assumed: Mapping[Node, Tensor]) -> dict[Node, Tensor
 
 
 def _made_of_parameters(program: Program) -> dict[Node, Tensor]:
-    """What is zero, in training and in evaluation, of the values that are computed from parameters, where anything is:
-    ReLU of a negative weight."""
+    """The zeros of values that are computed from parameters alone, such as the ReLU of a negative weight.
+
+    Only values that are the same in training and in evaluation, and only those that have a zero.
+    """
     found: dict[Node, Tensor] = {}
-    trained: dict[Node, bool] = {}  # of the values that are the same in both modes, whether a parameter is in it
+    trained: dict[Node, bool] = {}  # for each value that is the same in both modes: is a parameter among its sources?
     for node, value in constant_values(program.module).items():
         if node.op == "get_attr":
             trained[node] = isinstance(attribute(program.module, str(node.target)), nn.Parameter)
@@ -100,7 +113,8 @@ def _made_of_parameters(program: Program) -> dict[Node, Tensor]:
 
 
 def _input_zero(program: Program, node: Node) -> Tensor:
-    """Nothing of an input is zero. Its channels (axis 1, the last of a sequence) are labelled: some may be unread."""
+    """No element of a network input is zero. Its channels (axis 1; of a sequence also the last axis) are labelled,
+    because some of them may be unread."""
     shape = program.shape(node)
     labelled = {1} if len(shape) != 3 else {1, 2}
     if not node.meta["val"].is_floating_point():
@@ -136,7 +150,7 @@ def _needed(program: Program, zero: Mapping[Node, Tensor]) -> tuple[dict[Node, T
 
 
 def _unread(site: Site, index: int) -> Tensor:
-    """The liveness of a result that nobody reads."""
+    """The liveness of a result without readers: no element is live."""
     value = site.node.meta["val"]
     part = value if isinstance(value, Tensor) else value[index]
     return torch.zeros((1,) * part.dim() if isinstance(part, Tensor) else (), dtype=torch.bool)

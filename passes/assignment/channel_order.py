@@ -35,15 +35,18 @@ from passes.rules.base import Site
 
 @dataclass(frozen=True, eq=False)
 class Arrangement:
-    """For tensors that are not in natural order: the rank of each label, in the compact shape. For each family of
-    tensors that meet with different channels: what is known of it, and its sums."""
+    """The orders that were chosen.
+
+    `ranks`: for each tensor that is not in natural order, the position of each label, in the compact shape. `families`:
+    for each family of tensors that meet with different channels its record, and the nodes of its sums.
+    """
 
     ranks: Mapping[Node, Tensor]
     families: Sequence[tuple[Family, frozenset[Node]]]
 
 
 def arrange(program: Program, facts: Facts) -> Arrangement:
-    """The order of every tensor's channels."""
+    """The order of every tensor's channels, from the live channels of the operands of sums."""
     meetings = [site for site in program.sites if is_meeting(site) and _differ(site, facts)]
     if not meetings:
         return Arrangement({}, ())
@@ -52,7 +55,7 @@ def arrange(program: Program, facts: Facts) -> Arrangement:
     graph = channel_groups(program)
     position = {node: index for index, node in enumerate(program.tensors)}
     for component in nx.connected_components(graph):
-        members = sorted(component, key=position.__getitem__)  # a set has no order: reports would differ by run
+        members = sorted(component, key=position.__getitem__)  # a set has no order: reports would differ between runs
         own = [site for site in meetings if site.node in component]
         if own:
             family, rank = _family(program, facts, members, own)
@@ -71,7 +74,7 @@ def _differ(site: Site, facts: Facts) -> bool:
 def _family(
     program: Program, facts: Facts, members: Sequence[Node], meetings: Sequence[Site]
 ) -> tuple[Family, Tensor | None]:
-    """The family of some sums, and the rank of each of its channels (None: the natural order)."""
+    """The record of a family, and the position of each of its channels (None: the natural order)."""
     name, channels = meetings[0].node.name, meetings[0].out_shape[1]
     weights: dict[tuple[int, ...], float] = defaultdict(float)
     for site in meetings:
@@ -94,7 +97,7 @@ def _is_run(members: tuple[int, ...]) -> bool:
 
 
 def _fixed(program: Program, facts: Facts, members: Sequence[Node]) -> str | None:
-    """Why the channels of a family must stay in their natural order, if they must."""
+    """The reason why the channels of a family must keep their natural order; None if they need not."""
     for node in members:
         if node.op == "placeholder" or node in program.output_tensors:
             return "an input or output of the network"
@@ -113,7 +116,7 @@ def _fixed(program: Program, facts: Facts, members: Sequence[Node]) -> str | Non
 
 
 def _forward(program: Program, facts: Facts, ranks: dict[Node, Tensor]) -> dict[Node, Tensor]:
-    """The ranks of what follows: a copy keeps its input's, a concatenation lays its parts' side by side."""
+    """The orders of all tensors that follow: each operator derives those of its results from those of its inputs."""
     if not ranks:
         return ranks
     for site in program.sites:
@@ -127,5 +130,5 @@ def _forward(program: Program, facts: Facts, ranks: dict[Node, Tensor]) -> dict[
 
 
 def _shaped(rank: Tensor, zero: Tensor) -> Tensor:
-    """The ranks of channels in the compact shape of a tensor (one that does not vary by channel has a single label)."""
+    """The positions of channels in the compact shape of a tensor; one that does not vary by channel has one label."""
     return rank.view(zero.shape) if rank.numel() == zero.numel() else torch.zeros(zero.shape, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""What copies and multiplications cost on the machine that will run the network.
+"""The interface of a cost model: what copies and multiplications cost on the machine that will run the network.
 
 Layout assignment asks it which is cheaper where channels meet in a sum: to copy them into place, or to compute the
 missing ones as zeros. `ByteCount` knows no machine: it never pays multiplications for a copy.
@@ -14,39 +14,45 @@ PROHIBITIVE = 1e12
 
 @runtime_checkable
 class Target(Protocol):
-    """A cost model. Its unit is up to it (seconds where it can), as long as it is one unit."""
+    """A cost model of a machine. All its methods use one unit, seconds where it can."""
 
     @property
     def name(self) -> str:
-        """What the report calls it."""
+        """The name of the machine in reports."""
         ...
 
     @property
     def multiple(self) -> int:
-        """Channel counts that the machine likes are multiples of this; 1 if it does not care."""
+        """The machine computes channel counts that are a multiple of this fastest; 1 if they make no difference."""
         ...
 
     def contraction(self, macs: float, inputs: int, outputs: int) -> float:
-        """The cost of a convolution or matrix product with `inputs` summed for each output and `outputs` channels."""
+        """The cost of a convolution or matrix product of `macs` multiply-accumulates.
+
+        `inputs` is how many elements one output element sums, `outputs` the number of output channels.
+        """
         ...
 
     def traffic(self, size: float) -> float:
-        """The cost of one operator of its own that moves `size` bytes (read and written)."""
+        """The cost of one kernel that only moves data; `size` is the bytes read plus the bytes written."""
         ...
 
     def gather(self, size: float) -> float:
-        """The same where channels are picked one by one, not as a run."""
+        """The cost of such a kernel that picks channels one by one instead of a run."""
         ...
 
     def meeting(self, size: float) -> float:
-        """The same (of a run) for an operand of a sum that reads what a convolution gives: where the convolution would
-        have done the sum itself, that is now an operator of its own, and so is the activation behind."""
+        """The cost of copying a run into an operand of a sum after a convolution.
+
+        Where the kernel of the convolution would have computed the sum too, the sum and the activation after it are now
+        kernels of their own, and are part of the cost.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class ByteCount:
-    """No machine in particular: a copy costs its bytes, and no multiplication is made to spare one."""
+    """No machine in particular: a copy costs its bytes, and a multiplication more than any copy."""
 
     name: str = "none"
     multiple: int = 1

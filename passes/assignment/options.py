@@ -1,4 +1,4 @@
-"""What the user chose: how residual branches meet, channel counts, and the machine that will run the network."""
+"""The options of a pruning: how residual branches meet, channel counts, and the machine that will run the network."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ MODES = ("exclude", "union", "recombine")
 
 @dataclass(frozen=True)
 class Options:
-    """The choices that a plan follows. `mode` says how residual branches meet:
+    """What layout assignment follows. `mode` says how residual branches meet:
 
-    - "recombine": each keeps its own channels, and they are recombined where they meet; where the `target` finds
-      that cheaper, the missing ones are computed as zeros instead;
-    - "union": each keeps whatever any of them keeps;
-    - "exclude": they keep everything.
+    - "recombine": each branch keeps its own channels, and they are recombined where the branches meet. Where the
+      `target` finds it cheaper, the channels that a branch lacks are computed as zeros instead;
+    - "union": each branch keeps every channel that one of them keeps;
+    - "exclude": the branches keep all channels.
 
-    `channel_multiple` grows channel counts to a multiple where dead channels are left; None leaves it to the target,
-    which grows them to its own multiple where that pays. Without a target no multiplication is made to spare a copy.
+    `channel_multiple` rounds channel counts up to a multiple by keeping dead channels, even where that does not pay.
+    With None the target decides: it rounds up to its own multiple where that is faster. Without a target no
+    multiplication is added to avoid a copy.
 
     Raises InputError for anything else.
     """
@@ -41,15 +42,15 @@ class Options:
 
     @property
     def multiple(self) -> int:
-        """What every channel count is grown to, whether it pays or not."""
+        """Every channel count is rounded up to a multiple of this."""
         return self.channel_multiple or 1
 
     @property
     def preferred_multiple(self) -> int:
-        """What channel counts are grown to where it pays."""
+        """Channel counts are rounded up to a multiple of this where it pays."""
         return self.target.multiple if self.channel_multiple is None and self.mode != "exclude" else 1
 
     @property
     def smallest(self) -> bool:
-        """Whether only what is live should be kept."""
+        """Whether layouts should hold live channels only."""
         return self.mode == "recombine" and self.multiple == 1

@@ -1,12 +1,13 @@
-"""Orders in which sets are runs: the consecutive-ones property, decided with PQ-trees.
+"""PQ-trees: an order of elements in which given sets are runs (the consecutive-ones property).
 
     consecutive_order(6, [{0, 3}, {3, 5}]).order        # (0, 3, 5, 1, 2, 4)
 
-A PQ-tree (Booth and Lueker 1976, "Testing for the Consecutive Ones Property ...") stands for all orders that keep the
-sets taken so far together: children of a P-node may be permuted, those of a Q-node only reversed. Taking one more set
-restricts the tree or is impossible. Theirs is a ladder of templates on a mutable tree; ours is one descent that builds
-a new tree, so that a set that does not fit leaves nothing to undo. Elements that lie in the same sets are one leaf, and
-a node knows its leaves as the bits of one number, so that "has it some, or all, of the set" is one operation.
+A PQ-tree (Booth and Lueker 1976, "Testing for the Consecutive Ones Property ...") represents all orders in which each
+of the sets added so far is a run: the children of a P-node may be permuted, those of a Q-node only reversed. Adding a
+set restricts the tree, or is impossible. Booth and Lueker apply templates to a mutable tree; this implementation
+descends once and builds a new tree, so that a set that does not fit leaves nothing to undo. Elements that lie in the
+same sets share one leaf, and a node holds its leaves as the bits of one number, so that "does it hold some, or all, of
+the set" is one operation.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ class Order:
 def consecutive_order(n: int, sets: Sequence[Collection[int]], weights: Sequence[float] | None = None) -> Order:
     """An order of `range(n)` in which the sets are runs.
 
-    All of them are, if any order does it. Else sets are taken heaviest first (equal ones as given), and one that does
-    not fit those before it is left; it comes in few runs where the others allow. What the sets leave free stays in
-    natural order. Each set costs time linear in the size of the tree.
+    If there is an order in which all of them are, it is such an order. Otherwise sets are added heaviest first (equal
+    ones as given), and a set that does not fit those before it is left out; its elements form few runs where the others
+    allow it. Elements that no set constrains stay in natural order. Each set takes time linear in the size of the tree.
 
-    Raises InputError if a set has an element outside of `range(n)`, or if there is not one weight for each set.
+    Raises InputError for an element outside of `range(n)`, or if there is not one weight for each set.
     """
     if weights is not None and len(weights) != len(sets):
         raise InputError(f"{len(weights)} weights for {len(sets)} sets; one for each is wanted")

@@ -1,8 +1,8 @@
-"""What it costs to let a tensor carry dead channels, against copying it into the layout that a reader wants.
+"""The prices of a layout: what its dead channels cost, and what copies it saves.
 
-Dead channels are computed by whoever makes the tensor (rows of a weight that are zero), move through every operator on
-the way, and are read by whoever reads it (columns that meet zeros). Up to the next sum of branches, that is: its
-operands decide for themselves.
+A dead channel costs its producer (rows of a weight that are zero), every operator on the way that moves it, and every
+reader that takes it (columns of a weight that meet zeros). Prices follow it up to the next sum of branches, whose
+operands choose their own layouts. A copy costs what the target charges for reading and writing it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def is_run(want: Layout, have: Tensor) -> bool:
 
 
 def span_of(want: Layout, have: Tensor) -> Layout | None:
-    """The labels of `want` from the first to the last in the mask `have`; None if it varies along several axes."""
+    """The labels of `want` from the first to the last one in the mask `have`; None if `want` varies along several
+    axes."""
     if len(want.axes) > 1 or want.compact != tuple(have.shape) or not bool(have.any()):
         return None
     if not want.axes:
@@ -39,12 +40,12 @@ def span_of(want: Layout, have: Tensor) -> Layout | None:
 
 
 def _meets(site: Site) -> bool:
-    """Whether tensors are added here, or laid side by side."""
+    """Whether several tensors are added or concatenated here."""
     return site.rule.is_sum or site.rule.is_join
 
 
 class Prices:
-    """The target's cost of copies and of dead channels in the tensors of a program."""
+    """What copies and dead channels cost in the tensors of a program, in the unit of the target."""
 
     def __init__(self, program: Program, facts: Facts, target: Target) -> None:
         self.program = program
@@ -53,31 +54,38 @@ class Prices:
         self._limits: dict[Site, Contraction | None] = {}
 
     def copy(self, node: Node, want: Layout, have: Tensor, reader: Site | None = None) -> float:
-        """Reader the labels `have` (a mask) of a tensor and writing it in the layout `want`, for one of its readers.
+        """The cost of a copy: reading the labels `have` (a mask) of a tensor and writing the layout `want`.
 
-        What there is of it is a run of `want`, or has to be gathered."""
+        It is a gather unless the labels that the tensor has are a run of `want`. `reader` is the call it is made for.
+        """
         size = self._bytes(node, int(have.sum()) + want.labels.numel())
         cost = self.target.meeting(size) if self._is_fused(reader) else self.target.traffic(size)
         return cost if is_run(want, have) else cost + self.target.gather(size) - self.target.traffic(size)
 
     def _is_fused(self, reader: Site | None) -> bool:
-        """Whether the call is a sum that a contraction before it may do by itself, whichever operand is copied."""
+        """Whether the call is a sum that the kernel of a contraction before it may compute too."""
         return reader is not None and reader.rule.is_sum and any(map(self._is_convolved, reader.inputs))
 
     def _is_convolved(self, node: Node) -> bool:
-        """Whether a tensor is what a contraction gives, its batch norm included."""
+        """Whether a tensor is the result of a contraction, or of the batch norm after one."""
         site = self.program.at.get(node)
         if site is not None and site.rule.is_affine:
             site = self.program.at.get(site.inputs[0])
         return site is not None and site.rule.weight is not None
 
     def dead(self, node: Node, count: int, readers: Iterable[Site]) -> float:
-        """The cost of `count` dead labels in a tensor whose `readers` take it as it comes. It may be negative."""
+        """The cost of `count` dead labels in a tensor that `readers` take in any layout.
+
+        It is negative where the machine computes the larger number of channels faster.
+        """
         cost = sum(self.columns(site, count) for site in readers)
         return cost + self._made(node, count)
 
     def _made(self, node: Node, count: int, *, behind: bool = False) -> float:
-        """The cost for whoever makes a tensor; `behind`: several tensors meet before it, and no more are looked at."""
+        """The cost of `count` dead labels upstream of a tensor, up to the contraction that makes them.
+
+        `behind`: the tensor is an operand of a sum or a concatenation, so that another one upstream ends the search.
+        """
         cost, site = 0.0, self.program.at.get(node)
         while site is not None and not _meets(site) and site.rule.keeps_channels(site):
             cost += self._through(node, count) + self._made_by(site, count)
@@ -92,12 +100,12 @@ class Prices:
         return cost + self._through(node, count) if site.rule.is_movement else math.inf
 
     def _made_by(self, site: Site, count: int) -> float:
-        """The rows of a contraction."""
+        """The cost of `count` dead rows in the contraction at a call site; 0 for other operators."""
         limit = self._limit(site)
         return 0.0 if limit is None else self._grown(limit, 0, count)
 
     def _met(self, meeting: Site, count: int) -> float:
-        """The cost for tensors that are added, or stand side by side."""
+        """The cost of `count` dead labels in the operands of a sum or a concatenation."""
         if meeting.rule.is_sum:
             return self._through(meeting.node, 2 * count) + sum(
                 self._asked(each, count) for each in meeting.inputs if self._is_full(meeting, each)
@@ -107,16 +115,16 @@ class Prices:
         return self._through(meeting.node, count) + sum(self._asked(each, n) for each, n in shares.items())
 
     def _is_full(self, meeting: Site, operand: Node) -> bool:
-        """Whether an operand so far needs nothing: one that is recombined anyway pays no more."""
+        """Whether an operand has the live labels of the sum; one that is recombined anyway pays nothing more."""
         return torch.equal(self.facts.live(operand), self.facts.live(meeting.node))
 
     def _asked(self, operand: Node, count: int) -> float:
-        """What dead labels of one of them cost: a copy, or whoever makes it."""
+        """The cost of dead labels in one operand: the cheaper of copying it and computing them upstream."""
         copied = self.target.traffic(self._bytes(operand, 2 * int(self.facts.live(operand).sum()) + count))
         return min(copied, self._made(operand, count, behind=True))
 
     def _through(self, node: Node, count: int) -> float:
-        """An operator that runs anyway moves `count` more labels in, and as many out."""
+        """The cost of moving `count` more labels through an operator that runs anyway, in and out."""
         base = self._bytes(node, 2 * int(self.facts.live(node).sum()))
         return self.target.traffic(base + self._bytes(node, 2 * count)) - self.target.traffic(base)
 
@@ -126,7 +134,8 @@ class Prices:
         return 0.0 if limit is None else self._grown(limit, count, 0)
 
     def _grown(self, limit: Contraction, inputs: int, outputs: int) -> float:
-        """What a contraction costs more with so many channels more, if the others come in a number that it likes."""
+        """What a contraction costs more with more input or output channels, the others rounded up to the multiple that
+        the target prefers."""
         share = (limit.inputs + inputs) * (limit.outputs + outputs) / max(1, limit.inputs * limit.outputs)
         wide_in = limit.inputs if inputs else self._liked(limit.inputs)
         wide_out = limit.outputs if outputs else self._liked(limit.outputs)

@@ -142,7 +142,7 @@ class Layout:
         assert kept is not None
         if kept.tolist() == list(range(size)):
             return f"axis {axis}: all {size}"
-        return f"axis {axis}: {len(kept)} of {size} [{runs(kept.tolist())}]"
+        return f"axis {axis}: {len(kept)} of {size} [{ranges(kept.tolist())}]"
 
     def mask(self) -> Tensor:
         """Bool of the compact shape: which labels are kept."""
@@ -155,7 +155,7 @@ class Layout:
         return values.expand(self.compact).reshape(-1)[self.labels]
 
 
-def runs(indices: Sequence[int]) -> str:
+def ranges(indices: Sequence[int]) -> str:
     """Indices as text, consecutive ones as a range: [0, 1, 2, 5] is "0-2 5"."""
     found: list[list[int]] = []
     for index in indices:

@@ -1,4 +1,4 @@
-"""Folding for deployment: batch norms into the weights beside them, and constants computed once.
+"""Folding for deployment: batch norms go into neighbouring weights, and constants are computed once.
 
     small = fold_constants(fold_batch_norm(pruned.module))
 
@@ -34,11 +34,12 @@ PADDING, GROUPS = 4, 6  # where a convolution has them among its arguments
 
 
 def fold_batch_norm(module: GraphModule) -> GraphModule:
-    """The network without the batch norms that a neighbour's weights can take up, and without dropout.
+    """The network with its batch norms folded into neighbouring weights, and without dropout.
 
-    A batch norm goes into the convolution, transposed convolution or linear layer that it alone reads; else into all
-    that read it, if they are linear layers or convolutions without padding. One that cannot go stays: it is one kernel,
-    where a product and a sum of precomputed tensors would be two. So does one without running statistics.
+    A batch norm is folded into the convolution, transposed convolution or linear layer before it, if that layer has no
+    other reader; otherwise into all its readers, if they are linear layers or convolutions without padding. One that
+    fits neither stays: it is one kernel, where a product and a sum of precomputed tensors are two. A batch norm
+    without running statistics stays too.
 
     Folded weights are computed in float64 and keep their names, unless another call reads the same tensor. `module` is
     not changed. Raises InputError if a batch norm or a dropout is in training mode.
@@ -49,7 +50,7 @@ def fold_batch_norm(module: GraphModule) -> GraphModule:
 
 
 def fold_constants(module: GraphModule) -> GraphModule:
-    """The network with everything computed that depends on parameters and buffers alone, stored as buffers.
+    """The network with every value that depends on parameters and buffers alone computed and stored as a buffer.
 
     A constant that needs much more memory than its sources (`passes.graph.constants.MOST_GROWN`) stays computed at each
     call. No gradient reaches what was folded. `module` is not changed.
@@ -99,8 +100,8 @@ class _Folder:
         self.readers = Counter(_names_read(module))
 
     def run(self) -> GraphModule:
-        """Into producers from the first batch norm to the last, then into readers from the last to the first: so two in
-        a row both go."""
+        """Fold into producers from the first batch norm to the last, then into readers from the last to the first, so
+        that two in a row are both folded."""
         nodes = list(self.module.graph.nodes)
         self._drop(node for node in nodes if _is_dropout(self.module, node))
         norms = {node: norm for node in nodes if (norm := self._norm(node)) is not None}
@@ -109,7 +110,7 @@ class _Folder:
         return swept(self.module)
 
     def _drop(self, nodes: Iterable[Node]) -> None:
-        """Take nodes out, one after the other; those that read them read their first argument."""
+        """Remove nodes; their readers read their first argument instead."""
         for node in nodes:
             node.replace_all_uses_with(node.all_input_nodes[0])
             self.module.graph.erase_node(node)
@@ -152,7 +153,7 @@ class _Folder:
         return constant and rank == (2 if form.linear else self.constants[weight].dim())
 
     def _takes_up(self, reader: Node, node: Node, norm: _Norm) -> bool:
-        """Whether a reader of a batch norm can do what that does."""
+        """Whether a batch norm can be folded into this reader of it."""
         if not self._is_contraction(reader, norm.rank) or reader.args[:1] != (node,) or _form(reader).transposed:
             return False
         return _form(reader).linear or not bool(norm.shift.any()) or not self._pads(reader)
@@ -183,7 +184,7 @@ class _Folder:
         return True
 
     def _into_readers(self, node: Node, norm: _Norm) -> bool:
-        """Fold a batch norm into all who read it; False, and nothing is changed, if one of them cannot take it up."""
+        """Fold a batch norm into all its readers; False, and nothing changes, if one of them cannot take it."""
         if not node.users or not all(self._takes_up(reader, node, norm) for reader in node.users):
             return False
         for reader in list(node.users):

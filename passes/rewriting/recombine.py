@@ -1,8 +1,8 @@
-"""The one primitive: `recombine(x, have, want)` gives the channels of `want`, in order: those that `have` holds come
-from x, the others are zero.
+"""Recombination: bring a tensor from the layout that it has to the layout that a reader needs.
 
-It is written as the cheapest calls that do it: nothing, a slice, padding with zeros, a concatenation of slices, or,
-where order or number make that dear, one gather.
+`recombine(x, have, want)` gives the channels of `want`, in order: those that `have` holds are taken from x, all others
+are zero. It is written as the cheapest calls that do so: none, a slice, a slice padded with zeros, a concatenation of
+slices, or, where the order or the number of slices makes these expensive, one gather.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ MOST_RUNS = 4
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """The node that holds the recombined value, and how it was made (None: nothing had to be done)."""
+    """The node that holds the recombined value, and the kind of recombination (None: no call was needed)."""
 
     node: Node
     kind: RecombinationKind | None
 
 
 def positions(have: Layout, want: Layout) -> tuple[Tensor, Layout, Layout]:
-    """For each label wanted, its flat position in the box of `have`, or -1; and both layouts, labelled alike."""
+    """For each label of `want` its flat position in `have`, or -1; and both layouts, with the same axes labelled."""
     have, want = have.refined(want.compact), want.refined(have.compact)
     where = torch.full((math.prod(have.compact),), -1)
     where[have.labels.reshape(-1)] = torch.arange(have.labels.numel())
@@ -42,7 +42,7 @@ def positions(have: Layout, want: Layout) -> tuple[Tensor, Layout, Layout]:
 
 
 def runs(index: Tensor) -> list[tuple[int, int]]:
-    """An index vector as (first, length) of consecutive runs; first is -1 for zeros."""
+    """An index vector as (first, length) of its runs of consecutive indices; `first` is -1 for a run of zeros."""
     if not len(index):
         return []
     goes_on = (index.diff() == 1) & (index[:-1] >= 0) | (index.diff() == 0) & (index[:-1] < 0)
@@ -52,7 +52,7 @@ def runs(index: Tensor) -> list[tuple[int, int]]:
 
 
 def _spare(have: Layout, zero: Tensor | None) -> dict[int, int]:
-    """By axis, a position at which a value is zero, if it is a list of channels and has one."""
+    """A position along the only labelled axis at which a value is known to be zero, by axis; empty if there is none."""
     if zero is None or len(have.axes) != 1 or not bool(zero.any()):
         return {}
     return {have.axes[0]: int(zero.reshape(-1).nonzero()[0])}
@@ -66,8 +66,10 @@ class Recombiner:
         self.constant = constant
 
     def __call__(self, x: Node, have: Layout, want: Layout, zero: Tensor | None = None) -> Written:
-        """Write the calls that bring `x` from the layout `have` to `want`; `zero` says what of `have` is known to be
-        zero, so that a gather finds its zeros there."""
+        """Write the calls that bring `x` from the layout `have` to `want`.
+
+        `zero` masks the elements of `have` that are known to be zero; a gather takes its zeros from there.
+        """
         if have.same(want):
             return Written(x, None)
         spare = _spare(have, zero)
@@ -83,7 +85,7 @@ class Recombiner:
 
     @staticmethod
     def _by_axis(place: Tensor, have: Layout) -> dict[int, Tensor] | None:
-        """The recombination as one index vector an axis, if it is a product."""
+        """The recombination as one index vector for each axis that changes; None if rows keep different columns."""
         shape = have.labels.shape
         lines: dict[int, Tensor] = {}
         total = torch.zeros((1,) * place.dim(), dtype=torch.int64)

@@ -1,4 +1,9 @@
-"""The rewrite: a plan becomes a graph module whose parameters are the selected parts of the original's."""
+"""The rewriter: from a layout plan to the graph module of the small network.
+
+Every call of the plan is written once, by the rule of its operator, on inputs in the planned layouts. Parameters are
+the selected parts of the original ones and keep their names. Where a reader needs another layout than a tensor has, a
+recombination is written between them.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +33,11 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True, eq=False)
 class Rewritten:
-    """The small network, which part of each original parameter it has, and the recombinations it needed.
+    """The small network and its relation to the original one.
 
-    `values` names, for each original value that the network computes, the node that holds it, in the plan's layout.
+    `kept`: for each parameter and buffer, the part of the original that it is. `recombinations`: those that
+    were written. `values`: for each original value that the network computes, by name, the name of the node that
+    holds it in the layout of the plan.
     """
 
     module: GraphModule
@@ -40,7 +47,7 @@ class Rewritten:
 
 
 def rewrite(plan: LayoutPlan) -> Rewritten:
-    """The network that a plan describes. It shares no memory with the original."""
+    """The small network that a layout plan describes; it shares no memory with the original."""
     return _Rewriter(plan).run()
 
 
@@ -90,7 +97,7 @@ class _Rewriter:
         return self._recombined(self.new[node], node, have, want, reader)
 
     def zeros(self, node: Node, want: Layout) -> Node:
-        """A value of which nothing is live and that nobody computes."""
+        """A tensor of zeros in place of an original value without live elements, which no call computes."""
         sources = self.plan.program.size_sources(node)
         assert sources is not None
         sizes: list[Any] = []
@@ -126,7 +133,7 @@ class _Rewriter:
         return Recombination(old.name, reader, kind, max(have.labels.shape), max(want.labels.shape), bytes_moved)
 
     def scalar(self, node: Node) -> Node:
-        """The new node of an old size, written when it is first asked for."""
+        """The new node of an old size or number, written when it is first read."""
         if node not in self.new:
             whole = reads_elements(node)
             self.new[node] = self.graph.node_copy(
@@ -138,7 +145,7 @@ class _Rewriter:
         return self.take(node, Layout.whole(len(self.plan.program.shape(node))), node.name) if whole else self.new[node]
 
     def _value(self, node: Node) -> Node:
-        """A parameter or buffer that is read as a value: its part in the planned layout."""
+        """A parameter or buffer that a call reads as a value: the part that the planned layout keeps."""
         layout = self.plan.layout[node]
         shape = self.plan.program.shape(node)
         kept = tuple(layout.kept(a) if layout.compact[a] != 1 else None for a in range(len(shape)))
@@ -172,7 +179,7 @@ class _Rewriter:
     # Calls
 
     def _count_folded(self, item: SitePlan) -> None:
-        """A weight that selects its columns to fit what arrives: a recombination that costs nothing."""
+        """Record a recombination that costs nothing: the weight of a contraction selects the columns that arrive."""
         if not item.followed or item.site.rule.weight is None or not item.site.parameters:
             return
         node, want = item.site.inputs[0], item.ins[0]
@@ -217,7 +224,7 @@ class _Rewriter:
         return Emitter(self.graph, target, results, inputs, args, kwargs, item.followed, self.zeros)
 
     def _read(self, item: SitePlan, index: int, want: Layout) -> Node:
-        """An input in the layout that the call wants, with the rule's filler for what it does not need."""
+        """An input in the layout that the call needs; elements that it does not need hold the rule's filler."""
         site = item.site
         found = self.take(site.inputs[index], want, site.node.name)
         if not (filler := site.rule.filler(site, index)):
@@ -243,7 +250,7 @@ class _Rewriter:
         return nodes
 
     def _subselected(self, node: Node, stored: Selection, wanted: Selection) -> Node:
-        """A shared parameter is stored as the union of what its readers want; each takes its part when it runs."""
+        """The part of a shared parameter that one reader needs: the union of all readers' parts is stored."""
         if stored.same(wanted):
             return node
         if wanted.flat is None:
@@ -288,7 +295,7 @@ class _Rewriter:
         return module
 
     def _restore_ties(self, module: GraphModule) -> None:
-        """Every name under which the original has a stored parameter names it here too."""
+        """Tie parameters as the original does: every name of a stored parameter names it here too."""
         stored = {id(attribute(self.old, name)): name for name in self.tensors}
         for twin, tensor in self.old.named_parameters(remove_duplicate=False):
             name = stored.get(id(tensor))

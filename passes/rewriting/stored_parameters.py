@@ -1,4 +1,4 @@
-"""What the small network stores of every parameter, when all who read it have said what they want."""
+"""The part of every parameter that the small network stores: the union of what its readers select."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from passes.rules.base import Site
 
 
 class StoredParameters:
-    """What is stored of each parameter: the union over all its uses, under its first name."""
+    """The stored part of each parameter of a plan, under the parameter's first name."""
 
     def __init__(self, plan: LayoutPlan) -> None:
         self.plan = plan
@@ -39,7 +39,7 @@ class StoredParameters:
             self.stored[name] = self._union(wanted, whole=name in self.as_values)
 
     def name(self, node: Node) -> str:
-        """The name under which a parameter is stored; tied parameters are stored once."""
+        """The name under which a parameter is stored; tied parameters share one."""
         name, tensor = str(node.target), self.plan.program.tensor(node)
         if tensor.numel() == 0:
             return name
