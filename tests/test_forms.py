@@ -40,6 +40,14 @@ def overwrite(x: Tensor) -> None:
     x.zero_()
 
 
+@torch.library.custom_op("l1rr_tests::conv2d", mutates_args=())
+def conv2d(x: Tensor) -> Tensor:
+    return x + 1
+
+
+conv2d.register_fake(lambda x: torch.empty_like(x))
+
+
 class Gated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -200,6 +208,23 @@ def test_the_documented_operator_is_a_pointwise_kernel() -> None:
 
 def test_an_operator_without_a_rule_is_a_kernel_of_its_own() -> None:
     assert [each.kind for each in predicted(Halved().eval(), torch.rand(1, 6, 4))] == ["other", "pointwise"]
+
+
+def test_an_operator_with_the_name_of_one_of_atens_is_another() -> None:
+    class Other(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(conv2d(x))
+
+    assert [each.kind for each in predicted(Other().eval(), torch.rand(1, 3, 4, 4))] == ["other", "pointwise"]
+
+
+def test_a_number_has_no_elements() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.sum().item()
+
+    *_, number, _ = predicted(Scaled().eval(), torch.rand(1, 3, 4, 4))
+    assert number.elements == 1  # the sum is read
 
 
 def predicted(model: nn.Module, image: Tensor) -> tuple[Kernel, ...]:

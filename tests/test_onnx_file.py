@@ -120,6 +120,21 @@ def test_gathers_that_pruning_left_are_named(tmp_path: Path) -> None:
     assert "1 of them introduced" in str(left)
 
 
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda x: x.swapaxes(2, 3),
+        lambda x: x.transpose(2, 3),
+        lambda x: x.movedim(1, 3),
+        lambda x: torch.native_channel_shuffle(x.repeat(1, 2, 1, 1), 2),
+        lambda x: F.channel_shuffle(x.repeat(1, 2, 1, 1), 2),
+    ],
+)
+def test_transpositions_of_the_model_are_not_introduced(move: Any, tmp_path: Path) -> None:
+    done = emitted(lambda s, x: move(x) * 2.0, tmp_path / "model.onnx")
+    assert done.operators["Transpose"] == 1 and done.introduced == ()
+
+
 def test_attention_introduces_the_transposition_of_its_keys(tmp_path: Path) -> None:
     x = torch.rand(1, 2, 6, 4)
     done = emitted(lambda s, q: F.scaled_dot_product_attention(q * s, q, q), tmp_path / "model.onnx", x)

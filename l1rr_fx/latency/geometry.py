@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch._ops import OpOverload
 from torch.fx import Node
 
-from passes.graph.nodes import hint
+from passes.graph.nodes import hint, operator_name
 
 ContractionKind = Literal["convolution", "depthwise", "matrix"]
 
@@ -42,12 +41,6 @@ def geometry(node: Node) -> Geometry | None:
     """The geometry of a call; None where it multiplies no matrices."""
     made = GEOMETRIES.get(operator_name(node))
     return None if made is None else made(node)
-
-
-def operator_name(node: Node) -> str:
-    """The name of the operator that a node calls, without its overload ("conv2d"); "" for other nodes."""
-    target = node.target
-    return target._schema.name.split("::")[1] if isinstance(target, OpOverload) else ""
 
 
 def owner(node: Node) -> str:

@@ -12,15 +12,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from l1rr_fx.latency.geometry import Geometry, geometry, operator_name, owner, shape
+from l1rr_fx.latency.geometry import Geometry, geometry, owner, shape
+from passes.audit.verify import DROPOUTS
 from passes.canonical.normalise import normalise_graph
-from passes.graph.nodes import flat_inputs, is_projection
+from passes.graph.nodes import flat_inputs, hint, is_projection, is_tensor, operator_name
 from passes.rules import rule_for
-
-aten = torch.ops.aten
+from passes.rules.base import Rule
 
 Kind = Literal["convolution", "depthwise", "matrix", "pointwise", "copy", "other"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -28,14 +28,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 FUSED_ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh", "clamp"})
 """What a contraction's kernel applies to its result without another pass over it."""
 
-VIEWS = frozenset(
-    "view reshape flatten squeeze unsqueeze contiguous clone detach alias dropout feature_dropout alpha_dropout "
-    "feature_alpha_dropout _unsafe_view unflatten to _to_copy type_as expand expand_as".split()
-)
-"""Operators that move no data in a network at inference (a broadcast is read as it is)."""
-
-MADE = frozenset("new_full new_zeros new_ones new_empty zeros_like ones_like full_like empty_like meshgrid".split())
-"""Operators whose result depends on sizes alone: constants of a static network. (Grids are made of constants.)"""
+ARBITRARY = "new_empty"
+"""Makes a tensor of arbitrary elements. It has no rule that says so, for nothing is known of its result."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +108,9 @@ class _Fuser:
             return
         reads = [value for value in (self._value.get(n) for n in _inputs(node)) if value is not None]
         name = operator_name(node)
-        if not reads or name in MADE:
+        if not reads or rule_for(node).makes_constant or name == ARBITRARY:
             self._value[node] = None
-        elif name in VIEWS or name in ("split_with_sizes", "sym_size") or self._is_other_result(node):
+        elif _is_view(node) or name in ("split_with_sizes", "sym_size") or self._is_other_result(node):
             self._value[node] = reads[0]
         elif name in ("constant_pad_nd", "pad") and _is_border(node) and all(geometry(user) for user in node.users):
             self._value[node] = reads[0]  # the convolutions that read it pad by themselves
@@ -130,19 +124,19 @@ class _Fuser:
         return is_projection(node) and operator_name(node.all_input_nodes[0]) != "split_with_sizes"
 
     def _place(self, node: Node, name: str, reads: list[Node]) -> None:
-        family = rule_for(node).family
+        rule = rule_for(node)
         if (found := geometry(node)) is not None:
             self._start(node, found.kind, reads, found)
         elif name == "cat":
             self._concatenate(node, reads)
-        elif host := self._host(node, name, family, reads):
+        elif host := self._host(node, name, rule, reads):
             self._join(host, node, reads)
             host.added |= len(reads) == 2
             host.open = name not in FUSED_ACTIVATIONS
-        elif family in ("pointwise", "channel affine"):
+        elif rule.is_pointwise or rule.is_affine:
             self._pointwise(node, reads)
         else:
-            self._start(node, "copy" if family == "movement" or is_projection(node) else "other", reads)
+            self._start(node, "copy" if rule.is_movement or is_projection(node) else "other", reads)
 
     def _start(self, node: Node, kind: Kind, reads: list[Node], found: Geometry | None = None) -> None:
         group = _Group(kind, [node], reads, found, open=found is not None)
@@ -154,14 +148,14 @@ class _Fuser:
         group.reads += reads
         self._of[node] = group
 
-    def _host(self, node: Node, name: str, family: str, reads: list[Node]) -> _Group | None:
+    def _host(self, node: Node, name: str, rule: Rule, reads: list[Node]) -> _Group | None:
         """The open contraction that takes the node with it; of two that are added, the one that runs last."""
         mine = [self._of[value] for value in reads if value in self._of and self._only_reader(value, node)]
         hosts = [group for group in mine if group.open and group.geometry is not None]
         if not hosts:
             return None
         if len(reads) == 1:
-            fits = name in FUSED_ACTIVATIONS or name in ("add", "mul", "sub", "div") or family == "channel affine"
+            fits = name in FUSED_ACTIVATIONS or name in ("add", "mul", "sub", "div") or rule.is_affine
             return hosts[0] if fits else None
         if name != "add" or len(reads) != 2 or _size(reads[0]) != _size(reads[1]):
             return None
@@ -190,7 +184,7 @@ class _Fuser:
             for user in waiting.pop().users:
                 if user in seen:
                     continue
-                if operator_name(user) not in VIEWS:
+                if not _is_view(user):
                     return False
                 seen.add(user)
                 waiting.append(user)
@@ -199,6 +193,11 @@ class _Fuser:
 
 def _inputs(node: Node) -> tuple[Node, ...]:
     return (node.all_input_nodes[0],) if is_projection(node) else flat_inputs(node)
+
+
+def _is_view(node: Node) -> bool:
+    """Whether the call moves no data in a network at inference (a broadcast is read without being written)."""
+    return rule_for(node).moves_nothing or node.target in DROPOUTS
 
 
 def _is_border(node: Node) -> bool:
@@ -210,5 +209,8 @@ def _is_border(node: Node) -> bool:
 
 
 def _size(node: Node) -> int:
-    value = node.meta["val"]
-    return math.prod(shape(node)) if hasattr(value, "shape") else sum(math.prod(v.shape) for v in value)
+    """The elements of a result, or of all of several; a number has none."""
+    if is_tensor(node):
+        return math.prod(shape(node))
+    results = node.meta["val"] if isinstance(node.meta["val"], (list, tuple)) else ()
+    return sum(math.prod(map(hint, each.shape)) for each in results if isinstance(each, Tensor))

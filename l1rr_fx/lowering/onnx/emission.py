@@ -31,7 +31,9 @@ from passes.errors import InputError, LoweringError, VerifyError
 from passes.frontend.capture import capture
 from passes.graph.isolation import run_aside
 from passes.graph.modes import MODULES
+from passes.graph.nodes import operator_name
 from passes.rewriting.fold import fold_batch_norm
+from passes.rules.views import PERMUTATIONS
 
 log = logging.getLogger(__name__)
 
@@ -254,9 +256,10 @@ def _introduced(lowered: Lowered) -> tuple[str, ...]:
     return tuple(call.name for call in lowered.calls if call.kind in MOVERS and _is_introduced(call))
 
 
-ASKED = {"permute", "transpose", "t", "movedim", "numpy_T", "mT", "index", "index_select", "gather"} | {
-    "pixel_unshuffle", "channel_shuffle",
+ASKED = frozenset(PERMUTATIONS) | {
+    "index", "index_select", "gather", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle",
 }  # fmt: skip
+"""Operators by which a model itself asks for a Gather or a Transpose."""
 
 
 def _is_introduced(call: OnnxCall) -> bool:
@@ -264,8 +267,7 @@ def _is_introduced(call: OnnxCall) -> bool:
     node = call.origin
     if node is None:
         return True
-    name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
-    return name not in ASKED or any(_reads_recombination(n) for n in (node, *node.all_input_nodes[:1]))
+    return operator_name(node) not in ASKED or any(_reads_recombination(n) for n in (node, *node.all_input_nodes[:1]))
 
 
 def _reads_recombination(node: Node) -> bool:
