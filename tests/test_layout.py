@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from passes.graph.layout import Layout, Shape, boxed, collapse, grown, identity, product
+from passes.graph.layout import Layout, Shape, box_of, collapse, grown, identity, product
 from passes.rules.reshape import Reshape, matching_groups
 
 QUICK = settings(max_examples=60)
@@ -169,7 +169,7 @@ def test_boxed_covers_what_lives_and_not_much_more(data: st.DataObject) -> None:
     compact = data.draw(SHAPES)
     live = torch.tensor(data.draw(st.lists(st.booleans(), min_size=math.prod(compact), max_size=math.prod(compact))))
     live, multiple = live.view(compact), data.draw(st.integers(1, 4))
-    box = boxed(live, multiple)
+    box = box_of(live, multiple)
     labels = box.labels.reshape(-1)
     assert box.compact == compact
     assert bool((box.mask() >= live).all()), "covers what lives"

@@ -36,8 +36,8 @@ class Facts:
     """The liveness of every tensor of a program.
 
     `zero[t]`: the elements of tensor t that are zero for every input. `needed[t]`: the elements that some output
-    depends on. `asked[c]`: for each input of call c, the elements that its own live results depend on (`needed` is the union
-    over all readers).
+    depends on. `asked[c]`: for each input of call c, the elements that its own live results depend on; `needed` is the
+    union over all readers.
     """
 
     zero: Mapping[Node, Tensor]
@@ -100,7 +100,7 @@ def _made_of_parameters(program: Program) -> dict[Node, Tensor]:
     Only values that are the same in training and in evaluation, and only those that have a zero.
     """
     found: dict[Node, Tensor] = {}
-    trained: dict[Node, bool] = {}  # for each value that is the same in both modes: is a parameter among its sources?
+    trained: dict[Node, bool] = {}  # of values alike in both modes: is a parameter a source?
     for node, value in constant_values(program.module).items():
         if node.op == "get_attr":
             trained[node] = isinstance(attribute(program.module, str(node.target)), nn.Parameter)

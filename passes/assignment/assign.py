@@ -21,9 +21,9 @@ from passes.assignment.candidates import MEETING, MULTIPLE, Chooser, Reader
 from passes.assignment.channel_order import arrange
 from passes.assignment.options import Options
 from passes.assignment.plan import LIVE, Candidate, LayoutPlan, SitePlan
-from passes.graph.layout import Layout, identity
+from passes.graph.layout import Layout, box_of, identity
 from passes.graph.nodes import is_projection, is_tensor, reads_elements
-from passes.rules.base import ANY_LAYOUT, ROWS, UNREAD, AnyLayout, LayoutRequest, Request, Site, SiteFacts, box_of
+from passes.rules.base import ANY_LAYOUT, ROWS, UNREAD, AnyLayout, LayoutRequest, Request, Site, SiteFacts
 
 LAST = "a tensor keeps at least one channel"
 OUTPUT = "output of the network"

@@ -19,8 +19,8 @@ from passes.analysis.program import Program
 from passes.assignment.options import Options
 from passes.assignment.plan import LIVE, Candidate
 from passes.assignment.prices import Prices, span_of
-from passes.graph.layout import Layout
-from passes.rules.base import AnyLayout, LayoutRequest, Request, Site, box_of
+from passes.graph.layout import Layout, box_of
+from passes.rules.base import AnyLayout, LayoutRequest, Request, Site
 
 LIVE_PER_FILLER = 4
 """To make rows equally long a tensor may keep one dead label for each four live ones; beyond that it is recombined.

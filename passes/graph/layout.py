@@ -191,7 +191,7 @@ def grown(live: Tensor, multiple: int) -> Tensor:
     return torch.cat([kept, spare]).sort().values
 
 
-def boxed(live: Tensor, multiple: int = 1, rank: Tensor | None = None) -> Layout:
+def box_of(live: Tensor, multiple: int = 1, rank: Tensor | None = None) -> Layout:
     """The smallest layout we know that holds every True of `live` (bool, compact shape).
 
     Along a single labelled axis labels are in the order of `rank`, if one is given, else in the natural order.

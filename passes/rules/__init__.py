@@ -1,6 +1,10 @@
-"""One table: which family an operator belongs to. Whatever is not in it is treated as unknown, never guessed.
+"""The rules, one family of operators a file, and the table that says which operator belongs to which family.
 
-Rules for operators of your own are added with `register_rule`, and checked with `l1rr_fx.testing.assert_rule_is_sound`.
+An operator that is not in the table is unknown: nothing is zero after it, and it reads everything. `register_rule` adds
+a rule for an operator of your own, `l1rr_fx.testing.assert_rule_is_sound` checks one, and
+`l1rr_fx.lowering.register_form` gives the operator its ONNX form.
+
+`base` is the interface of a rule, `emitter` what a rule writes its call with, `memo` what it remembers of a call site.
 """
 
 from __future__ import annotations
@@ -48,14 +52,14 @@ Operator = OpOverload | OpOverloadPacket | CustomOpDef
 
 
 def register_rule(operator: Operator, rule: Rule) -> None:
-    """Follow an operator that the compiler does not know by `rule`, from now on, in all its overloads.
+    """Let `rule` describe an operator that the compiler does not know, in all its overloads.
 
-    `operator` is what `torch.library.custom_op` gave, or `torch.ops.mylib.gate`. A rule is one of the families here
-    (`passes.rules.pointwise.POINTWISE`, `Mixing(...)`, ...) or a `Rule` of your own. Raises InputError for an operator
-    that has a rule already, or that writes to its arguments.
+    `operator` is the result of `torch.library.custom_op`, or an operator such as `torch.ops.mylib.gate`. `rule` is one
+    of the families here (`passes.rules.pointwise.POINTWISE`, `Mixing(...)`, ...) or a `Rule` of your own. Raises
+    InputError for an operator that already has a rule, or that writes to its arguments.
     """
     if not isinstance(rule, Rule):
-        raise InputError(f"the rule is a {type(rule).__name__}; an instance of passes.rules.base.Rule is wanted")
+        raise InputError(f"the rule is a {type(rule).__name__}; expected an instance of passes.rules.base.Rule")
     overloads = overloads_of(operator)
     name = overloads[0]._schema.name
     if any(_known(overload) is not None for overload in overloads):
@@ -80,11 +84,11 @@ def overloads_of(operator: Operator) -> list[OpOverload]:
         return [getattr(operator, name) for name in operator.overloads()]
     if isinstance(operator, OpOverload):
         return overloads_of(operator.overloadpacket)
-    raise InputError(f"the operator is a {type(operator).__name__}; one of torch.library or torch.ops is wanted")
+    raise InputError(f"the operator is a {type(operator).__name__}; expected one of torch.library or torch.ops")
 
 
 def rule_for(node: Node) -> Rule:
-    """The rule of a call; operators that torch itself tags as pointwise need no entry."""
+    """The rule of a call. An operator that torch tags as pointwise needs no entry in the table."""
     if not isinstance(node.target, OpOverload):
         return UNKNOWN
     return _known(node.target) or UNKNOWN

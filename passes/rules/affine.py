@@ -97,8 +97,8 @@ class PReLU(Pointwise):
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         return [collapse(lives[0], compact(zeros[0])), *(torch.ones_like(z) for z in zeros[1:])]
 
-    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
-        return [wanted[0] if wanted[0].kept(1) is not None else wanted[0].as_product()]
+    def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+        return [requested[0] if requested[0].kept(1) is not None else requested[0].as_product()]
 
     def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         return [LayoutRequest(outs[0], outs[0].of(facts.lives[0]))] if len(site.inputs) == 1 else None

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.graph.layout import Layout, boxed
+from passes.graph.layout import Layout
 from passes.graph.selection import Selection
 from passes.graph.values import Values
 from passes.rules.emitter import Emitter
@@ -223,9 +223,9 @@ class Rule:
 
     # --- Layouts
 
-    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         """Legalise the requested result layouts: return the nearest layouts that this operator can produce."""
-        return list(wanted)
+        return list(requested)
 
     def growth(self, site: Site) -> str | None:
         """The reason to report where the operator itself makes a layout keep dead channels; None if it never does."""
@@ -277,11 +277,6 @@ def unlabelled(site: Site, out: Node | None) -> Tensor:
 def compact(mask: Tensor) -> tuple[int, ...]:
     """The compact shape of a fact."""
     return tuple(mask.shape)
-
-
-def box_of(live: Tensor, multiple: int = 1, rank: Tensor | None = None) -> Layout:
-    """The smallest layout that holds all live labels, in the order of `rank`; counts are rounded up to `multiple`."""
-    return boxed(live, multiple, rank)
 
 
 def replaced(arguments: Sequence[Any], index: int, value: Any) -> tuple[Any, ...]:

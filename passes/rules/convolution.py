@@ -1,7 +1,7 @@
 """Weights that mix channels: convolution, transposed and grouped convolution, linear.
 
-Seen from here they are one thing: a weight of shape (groups, out per group, in per group) once the kernel's window is
-left out, over a channel axis that is 1 for convolutions and the last for linear layers.
+All of them are one thing here: a weight of shape (groups, outputs of a group, inputs of a group), the kernel's window
+left out, over a channel axis that is 1 for convolutions and the last one for linear layers.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Weighted(Rule):
         return [needed_x, *(self.needed_of_parameter(site, node, lives[0], zeros) for node in site.inputs[1:])]
 
     def needed_of_parameter(self, site: Site, node: Node, live: Tensor, zeros: Sequence[Tensor]) -> Tensor:
-        """What of a computed weight or bias is needed: live rows, and columns whose input is not zero."""
+        """Which elements of a computed weight or bias are needed: live rows, and columns whose input is not zero."""
         widths, axis, zero = self.widths(site), self.axis(site), zeros[site.inputs.index(node)]
         rows = self.channels(live, axis, widths.outputs)
         if node is not weight_of(site.node):
@@ -168,9 +168,9 @@ class Weighted(Rule):
 
     # --- Layouts
 
-    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         widths, axis = self.widths(site), self.axis(site)
-        layout = wanted[0]
+        layout = requested[0]
         kept = layout.kept(axis)
         if kept is None or not layout.is_product():
             kept = grown(self.channels(facts.lives[0], axis, widths.outputs), facts.multiple)
@@ -259,7 +259,7 @@ class Weighted(Rule):
         return along(live, axis, layout.rank).expand(layout.compact)
 
     def accept(self, site: Site, index: int, have: Layout) -> Layout:
-        """Whatever arrives, as long as only the channel axis (for linear: any single axis set) was touched."""
+        """The layout as it is where only the channel axis lost labels (of a linear layer: any product of axes)."""
         axis, widths = self.axis(site), self.widths(site)
         if have.axes == (axis,) or not have.axes:
             return have
@@ -269,7 +269,7 @@ class Weighted(Rule):
         return Layout.along(have.rank, axis, widths.inputs, kept)
 
     def narrowed(self, site: Site, have: Layout, facts: SiteFacts) -> Layout | None:
-        """Without the columns that are zero: the channels are there for other readers."""
+        """The layout without the columns that are zero in the weight: those channels exist for other readers."""
         axis = self.axis(site)
         if have.axes != (axis,) or self.groups(site) != 1:
             return None

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.graph.layout import Layout, collapse
-from passes.rules.base import UNREAD, LayoutRequest, Request, Rule, Site, SiteFacts, box_of
+from passes.graph.layout import Layout, box_of, collapse
+from passes.rules.base import UNREAD, LayoutRequest, Request, Rule, Site, SiteFacts
 from passes.rules.emitter import Emitter
 from passes.rules.movement import Movement
 
@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 
 class Join(Movement):
-    """cat: the inputs side by side. Inputs of which nothing is kept are left out."""
+    """cat: the inputs side by side. An input that keeps no channel is left out."""
 
     is_join = True
 
@@ -40,7 +40,8 @@ class Join(Movement):
     def is_blind(self, site: Site, zeros: Sequence[Tensor]) -> bool:
         """Whether the inputs are joined along an axis without labels, so that each of them stands for the result.
 
-        Where each is a single entry (branches that are stacked), the entries are told apart."""
+        Inputs of a single entry each (stacked branches) are the exception: there the axis has a label for each entry.
+        """
         axis = self.axis(site)
         return all(z.shape[axis] == 1 for z in zeros) and any(site.shape(n)[axis] > 1 for n in site.inputs)
 
@@ -70,19 +71,19 @@ class Join(Movement):
             return super().needed(site, lives, zeros)
         return [collapse(lives[0], z.shape).expand(z.shape) for z in zeros]
 
-    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
-        """Where several inputs hold more than the result wants (others read them too), it is cheaper to join what they
-        hold and to select once, afterwards."""
+    def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+        """Where several inputs hold more than the result needs (other calls read them too), join all that they hold and
+        select once, afterwards: that is cheaper."""
         sources = self.sources(site, facts.zeros)
         if sources is None or self.is_blind(site, facts.zeros):
-            return list(wanted)
+            return list(requested)
         held = self.held(site, facts, sources[0])
         live, rank = facts.lives[0], facts.ranks[0] if facts.ranks else None
         if int((self.owners(site, (held & ~live).nonzero()[:, self.axis(site)].contiguous()).bincount() > 0).sum()) > 1:
             return [box_of(held, facts.multiple, rank)]
-        if self.pieces(site, wanted[0], sources[0]) is not None:
-            return list(wanted)
-        return [box_of(live, facts.multiple, rank)] if wanted[0].is_product() else [wanted[0].as_product()]
+        if self.pieces(site, requested[0], sources[0]) is not None:
+            return list(requested)
+        return [box_of(live, facts.multiple, rank)] if requested[0].is_product() else [requested[0].as_product()]
 
     def held(self, site: Site, facts: SiteFacts, source: Tensor) -> Tensor:
         """What the inputs hold for all their readers, as a mask of the result."""
@@ -183,24 +184,24 @@ class Split(Movement):
             used = used | o.of(live)
         return [LayoutRequest(first, used)]
 
-    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         """The parts agree on the other axes: rows that one part keeps, all keep."""
         axis = self.axis(site)
         used = [i for i, out in enumerate(site.outputs) if out is not None]
         if len(used) < 2:
-            return list(wanted)
-        rest = {tuple(n for a, n in enumerate(wanted[i].labels.shape) if a != axis) for i in used}
+            return list(requested)
+        rest = {tuple(n for a, n in enumerate(requested[i].labels.shape) if a != axis) for i in used}
         uneven = len(rest) > 1
-        blind = all(wanted[i].compact[axis] == 1 for i in used) and site.out_shape[axis] != 1
-        if not uneven and not (blind and not all(wanted[used[0]].same(wanted[i]) for i in used)):
-            return list(wanted)
-        if len({wanted[i].compact for i in used}) > 1:
-            return list(wanted)
+        blind = all(requested[i].compact[axis] == 1 for i in used) and site.out_shape[axis] != 1
+        if not uneven and not (blind and not all(requested[used[0]].same(requested[i]) for i in used)):
+            return list(requested)
+        if len({requested[i].compact for i in used}) > 1:
+            return list(requested)
         union = facts.lives[used[0]]
         for i in used[1:]:
             union = union | facts.lives[i]
         shared = box_of(union, facts.multiple)
-        return [shared if i in used else w for i, w in enumerate(wanted)]
+        return [shared if i in used else w for i, w in enumerate(requested)]
 
     @staticmethod
     def axis(site: Site) -> int:

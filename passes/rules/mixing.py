@@ -1,7 +1,7 @@
 """Operators that read everything along some axes and are independent along the others.
 
-Pooling, resizing, reductions, softmax, cumulative sums, normalisation: along the mixed axes they must see the zeros
-too, so there nothing is removed; along the others everything goes through.
+Pooling, resizing, reductions, softmax, cumulative sums, normalisation. Along the mixed axes zeros count too, so nothing
+is removed there; along the other axes liveness passes through.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.graph.layout import Layout, collapse, product
+from passes.graph.layout import Layout, box_of, collapse, product
 from passes.graph.selection import Selection
-from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts, box_of, replaced
+from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts, replaced
 from passes.rules.emitter import Emitter
 
 Axes = Callable[[Site], tuple[int, ...]]
@@ -88,12 +88,12 @@ class Mixing(Rule):
         )
         return [whole.expand(zeros[0].shape), *(torch.full_like(z, bool(live.any())) for z in zeros[1:])]
 
-    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         """Values and indices come together, so where one of them lives both do."""
-        used = [layout for layout, out in zip(wanted, site.outputs, strict=True) if out is not None]
+        used = [layout for layout, out in zip(requested, site.outputs, strict=True) if out is not None]
         if all(used[0].same(layout) for layout in used[1:]):
-            return [used[0] for _ in wanted]
-        return [box_of(either(facts.lives), facts.multiple) for _ in wanted]
+            return [used[0] for _ in requested]
+        return [box_of(either(facts.lives), facts.multiple) for _ in requested]
 
     def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         if len(site.inputs) > 1:
@@ -156,7 +156,7 @@ class Normalisation(Mixing):
 
 
 class GroupNorm(Normalisation):
-    """A normalisation within groups of channels. A group of which nothing is needed goes."""
+    """A normalisation within groups of channels. A group without a live channel is removed."""
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         groups = collapse(self.whole_groups(site, lives[0]), zeros[0].shape).expand(zeros[0].shape)

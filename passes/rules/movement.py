@@ -1,8 +1,8 @@
-"""Operators that only move elements. One rule for the facts: run the operator on labels and see where each one went.
+"""Operators that only move elements. Their liveness needs one rule: run the operator on labels and see where each goes.
 
-Along axes that carry no labels the labels are expanded with stride 0, so that views of large tensors cost nothing; what
-still has stride 0 (or one value) afterwards carries no labels either. How the result's layout goes back to the input's
-is told by the families built on this one: `reindex`, `reshape` and `joins`.
+Along axes without labels the labels are expanded with stride 0, so that views of large tensors cost nothing; an axis
+that still has stride 0 (or one value) afterwards has no labels either. The families built on this one derive the layout
+of the input from that of the result: `reindex`, `reshape` and `joins`.
 """
 
 from __future__ import annotations
@@ -168,8 +168,8 @@ class Movement(Rule):
 
     # Layouts
 
-    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
-        return list(wanted)
+    def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+        return list(requested)
 
     def traced(self, site: Site, layout: Layout, facts: SiteFacts, index: int = 0) -> Tensor | None:
         """The input label of every label in a result's layout."""

@@ -93,8 +93,8 @@ class Pointwise(Rule):
             for zero, filler in zip(zeros, fillers(site), strict=True)
         ]
 
-    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
-        layout = wanted[0]
+    def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+        layout = requested[0]
         if all(aligned(layout, site.shape(n)) is not None for n in (*site.inputs, *site.parameters)):
             return [layout]
         return [layout.as_product()]
@@ -119,8 +119,10 @@ class Pointwise(Rule):
 
 
 class Rectifier(Pointwise):
-    """Zero up to some number: a constant channel that is no larger is gone, such as a batch norm without scale and with
-    a negative shift before a ReLU."""
+    """Zero for every argument up to some number: a constant channel at most that large becomes zero.
+
+    Example: a batch norm channel with scale 0 and a negative shift, before a ReLU.
+    """
 
     def __init__(self, up_to: float | None = None) -> None:
         self.up_to = up_to  # None: the call says it (`hardtanh`, `clamp`)
@@ -173,7 +175,7 @@ class Quotient(Pointwise):
 
 
 class Sum(Pointwise):
-    """x + y: an operand of which nothing is live is left out."""
+    """x + y: an operand without live elements is left out."""
 
     is_sum = True
 
@@ -248,8 +250,8 @@ class Identity(Pointwise):
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         return [lives[0], *(torch.zeros_like(z) for z in zeros[1:])]
 
-    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
-        return list(wanted)
+    def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+        return list(requested)
 
     def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         return [LayoutRequest(outs[0], outs[0].of(facts.lives[0])), *(ANY_LAYOUT for _ in site.inputs[1:])]

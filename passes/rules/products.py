@@ -70,11 +70,11 @@ class Einsum(Rule):
 
     # Layouts
 
-    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         found = self.letters(site)
-        if found is None or coordinates(wanted[0], found[1], self.shared(found)) is not None:
-            return list(wanted)
-        return [wanted[0].as_product()]
+        if found is None or coordinates(requested[0], found[1], self.shared(found)) is not None:
+            return list(requested)
+        return [requested[0].as_product()]
 
     @staticmethod
     def shared(found: tuple[list[str], str]) -> str:

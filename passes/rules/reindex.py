@@ -1,7 +1,7 @@
 """Movements along an axis: slices, flips, rolls, selections, padding, repetition, expansion.
 
-Along labelled axes a `Reindex` vanishes: its input is wanted in the order of its result, so that it becomes part of a
-recombination, or of a weight.
+Along labelled axes a `Reindex` disappears: it requests its input in the order of its result, so that the movement
+becomes part of a recombination, or of a weight.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ aten = torch.ops.aten
 
 
 class Reindex(Movement):
-    """One input, same rank, indices of some axes chosen anew. Along labelled axes the operator vanishes."""
+    """One input, same rank, other indices along some axes. Along labelled axes the operator disappears."""
 
     def __init__(self, touched: Touched) -> None:
         super().__init__(touched)
@@ -52,8 +52,10 @@ class Reindex(Movement):
         return self.touched(site)
 
     def followed(self, site: Site, before: Shape, after: Shape) -> list[int]:
-        """The axes along which labels move, from an input and to a result of these compact shapes: what is wanted of
-        the input has moved already."""
+        """The axes along which labels move from an input to a result of these compact shapes.
+
+        The layout requested of the input has the labels moved already.
+        """
         full = site.shape(site.inputs[0])
         return [a for a in self.moved(site) if before[a] != 1 or (full[a] == 1 and after[a] != 1)]
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from passes.graph.layout import Layout, product
+from passes.graph.layout import Layout, box_of, product
 from passes.graph.nodes import operator_name
-from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts, box_of
+from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts
 from passes.rules.emitter import Emitter
 from passes.rules.movement import Movement, compress
 from passes.rules.views import PERMUTATIONS, RESHAPES
@@ -42,17 +42,17 @@ class Reshape(Movement):
 
     moves_nothing = True
 
-    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+    def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
         sources = self.sources(site, facts.zeros)
         if sources is None:
-            return list(wanted)
+            return list(requested)
         shape = tuple(facts.zeros[0].shape)
-        if self.inverse(site, wanted[0], sources[0], shape, None) is not None:
-            return list(wanted)
+        if self.inverse(site, requested[0], sources[0], shape, None) is not None:
+            return list(requested)
         flat = torch.zeros(math.prod(shape), dtype=torch.bool)
         flat[sources[0][facts.lives[0]]] = True
         box = box_of(flat.view(shape), facts.multiple)
-        return [self.forward(site, box, sources[0]) or wanted[0]]
+        return [self.forward(site, box, sources[0]) or requested[0]]
 
     def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         sources = self.sources(site, facts.zeros)
@@ -115,8 +115,8 @@ class Reshape(Movement):
             return True
         full_in, full_out = site.shape(site.inputs[0]), site.out_shape
         numbers = self.replay(site, torch.arange(math.prod(full_in)).view(full_in), full_out)
-        wanted = out.refined(full_out).of(numbers)
-        return torch.equal(self.replay(site, given.refined(full_in).labels, out.shrunk(full_out)), wanted)
+        requested = out.refined(full_out).of(numbers)
+        return torch.equal(self.replay(site, given.refined(full_in).labels, out.shrunk(full_out)), requested)
 
     def replay(self, site: Site, elements: Tensor, shape: Sequence[int]) -> Tensor:
         """The movement on numbered elements."""
@@ -201,8 +201,8 @@ class PixelShuffle(Reshape):
     def replay(self, site: Site, elements: Tensor, shape: Sequence[int]) -> Tensor:
         return site.node.target(elements, site.node.args[1])  # type: ignore[operator, no-any-return]
 
-    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
-        layout = wanted[0]
+    def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+        layout = requested[0]
         kept = [layout.coordinate(a).unique() if a == layout.rank - 3 else None for a in range(layout.rank)]
         return [product(layout.compact, kept)] if self.opposite is aten.pixel_unshuffle.default else [layout]
 

@@ -13,8 +13,10 @@ from passes.rules.mixing import Axes, Mixing, named, spatial
 
 
 class Sampling(Mixing):
-    """x read at places that the other inputs give. `shared`: the axes of the result that the places have too, so that
-    they are other places for each index."""
+    """x read at places that the other inputs give.
+
+    `shared`: the axes of the result that the places have too, so that each index along them has places of its own.
+    """
 
     family = "sampling"
 
@@ -47,8 +49,8 @@ class Sampling(Mixing):
             places = [collapse(live, place.shape).expand(place.shape) for place in places]
         return [x, *places]
 
-    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
-        return [wanted[0] if wanted[0].is_product() else wanted[0].as_product()]
+    def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+        return [requested[0] if requested[0].is_product() else requested[0].as_product()]
 
     def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         if not self.is_followed(site):

@@ -1,4 +1,7 @@
-"""Which tensors are never zero, so that 0 / y is 0 and not undefined: a sum, bounded below, of what is not negative."""
+"""Positivity: which tensors are never zero, so that 0 / y is 0 and not undefined.
+
+Derived for sums of a positive number and of tensors that are never negative, and for what keeps their values.
+"""
 
 from __future__ import annotations
 

@@ -74,10 +74,10 @@ class Columns(Rule):
         mask = self.by_tap(site, channels, given, zeros[0].dim(), wide=self.back)
         return [collapse(mask, zeros[0].shape).expand(zeros[0].shape)]
 
-    def legalise(self, site: Site, wanted: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
-        """Whole channels, in the order in which the first of their taps is wanted."""
+    def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+        """Whole channels, in the order in which the first of their taps is requested."""
         _, axis = self.axes(site)
-        layout = wanted[0]
+        layout = requested[0]
         if layout.axes != (axis,):
             return [Layout.whole(layout.rank)]
         if self.back:
