@@ -192,7 +192,7 @@ def test_a_network_that_does_not_run_is_blamed(monkeypatch: pytest.MonkeyPatch) 
     model = randomised(nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 2)))
     kill(model.get_submodule("0"), [1, 2])
     kill(model.get_submodule("1"), [1, 2, 3])
-    monkeypatch.setattr(mixing.Normalisation, "native", lambda self, site, outs: list(outs))
+    monkeypatch.setattr(mixing.Normalisation, "gives", lambda self, site, outs: list(outs))
     with pytest.raises(AssertionError, match=r"(?s)does not run.*at layer_norm.*mixing.Normalisation"):
         assert_prunes_exactly(model, (torch.randn(3, 5, dtype=torch.float64),))
 
