@@ -78,6 +78,20 @@ def modules(package: Path) -> list[str]:
     return [".".join(parts[:-1] if parts[-1] == "__init__" else parts) for parts in names]
 
 
+@pytest.mark.parametrize("package", [PASSES, PRODUCT], ids=lambda path: path.name)
+def test_no_module_is_hidden_by_a_name_that_its_package_exports(package: Path) -> None:
+    """`import passes.capture as c` must be the module: a function of that name in `passes` would take its place."""
+    names = [name for name in modules(package) if not name.endswith("__main__")]  # which runs the command
+    code = (
+        "import importlib, sys\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        f"for name in {names!r}:\n"
+        "    parent, _, child = name.rpartition('.')\n"
+        "    if parent and getattr(sys.modules[parent], child) is not sys.modules[name]: print(name)"
+    )
+    assert python(code) == ""
+
+
 def test_the_compiler_works_where_the_product_is_not() -> None:
     python(
         "import importlib, sys\n"
