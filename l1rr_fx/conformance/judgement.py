@@ -52,11 +52,11 @@ class Verdict(str, Enum):
 
 MEANING = {
     Verdict.exact: "smaller, and computes the same",
-    Verdict.refused: "an error of the tool's own says what it cannot do",
-    Verdict.untouched: "nothing was removed although something could go",
-    Verdict.wrong: "runs, and computes something else, without a word",
+    Verdict.refused: "the tool itself says in an error what it cannot do",
+    Verdict.untouched: "nothing was removed although channels could be",
+    Verdict.wrong: "runs and computes something else, without an error or a warning",
     Verdict.raises: "an error from inside, or a network that does not run",
-    Verdict.hangs: "no result within the time limit, be it stuck or slow",
+    Verdict.hangs: "no result within the time limit: stuck or slow",
 }
 
 

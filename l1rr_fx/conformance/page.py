@@ -18,27 +18,28 @@ Results = Mapping[str, Sequence[Judgement]]
 INTRODUCTION = """\
 # Conformance
 
-What pruners make of {count} named networks, each held against the network whose removed entries are zero.
-[docs/testing.md](testing.md) is about tests of your own. This page was written by
+The results of pruners on {count} named networks. Each result is compared with the network whose removed entries are
+zero. [docs/testing.md](testing.md) is about tests of your own. This page was written by
 
 ```text
 {command}
 ```
 
-with torch {torch}. One case alone, with its code: `l1rr-fx conformance --tool TOOL --case NAME`.
+with torch {torch}. To run one case alone and see its code: `l1rr-fx conformance --tool TOOL --case NAME`.
 
-A network is built in float64 with random weights, and about half of the channels of each of its layers are zeroed at
-random: dead in other channels in each branch, as training leaves them. The tool is given a copy. l1rr-fx claims that
-its result computes what it was given. The others were asked for half of the channels by their own choice, called as
-their documentation does for any model, without options for a single one; what they removed is read off the parameters,
-and the result must compute what the given network computes with those entries at zero. Neither of them promises that:
-"wrong" here says that the result is not the zeroed network, and that nothing told the user so.
+Each network is built in float64 with random weights, and about half of the channels of each of its layers are zeroed at
+random. So each branch is dead in other channels, as training leaves them. The tool prunes a copy. l1rr-fx claims that
+its result computes what the given network computes. The other tools are asked to remove half of the channels by their
+own choice. They are called as their documentation does for any model, without options for a single one. The parameters
+show which entries a tool removed, and its result must compute what the given network computes with those entries at
+zero. Neither of the other tools promises that: "wrong" here means that the result is not the zeroed network, and that
+no message said so.
 
 {meanings}
 
-Where a network is exact, the number behind it is its MACs divided by the least that any exact channel-level method must
-make. What was zeroed at random counts in that limit, so a tool that takes half of a layer by its own choice, or the
-same channels of all branches of a sum, stays above 1; so do groups and heads that are made equally wide.
+The number after "exact" is the MACs of the result divided by the least MACs that any exact channel-level method needs.
+That limit counts the channels that were zeroed at random. So a tool that takes half of a layer by its own choice, or
+the same channels of all branches of a sum, stays above 1; so do groups and heads that are made equally wide.
 """
 
 
@@ -62,7 +63,7 @@ def details(found: Sequence[Judgement]) -> Table:
 def page(results: Results, cases: Sequence[Case], command: str, sources: str = "") -> str:
     """The page: what was done, the counts, every case, and every failure with the command that repeats it.
 
-    `sources` are the options by which cases that are no patterns are found.
+    `sources` are the command-line options that find the cases that are not built-in patterns.
     """
     meanings = "\n".join(f"- **{verdict.value}**: {text}" for verdict, text in MEANING.items())
     head = INTRODUCTION.format(count=len(cases), command=command, torch=torch.__version__, meanings=meanings)
