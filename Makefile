@@ -21,17 +21,19 @@ help: ## show this list
 demo: $(VENV)/.demo ## zero, prune and compare a trained detector on a real aerial image; writes demo-output/
 	@$(BIN)/l1rr-fx demo --output demo-output
 
-test: lint ## ruff, mypy and the tests, in less than 15 minutes
+test: lint ## lint and the tests, in less than 15 minutes
 	@echo "== tests: $(JOBS) processes"
 	@$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS)
 
-lint: $(VENV)/.test ## ruff and mypy
+lint: $(VENV)/.test ## ruff, mypy and import-linter
 	@echo "== ruff: rules"
 	@$(BIN)/ruff check .
 	@echo "== ruff: format"
 	@$(BIN)/ruff format --check .
 	@echo "== mypy: strict, on l1rr_fx and passes"
 	@$(BIN)/mypy
+	@echo "== import-linter: the architecture"
+	@$(BIN)/lint-imports --no-cache
 
 zoo: $(VENV)/.test ## every model of the zoo: hours
 	@echo "== every model of the zoo: hours"

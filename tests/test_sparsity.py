@@ -16,8 +16,9 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from l1rr_fx.method.sites.channel_sites import channel_sites
 from l1rr_fx.method.sites.zeroing import ChannelSite
 from l1rr_fx.method.training.decay import parameter_groups
+from l1rr_fx.method.training.reweighting import EPS_FLOOR, EPS_SHARE, LEAST_WEIGHT, MOST_WEIGHT
 from l1rr_fx.method.training.schedules import SCHEDULES, mean_factor, schedule_named
-from l1rr_fx.method.training.sparsity import FLOOR, LEAST, MOST, SHARE, STATE, TRAVEL, ReweightedL1
+from l1rr_fx.method.training.sparsity import STATE, TRAVEL, ReweightedL1
 from passes.errors import InputError
 
 IMAGE = (torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
@@ -55,9 +56,9 @@ def test_the_weights_are_those_of_the_formula() -> None:
     model = Net().double()
     sparsity = ReweightedL1(model, total_steps=10, strength=1.0, schedule="constant", spared=0)
     gamma = model.norm.weight.detach().clone()
-    eps = max(FLOOR, SHARE * float(gamma.mean()))
+    eps = max(EPS_FLOOR, EPS_SHARE * float(gamma.mean()))
     weights = 1 / (gamma + eps)
-    weights = (weights / weights.mean()).clamp(LEAST, MOST)
+    weights = (weights / weights.mean()).clamp(LEAST_WEIGHT, MOST_WEIGHT)
     torch.testing.assert_close(sparsity.penalty().detach(), (weights * gamma).sum())
     sparsity.step(0.01)
     torch.testing.assert_close(model.norm.weight.detach(), (gamma - 0.01 * weights).clamp(min=0))
@@ -101,7 +102,7 @@ def test_small_scales_are_pushed_harder_and_bounds_hold() -> None:
     shrunk = before - model.norm.weight.detach()
     assert shrunk[2] > shrunk[4] > 0
     factors = sparsity.state_dict()["factors"]
-    assert float(factors.min()) == pytest.approx(LEAST) and float(factors.max()) <= MOST
+    assert float(factors.min()) == pytest.approx(LEAST_WEIGHT) and float(factors.max()) <= MOST_WEIGHT
 
 
 def test_spared_channels_are_not_pushed() -> None:

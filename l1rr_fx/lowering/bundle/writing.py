@@ -24,7 +24,7 @@ from l1rr_fx.latency.prediction import DEVICES, Latency, Prediction
 from l1rr_fx.lowering.bundle.instructions import commands, readme
 from l1rr_fx.lowering.onnx.emission import TOLERANCE, Emitted, check_module, in_order, to_onnx
 from l1rr_fx.lowering.onnx.nms import Nms, check_detections, check_nms
-from l1rr_fx.lowering.onnx.target import target_named
+from l1rr_fx.lowering.onnx_target import target_named
 from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.support.files import move_to, new_directory_beside, size_and_hash, synced
 from l1rr_fx.support.packages import required

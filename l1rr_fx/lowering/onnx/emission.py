@@ -21,8 +21,8 @@ from l1rr_fx.lowering.onnx.lowered import Lowered
 from l1rr_fx.lowering.onnx.nms import TRANSPOSE, Nms, add_nms, check_nms
 from l1rr_fx.lowering.onnx.proto import check_file, model_proto, write_file
 from l1rr_fx.lowering.onnx.runtime import Trial, outputs_in_runtime, run_onnx
-from l1rr_fx.lowering.onnx.target import target_named
 from l1rr_fx.lowering.onnx.writer import OnnxCall, Writer
+from l1rr_fx.lowering.onnx_target import target_named
 from l1rr_fx.lowering.parsers.lint import Finding, lint
 from l1rr_fx.support.clock import Clock
 from l1rr_fx.support.packages import required

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from l1rr_fx.lowering.onnx.target import OnnxTarget
+from l1rr_fx.lowering.onnx_target import OnnxTarget
 from passes.errors import LoweringError
 
 Number = int | float | bool

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from l1rr_fx.lowering.onnx.target import target_named
+from l1rr_fx.lowering.onnx_target import target_named
 from l1rr_fx.lowering.parsers import trt82
 from l1rr_fx.lowering.parsers.onnx_file import OnnxModel, read_model
 from l1rr_fx.lowering.parsers.remarks import Remark
