@@ -28,7 +28,7 @@ from passes.assignment.cost_model import Target
 from passes.assignment.options import Options
 from passes.compile import remove_zero_channels
 from passes.errors import InputError, L1RRError, first_line
-from passes.graph.constants import holder
+from passes.graph.nodes import holder
 
 log = logging.getLogger(__name__)
 

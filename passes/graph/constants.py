@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from itertools import chain, count
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from passes.graph.modes import DROPOUTS
-from passes.graph.nodes import attribute
+from passes.graph.nodes import attribute, holder
 
 MOST_GROWN = 2**20
 """Bytes that a constant may have beyond the parameters and buffers that it is made from: an anchor grid, not a feature
@@ -56,18 +55,6 @@ def _is_pure(node: Node) -> bool:
 
 def _bytes(value: object) -> int:
     return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
-
-
-def holder(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module in which a dotted name lies, and its last part."""
-    owner, _, leaf = name.rpartition(".")
-    return (attribute(module, owner) if owner else module), leaf
-
-
-def free_name(module: nn.Module, name: str) -> str:
-    """The name, or where it is taken the first of `name_0`, `name_1`, ... that is not."""
-    names = chain((name,), map(f"{name}_{{}}".format, count()))
-    return next(each for each in names if not hasattr(*holder(module, each)))
 
 
 def swept(module: GraphModule) -> GraphModule:

@@ -1,14 +1,13 @@
-"""Operators that behave differently in training: made modules again, so that `.train()` and `.eval()` switch them.
+"""Batch norm and dropout as modules, so that `.train()` and `.eval()` switch them.
 
-Capture freezes the mode into the call (`batch_norm(..., training=False)`). Where the tensors of a batch norm still lie
-together under one name, that name becomes an `nn.BatchNorm` with the same parameters; any other becomes a small module
-without parameters of its own.
+Capture freezes the mode into the call (`batch_norm(..., training=False)`). Where one module holds the tensors of a
+batch norm and nothing else, it becomes an `nn.BatchNorm` with the same parameters. Every other batch norm becomes a
+`BatchNormCall`, which has no parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import count
 from typing import Any
 
 import torch
@@ -17,13 +16,13 @@ from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from passes.graph.nodes import attribute
+from passes.graph.nodes import attribute, free_names, holder
 
 aten = torch.ops.aten
 
 
 class BatchNormCall(nn.Module):
-    """Batch norm whose tensors are arguments; it uses the batch's statistics while it trains."""
+    """A batch norm that takes its tensors as arguments; in training it uses the statistics of the batch."""
 
     def __init__(self, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
@@ -50,7 +49,7 @@ MODULES: Mapping[str, type[nn.Module]] = {
     "AlphaDropout": nn.AlphaDropout,
     "Dropout2d": nn.Dropout2d,
 }
-"""Every class that a call_module node of ours may name."""
+"""The classes of all modules that rewritten graphs call."""
 
 BATCH_NORMS: Mapping[int, type[_BatchNorm]] = {
     2: nn.BatchNorm1d,
@@ -71,66 +70,87 @@ SWITCHED = {aten.batch_norm.default, *DROPOUTS}
 
 SLOTS = ("weight", "bias", "running_mean", "running_var")
 
+RANK = "rank"
+"""The key of `node.meta` that holds the rank of a restored batch norm's input.
+
+A rewritten graph has no example values, and neither `BatchNorm1d` nor `BatchNormCall` says whether axis 1, its
+channels, is the last axis as well: folding into a linear layer is right then only (`input_rank`).
+"""
+
 
 def restore_modes(module: GraphModule, ranks: Mapping[str, int]) -> GraphModule:
-    """Turn batch norm and dropout calls into modules, in place; `ranks` gives the rank of each batch norm's input."""
+    """Turn calls of batch norm and dropout into modules, in place; returns `module`.
+
+    `ranks` gives the rank of the result of each batch norm by the name of its node; a missing one counts as 4.
+    """
     restore_graph_modes(module, module.graph, ranks)
     module.recompile()
     return module
 
 
-def restore_graph_modes(root: nn.Module, graph: Graph, ranks: Mapping[str, int]) -> None:
-    """The same on a graph whose attributes lie in `root`."""
+def restore_graph_modes(root: nn.Module, graph: Graph, ranks: Mapping[str, int]) -> dict[Node, Node]:
+    """Do the same to a graph whose tensors `root` holds; returns the new node for each replaced one.
+
+    Nodes without readers are erased.
+    """
+    replaced: dict[Node, Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
         if node.target is aten.batch_norm.default:
-            _restore_batch_norm(root, node, ranks.get(node.name, 4))
+            replaced[node] = _restored_batch_norm(root, node, ranks.get(node.name, 4))
         elif node.target in DROPOUTS:
             dropout = DROPOUTS[node.target](float(node.args[1])).train(bool(node.args[2]))
-            _replace(root, node, _free_name(root, "_dropout"), dropout, node.args[:1])
+            replaced[node] = _replace(root, node, next(free_names(root, "_dropout")), dropout, node.args[:1])
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op not in ("placeholder", "output"):
             graph.erase_node(node)
+    return replaced
 
 
-def _free_name(root: nn.Module, prefix: str) -> str:
-    return next(name for name in map(f"{prefix}_{{}}".format, count()) if not hasattr(root, name))
+def input_rank(node: Node, kind: type[object]) -> int | None:
+    """The rank of the input of a batch norm, a call or a module of class `kind`; None where the graph does not say."""
+    if isinstance(node.meta.get("val"), Tensor):
+        return int(node.meta["val"].dim())
+    ranks = [rank for rank, batch_norm in BATCH_NORMS.items() if batch_norm is kind]
+    return ranks[0] if len(ranks) == 1 else node.meta.get(RANK)
 
 
-def _replace(root: nn.Module, node: Node, name: str, new: nn.Module, args: tuple[Any, ...]) -> None:
+def place_module(root: nn.Module, name: str, new: nn.Module) -> None:
+    """Put a module under a dotted name."""
+    parent, leaf = holder(root, name)
+    if getattr(parent, leaf, None) is not new:
+        setattr(parent, leaf, new)
+
+
+def _replace(root: nn.Module, node: Node, name: str, new: nn.Module, args: tuple[Any, ...]) -> Node:
+    """Put a module under a name, and a call of it in the place of a node."""
     place_module(root, name, new)
     with node.graph.inserting_before(node):
         call = node.graph.call_module(name, args)
     call.meta.update(node.meta)
     node.replace_all_uses_with(call)
     node.graph.erase_node(node)
+    return call
 
 
-def place_module(root: nn.Module, name: str, new: nn.Module) -> None:
-    """Put a module under a dotted name."""
-    owner, _, leaf = name.rpartition(".")
-    parent = attribute(root, owner) if owner else root
-    if getattr(parent, leaf, None) is not new:
-        setattr(parent, leaf, new)
-
-
-def _restore_batch_norm(root: nn.Module, node: Node, rank: int) -> None:
-    node.meta["rank"] = rank  # a folded BatchNorm1d must know whether a linear layer or a convolution is before it
+def _restored_batch_norm(root: nn.Module, node: Node, rank: int) -> Node:
+    """The call of a module that replaces a call of batch norm."""
+    node.meta[RANK] = rank
     x, *tensors, training, momentum, eps, _cudnn = node.args
+    options: tuple[float, float] = (float(momentum), float(eps))  # type: ignore[arg-type]  # both are numbers
     owner = _owner(root, tensors)
     if owner is None:
-        norm = BatchNormCall(float(momentum), float(eps)).train(bool(training))  # type: ignore[arg-type]
-        _replace(root, node, _free_name(root, "_batch_norm"), norm, (x, *tensors))
-        return
+        norm = BatchNormCall(*options).train(bool(training))
+        return _replace(root, node, next(free_names(root, "_batch_norm")), norm, (x, *tensors))
     present = attribute(root, owner)
     if not isinstance(present, _BatchNorm):
-        present = _batch_norm(present, BATCH_NORMS[rank], float(momentum), float(eps)).train(bool(training))  # type: ignore[arg-type]
-    _replace(root, node, owner, present, (x,))
+        present = _batch_norm(present, BATCH_NORMS[rank], *options).train(bool(training))
+    return _replace(root, node, owner, present, (x,))
 
 
 def _owner(root: nn.Module, tensors: list[Any]) -> str | None:
-    """The common name under which weight, bias and statistics lie, if nothing else lies there."""
+    """The name of the module that holds weight, bias and statistics; None if they lie apart, or with other things."""
     names = [str(t.target) if isinstance(t, Node) and t.op == "get_attr" else None for t in tensors]
     if names[2] is None or names[3] is None or (names[0] is None) != (names[1] is None):
         return None
@@ -146,11 +166,12 @@ def _owner(root: nn.Module, tensors: list[Any]) -> str | None:
     return None if extra else owner
 
 
-def _batch_norm(holder: nn.Module, kind: type[_BatchNorm], momentum: float, eps: float) -> nn.Module:
-    tensors = {n: getattr(holder, n, None) for n in SLOTS}
+def _batch_norm(bare: nn.Module, kind: type[_BatchNorm], momentum: float, eps: float) -> nn.Module:
+    """A batch norm with the tensors of a bare module."""
+    tensors = {n: getattr(bare, n, None) for n in SLOTS}
     mean = tensors["running_mean"]
     assert isinstance(mean, Tensor)
-    # made without tensors, which are only exchanged afterwards: making them takes longer than all the rest
+    # made without tensors, because making those takes longer than everything else here
     norm = kind(len(mean), eps=eps, momentum=momentum, affine=False, track_running_stats=False)
     norm.affine = tensors["weight"] is not None
     norm.track_running_stats = True

@@ -1,8 +1,10 @@
-"""Questions about single nodes of a graph, and where a module keeps its tensors."""
+"""Questions about single nodes of a graph, and access to what a module holds under dotted names."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -79,8 +81,24 @@ def attribute(module: nn.Module, name: str) -> Any:
     return value
 
 
+def holder(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The submodule that holds a dotted name, and the last part of the name."""
+    owner, _, leaf = name.rpartition(".")
+    return (attribute(module, owner) if owner else module), leaf
+
+
+def free_names(module: nn.Module, stem: str) -> Iterator[str]:
+    """The names `stem_0`, `stem_1`, ... under which the module holds nothing."""
+    return (name for name in map(f"{stem}_{{}}".format, count()) if not hasattr(*holder(module, name)))
+
+
+def free_name(module: nn.Module, name: str) -> str:
+    """The dotted name itself, or the first of `free_names` where the module holds something under it."""
+    return next(free_names(module, name)) if hasattr(*holder(module, name)) else name
+
+
 def place_tensor(root: nn.Module, name: str, tensor: Tensor, *, persistent: bool = True) -> None:
-    """Put a parameter or a buffer under a dotted name, making the modules on the way."""
+    """Put a parameter or a buffer under a dotted name; modules that the name needs are added."""
     *path, leaf = name.split(".")
     for part in path:
         if not hasattr(root, part):

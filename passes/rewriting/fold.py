@@ -20,10 +20,10 @@ from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from passes.errors import InputError
-from passes.graph.constants import constant_values, free_name, holder, swept
+from passes.graph.constants import constant_values, swept
 from passes.graph.isolation import detached_copy
-from passes.graph.modes import BATCH_NORMS, DROPOUTS, BatchNormCall
-from passes.graph.nodes import attribute, place_tensor
+from passes.graph.modes import DROPOUTS, BatchNormCall, input_rank
+from passes.graph.nodes import attribute, free_name, holder, place_tensor
 from passes.rules import rule_for
 from passes.rules.base import WeightForm, replaced
 from passes.rules.weights import bias_of, weight_of
@@ -141,7 +141,7 @@ class _Folder:
             raise _in_training(node, "normalises with the batch's statistics")
         scale = (variance + eps).rsqrt() * (1.0 if weight is None else weight)
         shift = (0.0 if bias is None else bias) - mean * scale
-        return _Norm(scale, shift, _rank(node, type(owner)))
+        return _Norm(scale, shift, input_rank(node, type(owner)))
 
     def _is_contraction(self, node: Node, rank: int | None) -> bool:
         """Whether the call has constant weights, and its channels are along axis 1 of tensors of this rank."""
@@ -230,14 +230,6 @@ def _names_read(module: GraphModule) -> Iterator[str]:
         elif node.op == "call_module":
             owner = attribute(module, str(node.target))
             yield from (f"{node.target}.{name}" for name in owner.state_dict())
-
-
-def _rank(node: Node, kind: type[object]) -> int | None:
-    """The rank of a batch norm's input, from its example value, from its class or from `passes.graph.modes`."""
-    if isinstance(node.meta.get("val"), Tensor):
-        return int(node.meta["val"].dim())
-    ranks = [rank for rank, batch_norm in BATCH_NORMS.items() if batch_norm is kind]
-    return ranks[0] if len(ranks) == 1 else node.meta.get("rank")
 
 
 def _form(node: Node) -> WeightForm:

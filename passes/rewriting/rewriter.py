@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from passes.accounts import Recombination
 from passes.assignment.plan import LayoutPlan, SitePlan
 from passes.graph.layout import Layout, identity
 from passes.graph.modes import restore_graph_modes
-from passes.graph.nodes import attribute, is_projection, is_tensor, place_tensor, reads_elements
+from passes.graph.nodes import attribute, free_names, is_projection, is_tensor, place_tensor, reads_elements
 from passes.graph.selection import Selection
 from passes.rewriting.recombine import Recombiner, Written, positions
 from passes.rewriting.stored_parameters import StoredParameters
@@ -64,6 +63,7 @@ class _Rewriter:
         self.device = next((p.device for p in self.old.parameters()), torch.device("cpu"))
         self.kept: dict[str, Selection] = {}
         self.cache: dict[tuple[Node, Node], list[tuple[Layout, Node]]] = defaultdict(list)
+        self.names = free_names(self.old, "_recombine")  # of the buffers
         self.recombine = Recombiner(self.graph, self._constant)
         self.recombinations: list[Recombination] = []
         self.ranks: dict[str, int] = {}  # of the results, by the name of the new call
@@ -170,9 +170,7 @@ class _Rewriter:
         key = (tensor.shape, tensor.dtype, tuple(tensor.reshape(-1).tolist()))
         if key in self.constants:
             return self.graph.get_attr(self.constants[key])
-        names = map("_recombine_{}".format, count(len(self.buffers)))
-        name = next(n for n in names if n not in self.buffers and not hasattr(self.old, n))
-        self.constants[key] = name
+        name = self.constants[key] = next(self.names)
         self.buffers[name] = tensor.contiguous().to(self.device)
         return self.graph.get_attr(name)
 
@@ -284,11 +282,14 @@ class _Rewriter:
         root = nn.Module()
         for name, tensor in {**self.tensors, **self.buffers}.items():
             place_tensor(root, name, tensor)
+        held: dict[Node, str] = {}  # of the original values that one node holds, the first
         for old, new in self.new.items():
             if old in self.plan.layout:
-                new.meta.setdefault("value", old.name)
-        restore_graph_modes(root, self.graph, self.ranks)  # replaces nodes, and hands their meta on
-        self.values = {node.meta.pop("value"): node.name for node in self.graph.nodes if "value" in node.meta}
+                held.setdefault(new, old.name)
+        replaced = restore_graph_modes(root, self.graph, self.ranks)
+        present = set(self.graph.nodes)
+        now = {name: replaced.get(new, new) for new, name in held.items()}
+        self.values = {name: node.name for name, node in now.items() if node in present}
         module = GraphModule(root, self.graph, type(self.old).__name__)
         self._restore_ties(module)
         module.training = self.old.training
