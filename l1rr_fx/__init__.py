@@ -7,6 +7,7 @@ from l1rr_fx.method.attention.loss import FeatureAttention
 from l1rr_fx.method.planning.budget import Budget
 from l1rr_fx.method.planning.choose import choose
 from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.method.planning.scores import GroupSum, Taylor
 from l1rr_fx.method.sites.channel_sites import channel_sites
 from l1rr_fx.method.sites.inspection import Inspection, inspect
 from l1rr_fx.method.training.decay import parameter_groups
@@ -31,6 +32,7 @@ __all__ = [
     "Budget",
     "CaptureError",
     "FeatureAttention",
+    "GroupSum",
     "InputError",
     "Inspection",
     "L1RRError",
@@ -41,6 +43,7 @@ __all__ = [
     "Report",
     "ReweightedL1",
     "RewriteError",
+    "Taylor",
     "VanishedError",
     "VerifyError",
     "__version__",

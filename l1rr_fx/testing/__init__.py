@@ -12,7 +12,7 @@ from l1rr_fx.testing.channels import (
     residual_families,
     zeroings,
 )
-from l1rr_fx.testing.draft import FAMILIES
+from l1rr_fx.testing.draft import FAMILIES, operator
 from l1rr_fx.testing.judging import differences, fresh, has_constant_output
 from l1rr_fx.testing.random_networks import Network, networks
 from l1rr_fx.testing.soundness import Call, assert_rule_is_sound
@@ -36,6 +36,7 @@ __all__ = [
     "input_shapes",
     "kill",
     "networks",
+    "operator",
     "residual_families",
     "randomised",
     "zeroed",

@@ -49,7 +49,7 @@ def _filters(model: nn.Module, site: ChannelSite, name: str) -> Tensor:
     if weight.dim() > 2 and not isinstance(layer, _ConvNd):
         raise InputError(
             f"{site.name}: {name} of shape {(*weight.shape,)} is of no convolution of torch.nn, so that it is not "
-            'known which of its axes makes the channels; use the score "bn-scale" or l1rr_fx.method.planning.scores.Taylor'
+            'known which of its axes makes the channels; use the score "bn-scale" or l1rr_fx.Taylor'
         )
     return weight
 
