@@ -1,5 +1,6 @@
 """Lowering: in goes a network and example inputs, out comes what a device runs.
 
+onnx_target   the opset that a target reads, and what its reader lacks
 onnx/         an ONNX file for a target (`to_onnx`), and forms for operators of your own (`register_form`)
 parsers/      what a target's parser refuses or misreads in an ONNX file (`lint`)
 bundle/       a folder that measures itself on a device (`lower`, `measure`), and its results compared (`compare`)

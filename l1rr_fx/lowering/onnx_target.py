@@ -11,7 +11,7 @@ NEWER: Mapping[str, int] = {
     "HardSwish": 14, "GridSample": 16, "LayerNormalization": 17, "Mish": 18,
     "BitwiseAnd": 18, "BitwiseOr": 18, "BitwiseXor": 18,
 }  # fmt: skip
-"""Operators that one node can say since an opset, and several nodes before."""
+"""The opset since which ONNX has an operator; before, it takes several nodes."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,7 @@ class OnnxTarget:
     """An ONNX version, and what its reader lacks.
 
     `parser` names the table of operators that `lint` holds a model against (None: only ONNX's own rules).
-    `planar` says that convolutions and pools along a single axis are unknown: they become those of an image one pixel
-    high.
+    `planar`: convolutions and pools along a single axis are not read, so they are written for an image one pixel high.
     """
 
     name: str
@@ -30,7 +29,7 @@ class OnnxTarget:
     planar: bool = False
 
     def has(self, operator: str) -> bool:
-        """Whether a single node can say it."""
+        """Whether an operator is a single node."""
         return self.opset >= NEWER[operator]
 
 
@@ -47,7 +46,7 @@ TARGETS: Mapping[str, OnnxTarget] = {
 
 
 def target_named(name: str) -> OnnxTarget:
-    """The target of that name; InputError names those that there are."""
+    """The target of a name. Raises InputError, with the names of all targets, for any other name."""
     if not isinstance(name, str) or name not in TARGETS:
         raise InputError(f"there is no target {name!r}; there are {', '.join(TARGETS)}")
     return TARGETS[name]

@@ -1,4 +1,4 @@
-"""What a bundle tells people: the commands of each TensorRT, and its README."""
+"""The README of a bundle, and the commands for each TensorRT."""
 
 from __future__ import annotations
 

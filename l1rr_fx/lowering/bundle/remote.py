@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 RESULTS = "results.json"
 NO_CONNECTION = 255
-"""The exit status with which ssh says that it failed itself."""
+"""The exit status of ssh where ssh itself failed."""
 
 
 def measure(
@@ -41,7 +41,7 @@ def measure(
     "Port=2222". The copy stays in the home directory there, under l1rr-fx/, with the engines and TensorRT's timings.
 
     Raises InputError for a folder that is no bundle and a disk that refuses, LoweringError for a machine that cannot be
-    reached or a measurement that failed, with what was said there.
+    reached or a measurement that failed, with its output there.
     """
     folder, target = _path("bundle", bundle), _path("out", out)
     for name, words in (("arguments", arguments), ("ssh_options", ssh_options)):

@@ -40,7 +40,7 @@ MODEL, HALF_MODEL, SCRIPT, MANIFEST = "model.onnx", "model_fp16.onnx", "build_an
 BEFORE_NMS: Mapping[str, str] = {MODEL: "model_before_nms.onnx", HALF_MODEL: "model_fp16_before_nms.onnx"}
 """The same networks without the plugin, for those who do not know it."""
 TYPED = "tensorrt-11"
-"""The target whose files say their precision, as TensorRT 11 and TensorRT for RTX want it."""
+"""The target whose files state their precision, which TensorRT 11 and TensorRT for RTX need."""
 ENGINE_TOLERANCE: Mapping[str, float] = {"fp32": 1e-3, "fp16": TOLERANCE["fp16"], "onnxruntime": TOLERANCE["fp32"]}
 """The largest relative deviation from torch that is taken for rounding: TensorRT's FP32 kernels include Winograd's."""
 DETECTION_TOLERANCE: Mapping[str, float] = {"fp32": 1e-2, "fp16": 5e-2}
@@ -91,7 +91,8 @@ def lower(
     suppress when an engine is checked, and a note says so.
 
     Raises InputError for wrong arguments, a folder that is not empty (with `overwrite` a bundle is replaced, and
-    nothing else is) or a disk that refuses, LoweringError for what the target cannot say, and what `to_onnx` raises.
+    nothing else is) or a disk that refuses, LoweringError for what the target cannot express, and the errors of
+    `to_onnx`.
     """
     folder = Path(out)
     target_named(target)
@@ -219,7 +220,7 @@ def _outputs(module: nn.Module, graph: GraphModule, args: tuple[Any, ...], kwarg
 def _suppression(
     nms: Nms | None, graph: Any, expected: Mapping[str, Any]
 ) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """What the manifest says of NMS, and a note if these outputs leave nothing to it. `graph` is that before NMS."""
+    """The manifest's entry for NMS, and a note if no output is left for it. `graph` is the one before NMS."""
     if nms is None:
         return None, ()
     name = graph.output[nms.output].name

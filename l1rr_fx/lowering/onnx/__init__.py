@@ -1,6 +1,5 @@
 """ONNX files: in goes a network with example inputs, out comes a file that its target reads.
 
-target        the opset that a target reads, and what its reader lacks
 writer        the ONNX graph while it is written: calls, constants, names
 operators/    the form of each operator, a file a family
 interpret     the network is run on fakes of its inputs, and each operator writes its form

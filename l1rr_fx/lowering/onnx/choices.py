@@ -1,7 +1,7 @@
-"""Where a network chooses (top-k, sort, argmax), rounding may choose otherwise, and all that follows differs.
+"""The comparison of networks that choose (top-k, sort, argmax): rounding may change a choice and all that follows.
 
-Such a network is judged by running torch again with the choices that ONNX Runtime made: each must be as good as torch's
-own, and what follows from them must agree.
+Torch runs again with the choices that ONNX Runtime made. Each must be as good as torch's own, and the results that
+follow from them must agree.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ALONG = {
     aten.argmax.default: 1,
     aten.argmin.default: 1,
 }
-"""Operators that choose, and which argument names the axis."""
+"""Operators that choose, with the position of the argument that names the axis."""
 
 
 def deviation_given_choices(model: Any, lowered: Lowered, graph: GraphModule, trial: Trial) -> float | None:
@@ -50,14 +50,14 @@ def deviation_given_choices(model: Any, lowered: Lowered, graph: GraphModule, tr
         wider.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None))
     found = run_onnx(wider.SerializeToString(), trial.tensors())
     named = dict(zip([*(port.name for port in lowered.outputs), *extra], found, strict=True))
-    run = _Told(graph, {node: named[name] for node, name in made.items()})
+    run = _Forced(graph, {node: named[name] for node, name in made.items()})
     with torch.no_grad():
         results = run.run(*trial.leaves(), enable_io_processing=False)
     return max(run.worst, relative_deviation(trial.chosen(results), found[: len(lowered.outputs)]))
 
 
-class _Told(Interpreter):
-    """Runs a graph with choices that were made elsewhere; `worst` is how much worse than its own they are."""
+class _Forced(Interpreter):
+    """Runs a graph with given choices; `worst` is by how much the worst of them misses the graph's own choice."""
 
     def __init__(self, module: GraphModule, choices: Mapping[str, Tensor]) -> None:
         super().__init__(module)

@@ -45,7 +45,7 @@ MOVERS = ("Gather", "GatherND", "GatherElements", "Transpose")
 
 @dataclass(frozen=True)
 class Emitted:
-    """An ONNX file that was written.
+    """An ONNX file, written and checked.
 
     `operators` counts its nodes by kind. `introduced` names the nodes that move whole tensors although the model did
     not ask for it: gathers that pruning left, transpositions that the spelling needs. `deviation` is the largest
@@ -101,7 +101,7 @@ def to_onnx(
 
     The file is checked before it is written: by ONNX's checker and shape inference, by `lint` (its errors are raised as
     LoweringError), and with `verify`, where ONNX Runtime is installed, against the module's own outputs (VerifyError).
-    Raises InputError for wrong arguments, CaptureError, and LoweringError for what the target cannot say.
+    Raises InputError for wrong arguments, CaptureError, and LoweringError for what the target cannot express.
     """
     aim, kind = target_named(target), _float_type(precision)
     path = check_file(path, overwrite=overwrite)

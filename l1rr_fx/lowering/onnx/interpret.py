@@ -1,7 +1,7 @@
-"""The network read as ONNX calls: its graph is run on fakes of the inputs, and each operator writes its form.
+"""`lower_graph`: runs a graph on fakes of the inputs, and each operator writes its ONNX calls.
 
-Sizes are numbers here, and what does not depend on an input is computed at once: arithmetic on shapes and constants is
-done when this is over.
+Sizes are numbers here, and what does not depend on an input is computed at once: no arithmetic on shapes and constants
+is left in the file.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class _Run:
         return [self._result(node, each, like) for each, like in zip(written, fake, strict=True)]
 
     def _decomposed(self, node: Node, target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """An operator without a form, as torch writes it with others."""
+        """An operator without a form, decomposed by torch into operators that have one."""
         leaves, structure = pytree.tree_flatten((args, dict(kwargs)))
         tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, (Symbol, Tensor))]
 
@@ -205,7 +205,7 @@ class _Run:
         raise AssertionError("a traced graph has an output")
 
     def _traced(self, node: Node, target: OpOverload, call: Callable[..., Any], given: Sequence[Tensor]) -> GraphModule:
-        """A call as the operators that it is made of, or if it is made of none, as those that torch writes for it."""
+        """A call as a graph: its composite implementation, or else torch's decomposition into core ATen operators."""
         tables: tuple[Any, ...] = ({}, core_aten_decompositions())
         for table in tables:
             with self.fakes, torch.backends.mkldnn.flags(enabled=False):  # whose recurrent layers are one operator
@@ -218,7 +218,7 @@ class _Run:
         raise LoweringError(_formless(node, target, self.writer))
 
     def _result(self, node: Node, written: Any, like: Any) -> Any:
-        """What a form returned for one result: a value of the graph, a constant, or nothing that the target can say."""
+        """One result of a form; None: the target has no such result, an error once it is read."""
         if written is None:
             return _Absent(node)
         if isinstance(written, Tensor):
@@ -247,7 +247,7 @@ def _bound(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
 
 def _is_random(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether an operator draws numbers in this call; dropout is none here, as there is none in eval mode."""
+    """Whether a call draws random numbers. Dropout does not: in eval mode it is the identity."""
     if not isinstance(target, OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
         return False
     names = [argument.name for argument in target._schema.arguments]
@@ -265,7 +265,7 @@ def _like(value: Any) -> Any:
 
 @contextmanager
 def _shapes_blamed(node: Node) -> Iterator[None]:
-    """What a call raises inside, as an error about the shapes that came in."""
+    """Turn an error of a call into one about the shapes of its inputs."""
     try:
         yield
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:

@@ -16,13 +16,15 @@ DOMAIN, PLUGIN, CENTRES = "TRT", "EfficientNMS_TRT", 1
 NAMES = ("num_dets", "det_boxes", "det_scores", "det_classes")
 TRANSPOSE = "nms/Transpose"
 TENSORRT = ("jetson", "tensorrt")
-"""What the names of targets start with that are TensorRT."""
+"""The names of targets that are TensorRT start with one of these."""
 
 
 @dataclass(frozen=True)
 class Nms:
-    """What is kept of detections: at most `most` an image, with a score of at least `score`, that overlap better ones
-    of their class by an IoU below `overlap`.
+    """The options of non-maximum suppression.
+
+    Each image keeps at most `most` detections, with a score of at least `score`, whose IoU with better detections of
+    their class is below `overlap`.
 
     The network's output number `output` (of those in the file) must be (images, 4 + classes, anchors): centre, width
     and height of boxes, then scores in [0, 1], as the heads of YOLOv8 and later give them. In its place come `num_dets`
@@ -45,7 +47,7 @@ class Nms:
 
 
 def check_nms(nms: Nms | None, target: str) -> None:
-    """InputError unless the plugin is not asked for, or the target has it."""
+    """Raise InputError if the plugin is asked for and the target has none."""
     if not isinstance(nms, Nms | None):
         raise InputError(f"nms is a {type(nms).__name__}; Nms(score=..., overlap=...) or None is wanted")
     if nms is not None and not target.startswith(TENSORRT):
@@ -55,7 +57,7 @@ def check_nms(nms: Nms | None, target: str) -> None:
 
 
 def check_detections(output: Any, name: str) -> None:
-    """InputError if what the network gives, a numpy array, cannot be boxes (centre, size) and scores."""
+    """Raise InputError if an output, a numpy array, cannot be boxes (centre, size) and scores."""
     sizes, scores = output[:, 2:4], output[:, 4:]
     if not (scores.min() >= 0 and scores.max() <= 1):
         raise InputError(
@@ -70,7 +72,7 @@ def check_detections(output: Any, name: str) -> None:
 
 
 def add_nms(model: Any, nms: Nms) -> None:
-    """Append the plugin to an `onnx.ModelProto`. InputError if the output is not of the shape that `Nms` wants."""
+    """Append the plugin to an `onnx.ModelProto`. Raises InputError unless the output has the shape that `Nms` takes."""
     onnx = required("onnx", extra="onnx")
     outputs = list(model.graph.output)
     if not 0 <= nms.output < len(outputs):

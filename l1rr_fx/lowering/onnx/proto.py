@@ -85,7 +85,7 @@ def _port(onnx: Any, port: Port, writer: Writer) -> Any:
 
 
 def check_file(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
-    """The path, if a file may be written there. Raises InputError."""
+    """The path of a file that may be written. Raises InputError for any other."""
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"path is a {type(path).__name__}; the name of a file is wanted")
     target = Path(path)

@@ -1,4 +1,4 @@
-"""ONNX Runtime as the judge of what was emitted."""
+"""ONNX Runtime: the outputs of an ONNX file, to compare with those of the module."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from passes.errors import InputError, VerifyError
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What a network is tried on: its inputs, and which of its outputs, by number, the file has (None: all tensors)."""
+    """The example inputs of a network, and the numbers of the outputs that the file has (None: all tensors)."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -31,7 +31,7 @@ class Trial:
         return [leaf for leaf in self.leaves() if isinstance(leaf, Tensor)]
 
     def chosen(self, results: Any) -> list[Tensor]:
-        """Of the network's outputs, those that the file has."""
+        """The outputs that the file has, from all outputs of the network."""
         flat = pytree.tree_leaves(results)
         return (
             [flat[i] for i in self.outputs] if self.outputs is not None else [t for t in flat if isinstance(t, Tensor)]
@@ -39,7 +39,7 @@ class Trial:
 
 
 def outputs_in_runtime(content: bytes, trial: Trial) -> list[Tensor] | None:
-    """What an ONNX model gives on these inputs; None where ONNX Runtime is not installed."""
+    """The outputs of an ONNX model on these inputs; None where ONNX Runtime is not installed."""
     try:
         required("onnxruntime", extra="onnx")
     except InputError:

@@ -1,4 +1,4 @@
-"""`lint`: what the parser of a target would refuse in an ONNX model, or silently read as another network."""
+"""`lint`: what the parser of a target refuses in an ONNX model, or silently reads as another network."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Finding:
 def lint(model: Any, target: str = "jetson-tx2") -> tuple[Finding, ...]:
     """The findings about an ONNX model: its path, its bytes or an `onnx.ModelProto`. Errors first.
 
-    Raises LoadError for a file that is none, and InputError for another `model` or a target without a table here.
+    Raises LoadError for what is no ONNX file, and InputError for another `model` or a target without a table here.
     """
     name = target_named(target).parser
     if name is None:

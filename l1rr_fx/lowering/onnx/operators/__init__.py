@@ -109,7 +109,7 @@ def register_form(operator: Operator, form: Form) -> None:
 
 
 def unregister_form(operator: Operator) -> None:
-    """Forget a form that was registered; InputError if there is none."""
+    """Remove a registered form. Raises InputError if none was registered."""
     names = [overload.name() for overload in _chosen(operator)]
     if not any(name in REGISTERED for name in names):
         raise InputError(f"no form was registered for {names[0]}")

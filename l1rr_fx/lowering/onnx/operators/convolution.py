@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 def bias_of(bias: Any) -> Any:
-    """An optional operand: what ONNX writes as an empty name where there is none."""
+    """An optional operand; ONNX writes a missing one as an empty name."""
     return "" if bias is None else bias
 
 

@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 
 def _parts(axis_at: int) -> Form:
-    """The form of a call that cuts along the axis that is its argument number `axis_at`: the results say where."""
+    """The form of a call that cuts along an axis, its argument number `axis_at`; the results have the sizes."""
 
     def form(w: Writer, out: Sequence[Tensor], x: Symbol, *rest: Any) -> Sequence[Operand]:
         axis = int(rest[axis_at]) % x.rank if len(rest) > axis_at else 0
