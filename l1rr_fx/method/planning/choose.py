@@ -19,7 +19,7 @@ from l1rr_fx.method.planning.budget import Analysis, Budget, LatencyPredictor
 from l1rr_fx.method.planning.curves import Curve, Progress, Unit, measured_curves
 from l1rr_fx.method.planning.plan import Plan, planned
 from l1rr_fx.method.planning.scores import Score, score_named, scores_of
-from l1rr_fx.method.planning.search import LEAST, SHARE, Search, sequence, shown
+from l1rr_fx.method.planning.search import KEPT_CHANNELS, KEPT_SHARE, Search, sequence, shown
 from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing, unwrapped
 from l1rr_fx.support.arguments import all_of_kind, of_kind
 from passes.analysis.coupling import residual_values
@@ -239,7 +239,7 @@ def _units(model: nn.Module, analysis: Analysis, score: Score, blocked: Mapping[
 
 
 def _floor(channels: int) -> int:
-    return max(LEAST, math.ceil(SHARE * channels))
+    return max(KEPT_CHANNELS, math.ceil(KEPT_SHARE * channels))
 
 
 def _plan(search: Search, count: int, curves: Mapping[str, Curve], blocked: Mapping[str, str], method: str) -> Plan:

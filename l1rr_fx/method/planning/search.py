@@ -12,8 +12,8 @@ from l1rr_fx.method.planning.curves import Unit
 from l1rr_fx.method.sites.zeroing import Zeroing, zeroed_values
 from passes.errors import InputError, VanishedError
 
-LEAST, SHARE = 4, 0.05
-"""A layer keeps at least LEAST channels, and SHARE of them."""
+KEPT_CHANNELS, KEPT_SHARE = 4, 0.05
+"""A layer keeps at least KEPT_CHANNELS channels, and KEPT_SHARE of them."""
 
 
 FOR_NONE = '. Latency is that of the network that prune(target="none") writes; pruned for its device it can be faster'
@@ -124,7 +124,7 @@ class Search:
         names = ", ".join(sorted(whole)[:8])
         return InputError(
             f"the budget {shown(self.limits)} cannot be met; {self._reachable(count)}, with {len(floors)} layers at "
-            f"their least, max({LEAST}, {SHARE:.0%}) of their channels"
+            f"their least, max({KEPT_CHANNELS}, {KEPT_SHARE:.0%}) of their channels"
             + (f", and these whole: {names}" if names else "")
             + (FOR_NONE if "latency" in self.limits else "")
         )

@@ -1,4 +1,4 @@
-"""Weight decay, and the parameters that it must leave alone while channels are made sparse."""
+"""Weight decay: the groups of parameters that it acts on, and a check that it leaves sparse scales alone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ SHOWN = 8
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """The model's trainable parameters as two groups for an optimiser: weights, which decay, and vectors (gammas,
-    shifts, biases), which do not."""
+    """Two groups of a model's trainable parameters for an optimiser: only the first has weight decay.
+
+    The first holds the weights; the second holds the vectors (gammas, shifts, biases). InputError unless
+    `weight_decay` is a finite number of at least 0.
+    """
     decay = number("weight_decay", weight_decay)
     parameters = [p for p in of_kind("model", model, nn.Module).parameters() if p.requires_grad]
     return [
@@ -26,7 +29,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
 
 
 def refuse_decay(optimizer: Optimizer, penalised: Mapping[str, Tensor], *, gammas: Sequence[str]) -> None:
-    """InputError unless the optimiser has every penalised parameter, and decays none of `gammas`."""
+    """InputError unless the optimiser has every penalised parameter and decays none of the `gammas`."""
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     if missing := [name for name, parameter in penalised.items() if id(parameter) not in group_of]:
         raise InputError(f"the optimizer lacks {len(missing)} penalised parameters: {few(missing)}")

@@ -1,4 +1,4 @@
-"""Zeros that stay zero while somebody else's training loop runs."""
+"""Zeros that stay zero in any training loop, by hooks on parameters and optimisers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 class Held:
-    """Masked elements of parameters that are zero again after every step of any optimiser, until `release`.
+    """Elements of parameters that are set to zero after every step of every optimiser, until `release`.
 
-    Their gradients are zero too, so that clipping by the norm sees what it would see in the small network, which then
-    trains alike. The optimiser need not be known: the hook is torch's for all of them, and weight decay, momentum from
-    before and skipped steps are right. Copies of the model (EMA) that average held weights hold them too. A model that
-    is built anew, say from a checkpoint, is another one: hold that.
+    Their gradients are set to zero too: clipping by the norm then acts as in the small network, which trains alike. The
+    hook is torch's hook for all optimisers, so that no optimiser is named; weight decay, momentum from earlier steps
+    and skipped steps do no harm. Copies of the model that average its weights (EMA) hold the zeros too. A model that is
+    made from a checkpoint has other parameters: hold those.
     """
 
     def __init__(self, masked: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
@@ -31,12 +31,12 @@ class Held:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Zero what is held, now."""
+        """Set the held elements to zero now."""
         for parameter, mask in self._masked:
             parameter.masked_fill_(mask, 0)
 
     def release(self) -> None:
-        """Let the parameters go."""
+        """Remove the hooks: the parameters train freely again."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -54,7 +54,7 @@ class Held:
 
 
 class _without:
-    """A hook that zeroes the masked part of a parameter's gradient."""
+    """A hook that sets the masked part of a parameter's gradient to zero."""
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask

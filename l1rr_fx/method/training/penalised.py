@@ -1,4 +1,4 @@
-"""The parameters that a penalty on channels acts on: found by name, refused if frozen, measured by channel."""
+"""The parameters that a penalty on channels acts on: found by name, checked, and measured by channel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SOURCE = "; l1rr_fx.channel_sites(model, args) finds them"
 
 
 def row_norms(weight: Tensor, axis: int) -> Tensor:
-    """The L2 norm of each row of a weight along `axis`; of a scale, its magnitude. Shape (channels,)."""
+    """The L2 norm of each row of a weight along `axis`; the magnitudes of a scale. Shape (channels,)."""
     if weight.dim() == 1:
         return weight.abs()
     norms: Tensor = torch.linalg.vector_norm(weight, dim=[a for a in range(weight.dim()) if a != axis])
@@ -25,10 +25,10 @@ def row_norms(weight: Tensor, axis: int) -> Tensor:
 def squared_changes(
     sites: Sequence[ChannelSite], weights: Sequence[Tensor], besides: Sequence[Tensor] | None = None
 ) -> Tensor:
-    """What a loss would change by, to first order and squared, if each gamma or row were zero; all sites in a row.
+    """The change of the loss, to first order and squared, if each gamma or row were zero: one number a channel.
 
-    (gamma * its gradient)^2: Molchanov et al. 2019, Importance estimation for neural network pruning. `besides` is what
-    of each gradient is another term's, and does not count."""
+    (gamma * its gradient)^2: Molchanov et al. 2019, Importance estimation for neural network pruning. Sites come one
+    after another. `besides` is the part of each gradient that belongs to another term; it is subtracted."""
     gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
     if besides is not None:
         gradients = list(torch._foreach_sub(gradients, list(besides)))
@@ -41,15 +41,15 @@ def squared_changes(
 
 
 def shrunk(sizes: Tensor, amounts: Tensor) -> Tensor:
-    """What is left of each size after `amounts` are taken away, as a factor; exactly 0 where nothing is."""
+    """The factors that take `amounts` from `sizes`; exactly 0 where an amount is at least the size."""
     return (1 - amounts / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)).clamp(min=0)
 
 
 class Remainder:
-    """What rounding has kept back of the pushes on parameters of 16 bits, a number for each channel.
+    """The part of the pushes on parameters of 16 bits that rounding has undone, one number a channel.
 
-    A 1,000th of a bfloat16 cannot be taken from it: it rounds to nothing, however often. So what a push did is
-    measured, and what it did not is added to the next. Parameters of 32 and 64 bits are pushed as they are.
+    A bfloat16 less a 1,000th of itself rounds to the same number, however often. So the effect of each push is
+    measured, and what is missing is added to the next. Parameters of 32 and 64 bits need no remainder.
     """
 
     def __init__(self, parameters: Sequence[Tensor], sizes: Sequence[int]) -> None:
@@ -59,11 +59,11 @@ class Remainder:
         self.owed: Tensor | None = None
 
     def due(self, amounts: Tensor) -> Tensor:
-        """What is to be taken when `amounts` are the next push."""
+        """The next push: `amounts`, and the remainder of the last."""
         return amounts if self.owed is None else (amounts + self.owed.to(amounts)).clamp(min=0)
 
     def keep(self, amounts: Tensor, before: Tensor, after: Tensor) -> None:
-        """Note that this push has made sizes of `before` sizes of `after`."""
+        """Keep the remainder of a push by `amounts` that turned the sizes `before` into `after`."""
         owed = amounts - (before - after) if self.owed is None else amounts + self.owed.to(amounts) - (before - after)
         self.owed = owed.masked_fill((after == 0) | ~self._coarse.to(after.device), 0)
 
@@ -74,7 +74,7 @@ def along(site: ChannelSite, weight: Tensor, values: Tensor) -> Tensor:
 
 
 def parameter(model: nn.Module, name: str) -> nn.Parameter:
-    """The model's parameter of that name; InputError if there is none."""
+    """The model's parameter with a dotted name; InputError if there is none."""
     try:
         return model.get_parameter(name)
     except AttributeError as error:
@@ -82,9 +82,9 @@ def parameter(model: nn.Module, name: str) -> nn.Parameter:
 
 
 def scaled_by(model: nn.Module, sites: Sequence[ChannelSite]) -> dict[nn.Parameter, ChannelSite]:
-    """The parameter of each site. A parameter that several sites share is there once, with the first of them.
+    """The sites by their parameters; of sites that share a parameter, the first.
 
-    InputError where the model has no such parameter, or one of another shape."""
+    InputError if the model has no such parameter, or one of another shape."""
     found: dict[nn.Parameter, ChannelSite] = {}
     for site in sites:
         weight = parameter(model, site.weight)
@@ -98,7 +98,7 @@ def scaled_by(model: nn.Module, sites: Sequence[ChannelSite]) -> dict[nn.Paramet
 
 
 def refuse_frozen(named: Sequence[tuple[str, Tensor]]) -> None:
-    """InputError if parameters of sites are frozen, by name, or if there are none."""
+    """InputError if some of the named parameters are frozen, or if there are no parameters."""
     if frozen := [name for name, parameter in named if not parameter.requires_grad]:
         raise InputError(
             f"{len(frozen)} parameters of the sites are frozen: {few(frozen)}; let them train, or leave their sites "
@@ -110,7 +110,7 @@ def refuse_frozen(named: Sequence[tuple[str, Tensor]]) -> None:
 
 
 def importance(sites: Sequence[ChannelSite], *, cost_aware: bool) -> Tensor:
-    """a_l for each channel: 1, or the MACs of its layer a channel, of mean 1 over all channels."""
+    """a_l for each channel, in float64: 1, or the MACs of its layer by channel over their mean over all channels."""
     if not cost_aware:
         return torch.ones(sum(site.channels for site in sites), dtype=torch.float64)
     costs = torch.cat([torch.full((site.channels,), site.macs / site.channels, dtype=torch.float64) for site in sites])

@@ -1,4 +1,4 @@
-"""Statistics of batch norms measured again, after channels were zeroed or removed."""
+"""Statistics of batch norms, measured again after channels were zeroed or removed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from passes.graph.isolation import buffers_restored
 
 @torch.no_grad()
 def recalibrate_batch_norm(module: nn.Module, batches: Iterable[Any]) -> int:
-    """Replace the running statistics of every batch norm by their mean over `batches`; how many batches there were.
+    """Replace the running statistics of every batch norm by their mean over `batches`; returns the number of batches.
 
-    A batch is a tensor, or a tuple or list whose first element is one or a tuple of the module's arguments; what comes
-    after (targets) is left out. Nothing is learned, dropout stays off; modes, momenta and other buffers come back. A
-    batch norm that evaluation does not call keeps its statistics. In a distributed run call it on every rank with the
-    same batches. InputError without batches, without batch norms that keep statistics, or where the statistics become
-    NaN. Whatever goes wrong, the module is left as it was.
+    A batch is a tensor, or a tuple or list whose first element is a tensor or a tuple of the module's arguments; its
+    other elements (targets) are ignored. No parameter changes, and dropout is off. Afterwards modes, momenta and other
+    buffers are as before. A batch norm that the module does not call in evaluation mode keeps its statistics. In a
+    distributed run call the function on every rank with the same batches.
+
+    InputError without batches, without batch norms that keep statistics, or if the statistics become NaN. After an
+    error the module is as before.
     """
     of_kind("module", module, nn.Module)
     of_kind("batches", batches, Iterable, ", of tensors")  # type: ignore[type-abstract]  # isinstance takes it
@@ -46,7 +48,7 @@ def recalibrate_batch_norm(module: nn.Module, batches: Iterable[Any]) -> int:
 
 @contextmanager
 def _measuring(norms: Iterable[_BatchNorm]) -> Iterator[None]:
-    """Batch norms start anew meanwhile, and take the mean of all batches."""
+    """Batch norms that reset their statistics and take the mean of all batches, inside the block."""
     momenta = [(norm, norm.momentum) for norm in norms]
     try:
         for norm, _ in momenta:

@@ -1,4 +1,4 @@
-"""How strong the sparsity is during training: a factor of the strength as a function of the fraction t of training."""
+"""Schedules of the penalty: a factor of its strength, as a function of the fraction t of training that is done."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Schedule = Callable[[float], float]
 WARM_UP = 0.1
 """The part of training in which "warm-linear" and "ramp-up" rise."""
 LEFT = 0.1
-"""What falling schedules end at."""
+"""The value at which falling schedules end."""
 
 
 def constant(t: float) -> float:
@@ -44,7 +44,7 @@ def ramp_up(t: float) -> float:
 def warm_linear(t: float) -> float:
     """From 0 to 1 in the first WARM_UP, then in a straight line to LEFT.
 
-    The rise lets the scales learn what they are worth before any is pushed out; the fall lets precision recover.
+    During the rise the scales learn how much they matter before any reaches zero; during the fall precision recovers.
     """
     return t / WARM_UP if t < WARM_UP else linear((t - WARM_UP) / (1 - WARM_UP))
 
@@ -60,7 +60,7 @@ SCHEDULES: Mapping[str, Schedule] = {
 
 
 def schedule_named(schedule: str | Schedule) -> Schedule:
-    """The schedule of that name, or the callable itself. InputError if it is neither, or gives no weight."""
+    """The schedule of that name, or the callable itself. InputError if it is neither, or is 0 throughout."""
     if isinstance(schedule, str):
         if schedule not in SCHEDULES:
             raise InputError(f"schedule is {schedule!r}; one of {', '.join(SCHEDULES)} or a function of t is wanted")
@@ -72,7 +72,7 @@ def schedule_named(schedule: str | Schedule) -> Schedule:
 
 
 def factor_at(schedule: Schedule, t: float) -> float:
-    """The value of a schedule. InputError where it raises, or gives anything but a finite number of at least 0."""
+    """The value of a schedule at t. InputError if it raises, or is not a finite number of at least 0."""
     try:
         value = float(schedule(t))
     except (ArithmeticError, ValueError, TypeError) as error:
@@ -81,7 +81,7 @@ def factor_at(schedule: Schedule, t: float) -> float:
 
 
 def mean_factor(schedule: Schedule, *, points: int = 1000) -> float:
-    """The mean of a schedule over training. InputError where it has no value, the ends too, or is zero throughout."""
+    """The mean of a schedule over training. InputError where it has no value (also at 0 and 1), or is 0 throughout."""
     for end in (0.0, 1.0):
         factor_at(schedule, end)
     values = [factor_at(schedule, (n + 0.5) / points) for n in range(points)]
