@@ -69,7 +69,7 @@ def test_decomposed_networks_lose_what_they_lose_as_they_were(name: str) -> None
     layers, rank = CASES[name]
     net, image = Net(layers).double().eval(), torch.rand(2, 3, *[6] * rank, dtype=torch.float64)
     decomposed = torch.export.export(net, (image,), strict=False).run_decompositions().module()
-    assert any(node.target in recompose.FORMS for node in decomposed.graph.nodes)
+    assert any(node.target in recompose.RECOMPOSED for node in decomposed.graph.nodes)
     whole, small = l1rr_fx.prune(net, (image,)), l1rr_fx.prune(decomposed, (image,))
     assert shapes(small.module) == shapes(whole.module) != shapes(net)
     assert small.report.accounts.after.macs == whole.report.accounts.after.macs

@@ -1,7 +1,7 @@
-"""Operators that were taken apart by core ATen (`ExportedProgram.run_decompositions`), put together again.
+"""Recomposition: operators of core ATen (`ExportedProgram.run_decompositions`) become those that they were made of.
 
-There are rules for `conv2d`, `batch_norm`, `layer_norm` and `group_norm`; core ATen has `convolution` and `native_...`
-for them, which are the same with other arguments. `passes.normalise` applies the forms.
+Rules exist for `conv2d`, `batch_norm`, `layer_norm` and `group_norm`. Core ATen has `convolution` and `native_...` in
+their place, which compute the same from other arguments.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ CONVOLUTIONS = {
     False: (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default),
     True: (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
 }
+"""By whether they are transposed, then by the number of spatial axes."""
 
 
 def _convolution(graph: Graph, node: Node) -> None:
@@ -30,7 +31,7 @@ def _convolution(graph: Graph, node: Node) -> None:
 
 
 def _normalisation(graph: Graph, node: Node) -> None:
-    """Of its results only the first is more than what training remembers."""
+    """Replace the first result; the others are statistics, which only training reads."""
     target, arguments = NORMALISATIONS[node.target](*node.args)
     for user in list(node.users):
         if is_projection(user) and user.args[1] == 0:
@@ -56,8 +57,10 @@ NORMALISATIONS: Mapping[Any, Callable[..., tuple[Any, tuple[Any, ...]]]] = {
         (x, groups, weight, bias, eps),
     ),
 }
+"""The operator and the arguments that compute the first result, by operator, from the arguments of a call."""
 
-FORMS: Mapping[Any, Callable[[Graph, Node], None]] = {
+RECOMPOSED: Mapping[Any, Callable[[Graph, Node], None]] = {
     aten.convolution.default: _convolution,
     **dict.fromkeys(NORMALISATIONS, _normalisation),
 }
+"""The rewrite of a call, by its operator."""
