@@ -477,7 +477,10 @@ MOVEMENT = (
     Case("pad_zeros_cat", "movement", lambda: between(
         lambda m, x: m.a(torch.cat((x, torch.zeros_like(x[:, :4])), 1)), a=cba(12, 8)), ("zeros_like", "cat")),
     Case("made_new", "pointwise", lambda: between(
-        lambda m, x: x + x.new_full((1, 8, 1, 1), 0.5) * x.new_ones(1) + x.new_zeros((8, 1, 1))), ("add", "mul")),
+        lambda m, x: x
+        + x.new_full((1, 8, 1, 1), 0.5) * x.new_ones(1)
+        + x.new_zeros((8, 1, 1))
+        + x.new_empty((8, 1, 1)).fill_(0.25)), ("new_full", "new_ones", "new_zeros", "new_empty")),
     Case("made_branch", "pointwise", lambda: between(  # what is made from nothing has no channels to couple
         lambda m, x: m.norm(torch.full((x.shape[0], 8, 8, 8), 0.5, dtype=x.dtype)) + x,
         norm=nn.BatchNorm2d(8)), ("add",)),

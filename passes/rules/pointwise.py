@@ -291,6 +291,30 @@ class Made(Rule):
         return [torch.full((1,) * len(site.out_shape), is_zero)]
 
 
+class MadeNew(Made):
+    """A constant of a given size that takes its dtype and its device from a tensor, of which it reads no element.
+
+    `value` is the number that it holds; None for arbitrary elements (`new_empty`) and for an argument (`new_full`).
+    """
+
+    def __init__(self, value: float | None = None) -> None:
+        self.value = value
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        value = site.argument(2, "fill_value") if self.value is None else self.value
+        is_zero = isinstance(value, (bool, int, float)) and value == 0
+        return [torch.full((1,) * len(site.out_shape), is_zero)]
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.zeros_like(zero) for zero in zeros]
+
+    def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
+        return [Layout.whole(layout.rank) for layout in requested]
+
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
+        return [ANY_LAYOUT for _ in site.inputs]
+
+
 POINTWISE = Pointwise()
 PRODUCT, QUOTIENT, SUM, IDENTITY, FILL = Product(), Quotient(), Sum(), Identity(), Fill()
 
@@ -318,4 +342,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like"), FILL),
     "fill": Fill(makes_constant=False),  # perhaps with the value of a tensor
     **dict.fromkeys(("zeros", "full"), Made()),
+    **dict.fromkeys(("new_empty", "new_full"), MadeNew()),
+    "new_zeros": MadeNew(0.0),
+    "new_ones": MadeNew(1.0),
 }
