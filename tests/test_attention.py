@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l1rr_fx.demo.detector import TreeDetector, Widths
-from l1rr_fx.method.attention.feature_maps import found_taps
+from l1rr_fx.method.attention.feature_maps import found_feature_maps
 from l1rr_fx.method.attention.ground_truth import target_mask
 from l1rr_fx.method.attention.loss import FeatureAttention, attention_loss, attention_map
 from l1rr_fx.method.attention.replay import Replay
@@ -229,7 +229,7 @@ class Shifted(nn.Module):
 def test_what_is_computed_is_told_without_the_device() -> None:
     """The processes of a torchrun have a device each, and share their curves."""
     program = Program(evaluation_graph(Shifted(), (IMAGES,)), rule_for)
-    text = Replay(program.module, found_taps(program)).text
+    text = Replay(program.module, found_feature_maps(program)).text
     assert "aten.ones" in text and "device" in text and "cpu" not in text
 
 
@@ -293,10 +293,10 @@ class Coupled(nn.Module):
 
 def test_the_maps_that_enter_the_heads_are_found(detector: TreeDetector, attention: FeatureAttention) -> None:
     program = Program(evaluation_graph(detector, (IMAGES,)), rule_for)
-    shapes = [program.shape(node)[1:] for node in found_taps(program)]
+    shapes = [program.shape(node)[1:] for node in found_feature_maps(program)]
     assert shapes == [(16, 4, 4), (16, 8, 8), *[(16, 8, 8)] * 2, *[(16, 4, 4)] * 2]
     coupled = Program(evaluation_graph(Coupled(), (IMAGES,)), rule_for)
-    assert [coupled.shape(node)[2:] for node in found_taps(coupled)] == [(16, 16), (8, 8)]
+    assert [coupled.shape(node)[2:] for node in found_feature_maps(coupled)] == [(16, 16), (8, 8)]
 
 
 def test_maps_can_be_named(detector: TreeDetector) -> None:

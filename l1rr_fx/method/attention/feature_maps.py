@@ -1,5 +1,4 @@
-"""Where a detector's features are looked at: the tensors that enter its heads, and those that its predictions are
-made from."""
+"""The feature maps of a detector whose attention is compared: the inputs of its heads and of its prediction layers."""
 
 from __future__ import annotations
 
@@ -15,22 +14,21 @@ from torch.fx import Graph, Node
 from l1rr_fx.method.sites.blocked import predictions
 from passes.analysis.liveness import Facts, channel_facts
 from passes.analysis.program import Program
-from passes.rules.base import Site
 from passes.errors import InputError
-
-aten = torch.ops.aten
+from passes.graph.nodes import operator_name
+from passes.rules.base import Site
 
 ROOT = "inputs"
-SHAPE_ONLY = (aten.new_full, aten.new_zeros, aten.new_ones, aten.new_empty)
-"""Operators that read the device and the dtype of a tensor and nothing else; detectors make their anchors so."""
+ARBITRARY = "new_empty"
+"""Makes a tensor of arbitrary elements from the type of another. It has no rule: nothing is known of its result."""
 
 
-def found_taps(program: Program) -> tuple[Node, ...]:
+def found_feature_maps(program: Program) -> tuple[Node, ...]:
     """The feature maps of a detector, in the order of the network.
 
-    Its prediction layers are the last layers before its outputs that give maps of the image. For each size of map, the
-    tensor that all of its predictions are made from (their nearest common dominator) enters the heads; the tensors that
-    the prediction layers read leave the heads' towers. InputError if the network gives no maps.
+    They are the inputs of the prediction layers, which are the last layers before the outputs that give maps of the
+    image; and for each size of map the input of the heads: the nearest tensor from which all predictions of that size
+    are computed (their nearest common dominator). InputError if no layer before the outputs gives a map.
     """
     facts = channel_facts(program)
     layers = _prediction_layers(program, facts)
@@ -52,11 +50,11 @@ def found_taps(program: Program) -> tuple[Node, ...]:
     return tuple(node for node in program.module.graph.nodes if node in found)
 
 
-def named_taps(program: Program, names: Sequence[str]) -> tuple[Node, ...]:
-    """The results of the modules (dotted names), or the nodes of the graph, that are named. InputError for others.
+def named_feature_maps(program: Program, names: Sequence[str]) -> tuple[Node, ...]:
+    """The results of the named modules (dotted names), or the named nodes of the graph. InputError for other names.
 
-    Of a module that is called several times, such as a head that all sizes share, all results; "head@1" is that of its
-    second call."""
+    A module that is called several times, such as a head that all sizes share, gives all of its results; "head@1" is
+    the result of its second call."""
     results = _results(program.module.graph)
     found: dict[Node, None] = {}
     for name in names:
@@ -71,20 +69,21 @@ def named_taps(program: Program, names: Sequence[str]) -> tuple[Node, ...]:
     return tuple(found)
 
 
-def same_taps(program: Program, first: Graph, taps: Sequence[Node]) -> tuple[Node, ...]:
-    """What `taps`, of the graph `first`, are in the network for inputs of other sizes. InputError if they are nothing.
+def same_feature_maps(program: Program, first: Graph, maps: Sequence[Node]) -> tuple[Node, ...]:
+    """The nodes that correspond to `maps`, of the graph `first`, in the network for inputs of other sizes.
 
-    The result of a module's call is that of the same call; what is no module's result has the same place in a graph
-    that is alike up to there."""
+    The result of a module's call corresponds to the result of the same call; any other node to the node in the same
+    place, if the graphs are alike up to there. InputError if a map has no counterpart."""
     calls = {node: call for call, node in _results(first).items()}
     results = _results(program.module.graph)
     alike = dict(takewhile(_is_alike, zip(first.nodes, program.module.graph.nodes, strict=False)))
-    found = [results.get(calls[tap]) if tap in calls else alike.get(tap) for tap in taps]
-    for tap, node in zip(taps, found, strict=True):
-        if node is None or _kind(node) != _kind(tap):
+    found = [results.get(calls[each]) if each in calls else alike.get(each) for each in maps]
+    for each, node in zip(maps, found, strict=True):
+        if node is None or _kind(node) != _kind(each):
             sizes = [tuple(n.meta["val"].shape) for n in program.tensors if n.op == "placeholder"]
+            name = calls.get(each, each.name)
             raise InputError(
-                f"taps: the network for inputs of {', '.join(map(str, sizes))} has no {calls.get(tap, tap.name)!r} as "
+                f"taps: the network for inputs of {', '.join(map(str, sizes))} has no {name!r} as "
                 "that for the first example has it; give images of one size, or name maps that all sizes have"
             )
     return tuple(node for node in found if node is not None)
@@ -95,21 +94,21 @@ def _is_alike(pair: tuple[Node, Node]) -> bool:
 
 
 def _kind(node: Node) -> tuple[int, int]:
-    """How many axes a tensor has, and how many channels."""
+    """The number of axes of a tensor, and its number of channels."""
     shape = node.meta["val"].shape
     return len(shape), shape[1]
 
 
-def tap_names(graph: Graph, taps: Sequence[Node]) -> tuple[str, ...]:
-    """What the feature maps are called: the innermost module whose result it is, or the node where there is none."""
+def feature_map_names(graph: Graph, maps: Sequence[Node]) -> tuple[str, ...]:
+    """The names of feature maps: the innermost module of which a map is the result, or else the node."""
     results = _results(graph)
     names = {node: name for name, node in results.items()}
-    return tuple(names.get(node, node.name) for node in taps)
+    return tuple(names.get(node, node.name) for node in maps)
 
 
 def _results(graph: Graph) -> dict[str, Node]:
-    """The last tensor that was computed inside each call of each module, outer modules first; the second call of
-    "head" is "head@1"."""
+    """The last tensor computed in each call of each module, outer modules first; "head@1" is the second call of
+    "head"."""
     found: dict[str, Node] = {}
     for node in graph.nodes:
         for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
@@ -129,7 +128,7 @@ def _prediction_layers(program: Program, facts: Facts) -> tuple[Site, ...]:
         site = program.at.get(waiting.pop())
         if site is None:
             continue
-        if site.rule.family == "contraction" and _is_map(site.out_shape, image):
+        if site.rule.weight is not None and _is_map(site.out_shape, image):
             layers[site] = None
             continue
         new = [node for node in _read(site, facts) if node not in seen]
@@ -139,15 +138,15 @@ def _prediction_layers(program: Program, facts: Facts) -> tuple[Site, ...]:
 
 
 def _is_map(shape: Sequence[int], image: Sequence[int]) -> bool:
-    """Whether a tensor lies over the image: it has several cells, and the same stride both ways."""
+    """Whether a tensor is a map of the image: it has several cells, and the same stride along both axes."""
     if len(shape) != 4 or len(image) != 4 or shape[2] * shape[3] < 2:
         return False
     return abs(image[2] / shape[2] - image[3] / shape[3]) <= 0.05 * image[2] / shape[2]
 
 
 def _read(site: Site, facts: Facts) -> tuple[Node, ...]:
-    """The computed tensors whose elements a call depends on: not those of which it takes only the size or the dtype."""
-    if getattr(site.node.target, "overloadpacket", None) in SHAPE_ONLY:
+    """The computed tensors whose elements a call depends on: without those of which it reads only size or type."""
+    if site.rule.makes_constant or operator_name(site.node) == ARBITRARY:
         return ()
     lives = [torch.ones_like(live) for live in facts.at(site).lives]
     needed = site.rule.needed(site, lives, [facts.zero[node] for node in site.inputs])
@@ -168,7 +167,7 @@ def _flow(program: Program, facts: Facts) -> nx.DiGraph:
 
 
 def _common(dominators: dict[object, object], nodes: Sequence[Node]) -> Node | None:
-    """The nearest tensor that every path from the inputs to each of the nodes goes through."""
+    """The nearest common dominator: the last tensor on every path from the inputs to each of the nodes."""
     lines = [_line(dominators, node) for node in nodes]
     shared = [node for node in lines[0] if all(node in line for line in lines[1:])]
     return next((node for node in shared if isinstance(node, Node)), None)

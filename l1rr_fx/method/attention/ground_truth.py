@@ -1,4 +1,4 @@
-"""The targets of a batch of images: boxes with classes, checked once, and what of a feature map they cover."""
+"""The ground truth of a batch of images: boxes with classes, checked once, and masks of the cells that they cover."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from torch.utils import _pytree as pytree
 from l1rr_fx.support.arguments import of_kind
 from passes.errors import InputError
 
-Target = Tensor | Mapping[str, Any]
+GroundTruth = Tensor | Mapping[str, Any]
 """The boxes of one image, shape (n, 4), as left, top, right, bottom in pixels; or a mapping with "boxes" and, if there
-are classes, "labels", shape (n,)."""
+are classes, "labels" of shape (n,)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One batch: the arguments of the model, and for each image its boxes (n, 4) in pixels and classes (n,)."""
+    """One batch: the arguments of the model, and for each image its boxes, shape (n, 4), and classes, shape (n,).
+
+    `size` is the height and width of the images in pixels.
+    """
 
     args: tuple[Any, ...]
     boxes: tuple[Tensor, ...]
@@ -30,7 +33,7 @@ class Batch:
 
     @property
     def classes(self) -> tuple[int, ...]:
-        """The classes that occur."""
+        """The classes that occur, in order."""
         return tuple(sorted({int(n) for labels in self.labels for n in labels.tolist()}))
 
 
@@ -38,8 +41,8 @@ def read_batches(batches: Iterable[Any], *, device: torch.device) -> tuple[Batch
     """The batches of an iterable of (images, targets), on `device`.
 
     `images` is a tensor (n, 3, h, w), or a tuple of the model's arguments that begins with one; `targets` has one
-    `Target` for each image. InputError names the batch and the image where boxes are missing, inverted, not finite or
-    outside the image, or labels no whole numbers.
+    `GroundTruth` for each image. InputError, with the batch and the image, for boxes that are missing, inverted, not
+    finite or outside the image, and for labels that are not whole numbers.
     """
     of_kind("batches", batches, Iterable, ", of (images, targets)")  # type: ignore[type-abstract]  # isinstance takes it
     return tuple(_batch(number, batch, device) for number, batch in enumerate(batches))
@@ -102,10 +105,10 @@ def _check_boxes(where: str, boxes: Tensor, size: tuple[int, int]) -> None:
 
 
 def target_mask(boxes: Tensor, size: tuple[int, int], cells: tuple[int, int]) -> Tensor:
-    """What a map of `cells` (h, w) over an image of `size` pixels counts for, shape (h, w).
+    """The weight of each cell of a map of `cells` (h, w) over an image of `size` pixels, shape (h, w).
 
-    Each cell has the largest 1 / (area in cells, at least 1) of the boxes that cover any of it, so that a small target
-    counts as much as a large one; 0 where there is none. Of a box only what lies in the image counts.
+    It is the largest 1 / (area in cells, at least 1) of the boxes that cover part of the cell, so that a small object
+    counts as much as a large one; 0 where no box is. The part of a box outside the image does not count.
     """
     height, width = cells
     scale = boxes.new_tensor([width / size[1], height / size[0]] * 2)

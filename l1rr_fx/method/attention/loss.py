@@ -1,4 +1,4 @@
-"""The feature attention loss: how much of a detector's attention to its targets is lost when channels are zeroed.
+"""The feature attention loss: how much of a detector's attention to its objects is lost when channels are zeroed.
 
 The definition is ours, after the idea in the abstract of Ran et al. 2024 (Remote Sensing 16, 2026); the maps are those
 of Zagoruyko and Komodakis 2017 (attention transfer).
@@ -18,8 +18,13 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.method.attention.feature_maps import found_taps, named_taps, same_taps, tap_names
-from l1rr_fx.method.attention.ground_truth import Batch, Target, read_batches, target_mask
+from l1rr_fx.method.attention.feature_maps import (
+    feature_map_names,
+    found_feature_maps,
+    named_feature_maps,
+    same_feature_maps,
+)
+from l1rr_fx.method.attention.ground_truth import Batch, GroundTruth, read_batches, target_mask
 from l1rr_fx.method.attention.replay import Replay, Values
 from l1rr_fx.method.sites.zeroing import evaluation_graph, unwrapped
 from l1rr_fx.support.arguments import all_of_kind, of_kind
@@ -33,9 +38,10 @@ from passes.rules import rule_for
 
 @dataclass(frozen=True)
 class AttentionLoss:
-    """0: attention to the targets is what it was; 1: as much of it was displaced as there was.
+    """The part of the attention to the objects that was displaced: 0 for none, 1 for as much as there was.
 
-    `per_tap` is by the name of the feature map, of those that the change reaches; `per_class` by the boxes' class.
+    `per_tap`: by the name of the feature map, for the maps that depend on the change. `per_class`: by the class of the
+    boxes. `total`: the mean over the feature maps.
     """
 
     total: float
@@ -44,7 +50,7 @@ class AttentionLoss:
 
 
 def attention_map(features: Tensor) -> Tensor:
-    """q = A / ||A||_2 with A the sum of squares over channels, shape (n, h, w), of features (n, c, h, w)."""
+    """q = A / ||A||_2, shape (n, h, w), with A the sum of squares over the channels of features (n, c, h, w)."""
     energy = features.float().square().sum(1)
     size = torch.linalg.vector_norm(energy.flatten(1), dim=1).clamp(min=1e-12)
     found: Tensor = energy / size[:, None, None]
@@ -52,9 +58,9 @@ def attention_map(features: Tensor) -> Tensor:
 
 
 def attention_loss(reference: Tensor, changed: Tensor, masks: Tensor) -> Tensor:
-    """sum(M |q - q'|) / sum(M q) for each image, shape (n,): features (n, c, h, w) before and after, masks (n, h, w).
+    """sum(M |q - q'|) / sum(M q) for each image, shape (n,), from features (n, c, h, w) and masks (n, h, w).
 
-    Differentiable, so that it can be a term of a training loss. 0 where an image has no targets.
+    Differentiable, so that it can be a term of a training loss. 0 for an image without boxes.
     """
     before, after = attention_map(reference), attention_map(changed)
     lost = (masks * (before - after).abs()).flatten(1).sum(1)
@@ -64,12 +70,16 @@ def attention_loss(reference: Tensor, changed: Tensor, masks: Tensor) -> Tensor:
 class FeatureAttention:
     """The feature attention loss of a model on batches of images with boxes.
 
-    `batches` yields (images, targets), see `l1rr_fx.method.attention.ground_truth`; `class_names` names the labels 0, 1, ...
-    `taps` names the feature maps: modules by their dotted names; by default the tensors that enter the detector's heads
-    and those that its predictions are made from. They are found in the network for `args`, and are the same tensors for
-    images of every size. The reference are the weights that the model has now; evaluation mode is used throughout.
+    The reference is the model with its weights as they are now. It is always run in evaluation mode.
 
-    Raises InputError for bad batches or taps, and what `passes.capture` raises.
+    `args`: the arguments of one example call; in its graph the feature maps are found, and for images of other sizes
+        the same maps are used.
+    `batches`: an iterable of (images, targets), see `l1rr_fx.method.attention.ground_truth.read_batches`.
+    `taps`: the names of the feature maps: modules by their dotted names, or nodes of the graph. By default the inputs
+        of the detector's heads and of its prediction layers.
+    `class_names`: the names of the labels 0, 1, ...
+
+    InputError for bad batches or names, and the errors of `passes.capture`.
     """
 
     def __init__(
@@ -94,18 +104,18 @@ class FeatureAttention:
         self._replays: dict[tuple[Any, ...], Replay] = {}
         first = self._replay(args)
         self.nodes: tuple[str, ...] = tuple(node.name for node in first.ends)
-        self.taps: tuple[str, ...] = tap_names(first.module.graph, first.ends)
+        self.taps: tuple[str, ...] = feature_map_names(first.module.graph, first.ends)
         self.reference: Values = {name: v.detach().clone() for name, v in self._model.state_dict().items()}
 
     def reaches(self, parameters: Sequence[str]) -> bool:
-        """Whether any feature map depends on the parameters: what comes after the last one cannot be judged."""
+        """Whether any feature map depends on the parameters. The loss says nothing about layers behind the last map."""
         return any(replay.reached_ends(parameters) for replay in self._replays.values())
 
     def losses(self, changes: Sequence[Values], *, per_class: bool = False) -> tuple[AttentionLoss, ...]:
-        """The loss for each of several changes of the model's parameters, each measured alone.
+        """The loss of each of several changes of the model's parameters, each measured alone.
 
-        Of a change only those feature maps count that depend on it. What does not depend on it is computed once.
-        InputError if the model gives NaN.
+        Only the feature maps that depend on a change count for it; other tensors are computed once for all changes.
+        `per_class` adds the losses by class. InputError if the model gives NaN.
         """
         sums = [_Sums() for _ in changes]
         for batch in self.batches:
@@ -115,22 +125,22 @@ class FeatureAttention:
             labels = (None, *batch.classes) if per_class else (None,)
             for change, total in zip(changes, sums, strict=True):
                 after = replay.rerun(before, change)
-                for end, tap in zip(replay.ends, self.taps, strict=True):
+                for end, name in zip(replay.ends, self.taps, strict=True):
                     for label in labels if end in after else ():
                         mask = masks.of(before[end], label)
                         lost = attention_loss(before[end], after[end], mask)
-                        total.add(tap, label, lost, mask.flatten(1).any(1))
+                        total.add(name, label, lost, mask.flatten(1).any(1))
         return tuple(total.loss(self._classes) for total in sums)
 
     def of(self, model: nn.Module) -> AttentionLoss:
-        """The loss of a model with the same parameters, such as a zeroed or a fine-tuned copy; also per class."""
+        """The loss, also per class, of a model with parameters of the same names and shapes, such as a zeroed copy."""
         return self.losses([self._values(unwrapped(of_kind("model", model, nn.Module)))], per_class=True)[0]
 
-    def term(self, images: Tensor | tuple[Any, ...], targets: Sequence[Target]) -> Tensor:
-        """The loss of the model as it is now on a batch, differentiable: a term that keeps attention while it trains.
+    def term(self, images: Tensor | tuple[Any, ...], targets: Sequence[GroundTruth]) -> Tensor:
+        """The loss of the model as it is now on a batch: a differentiable term that keeps attention in a training.
 
-        It costs a forward pass with and one without gradients up to the feature maps, in evaluation mode. 0 for a batch
-        without boxes, as random crops give.
+        It costs one forward pass with gradients and one without, up to the feature maps. 0 for a batch without boxes,
+        as random crops give.
         """
         (batch,) = read_batches([(images, targets)], device=self._device)
         values = self._values(self._model)
@@ -146,7 +156,7 @@ class FeatureAttention:
         return torch.stack(means).mean()
 
     def fingerprint(self) -> str:
-        """What the losses depend on, as one number: the network, its weights, the feature maps, images and boxes."""
+        """A hash of everything that the losses depend on: network, weights, feature maps, images and boxes."""
         digest = hashlib.sha256()
         for replay in dict.fromkeys(self._replay(batch.args) for batch in self.batches):
             digest.update(replay.text.encode())
@@ -158,7 +168,7 @@ class FeatureAttention:
         return digest.hexdigest()
 
     def _values(self, model: nn.Module) -> Values:
-        """The model's parameters and buffers, with their gradients. InputError if they are not like the reference's."""
+        """The model's parameters and buffers, in the autograd graph. InputError if they differ in shape or type."""
         state = model.state_dict(keep_vars=True)
         for name, value in self.reference.items():
             if name not in state or (state[name].shape, state[name].dtype) != (value.shape, value.dtype):
@@ -167,7 +177,7 @@ class FeatureAttention:
         return {name: state[name].to(self._device) for name in self.reference}
 
     def _replay(self, args: tuple[Any, ...]) -> Replay:
-        """The network for arguments of these shapes; captured when the first such batch comes."""
+        """The network for arguments of these shapes; captured at the first batch that has them."""
         leaves = pytree.tree_leaves(args)
         if strangers := [leaf for leaf in leaves if not isinstance(leaf, (Tensor, *PLAIN))]:
             raise InputError(f"args hold a {type(strangers[0]).__name__}; tensors, numbers and texts are wanted")
@@ -178,22 +188,22 @@ class FeatureAttention:
         return self._replays[key]
 
     def _ends(self, program: Program) -> tuple[Node, ...]:
-        """The feature maps, which are those of the first network."""
+        """The feature maps: found or named in the first network, and the same ones in all others."""
         first = next(iter(self._replays.values()), None)
         if first is not None:
-            return same_taps(program, first.module.graph, first.ends)
-        return found_taps(program) if self._names is None else named_taps(program, self._names)
+            return same_feature_maps(program, first.module.graph, first.ends)
+        return found_feature_maps(program) if self._names is None else named_feature_maps(program, self._names)
 
 
 class _Masks:
-    """The target masks of a batch for maps of any size."""
+    """The masks of the boxes of a batch, for maps of any size."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
     def of(self, features: Tensor, label: int | None = None) -> Tensor:
-        """The masks over a map (n, c, h, w), shape (n, h, w): of all boxes, or of those of one class."""
+        """The masks over a map (n, c, h, w), shape (n, h, w): of all boxes, or of the boxes of one class."""
         height, width = features.shape[2:]
         key = (height, width, label)
         if key not in self._masks:
@@ -210,28 +220,28 @@ class _Sums:
         self.sums: dict[tuple[str, int | None], Tensor] = {}
         self.counts: dict[tuple[str, int | None], Tensor] = {}
 
-    def add(self, tap: str, label: int | None, losses: Tensor, held: Tensor) -> None:
-        """The losses of a batch's images; those that hold none of the boxes, whose loss is 0, do not count."""
-        key = (tap, label)
+    def add(self, name: str, label: int | None, losses: Tensor, held: Tensor) -> None:
+        """Add the losses of a batch's images; images that hold none of the boxes do not count."""
+        key = (name, label)
         self.sums[key] = self.sums.get(key, 0) + losses.double().sum()
         self.counts[key] = self.counts.get(key, 0) + held.sum()
 
     def loss(self, names: Mapping[int, str]) -> AttentionLoss:
         means = {key: float(each / self.counts[key]) for key, each in self.sums.items() if int(self.counts[key])}
         by_class: dict[int | None, list[float]] = defaultdict(list)
-        for (tap, label), mean in means.items():
+        for (name, label), mean in means.items():
             if not math.isfinite(mean):
-                raise InputError(f"the attention loss at {tap} is {mean}: the model gives NaN or infinity there")
+                raise InputError(f"the attention loss at {name} is {mean}: the model gives NaN or infinity there")
             by_class[label].append(mean)
         average = {label: math.fsum(each) / len(each) for label, each in by_class.items()}
-        per_tap = {tap: mean for (tap, label), mean in means.items() if label is None}
+        per_tap = {name: mean for (name, label), mean in means.items() if label is None}
         return AttentionLoss(
             average.get(None, 0.0), per_tap, {names[n]: average[n] for n in sorted(k for k in average if k is not None)}
         )
 
 
 def _class_names(batches: Sequence[Batch], names: Sequence[str] | None) -> Mapping[int, str]:
-    """A name for each label that occurs: its number where no names are given."""
+    """The name of each label that occurs; its number if no names are given."""
     labels = sorted({label for batch in batches for label in batch.classes})
     if names is None:
         return {label: str(label) for label in labels}
@@ -241,7 +251,7 @@ def _class_names(batches: Sequence[Batch], names: Sequence[str] | None) -> Mappi
 
 
 def _add(digest: hashlib._Hash, value: Any) -> None:
-    """Add a tensor with its type and shape, or another argument of a model, to a digest."""
+    """Add a tensor with its type and shape, or another argument of a model, to a hash."""
     if not isinstance(value, Tensor):
         return digest.update(repr(value).encode())
     digest.update(f"{value.dtype} {tuple(value.shape)}".encode())

@@ -1,4 +1,4 @@
-"""A captured network run node by node up to some of its tensors, so that a change recomputes only what it reaches."""
+"""Incremental evaluation: a captured network, run node by node; a change recomputes only what depends on it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ Values = Mapping[str, Tensor]
 
 
 class Replay:
-    """The part of a captured graph that some of its tensors depend on."""
+    """The part of a captured graph on which some of its tensors, the `ends`, depend; it can be run and rerun."""
 
     def __init__(self, module: GraphModule, ends: Sequence[Node]) -> None:
         self.module = module
         self.ends = tuple(ends)
-        wanted = set(ends)
+        read = set(ends)
         for node in reversed(module.graph.nodes):
-            if node in wanted:
-                wanted.update(node.all_input_nodes)
+            if node in read:
+                read.update(node.all_input_nodes)
         self.inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
-        self.calls = [node for node in module.graph.nodes if node in wanted and node.op == "call_function"]
-        self.tensors = {n: str(n.target) for n in module.graph.nodes if n in wanted and n.op == "get_attr"}
+        self.calls = [node for node in module.graph.nodes if node in read and node.op == "call_function"]
+        self.tensors = {n: str(n.target) for n in module.graph.nodes if n in read and n.op == "get_attr"}
 
     def run(self, args: Sequence[Any], values: Values) -> Mapping[Node, Any]:
-        """The value of every node. Parameters that are not in `values` have their own, gradients included."""
+        """The value of every node. Parameters not in `values` have their own value and take part in autograd."""
         found: dict[Node, Any] = dict(zip(self.inputs, pytree.tree_leaves(tuple(args)), strict=True))
         found.update((n, values[name] if name in values else attribute(self.module, name)) for n, name in self._items())
         _compute(found, self.calls)
@@ -41,20 +41,20 @@ class Replay:
 
     @torch.no_grad()
     def rerun(self, before: Mapping[Node, Any], change: Values) -> Mapping[Node, Any]:
-        """The new values of the nodes that a change of some parameters reaches; `before` is what `run` returned."""
+        """The new values of the nodes that depend on the changed parameters; `before` is what `run` returned."""
         changed: dict[Node, Any] = {node: change[name] for node, name in self._items() if name in change}
         _compute(ChainMap(changed, dict(before)), self._reached(changed))
         return changed
 
     def reached_ends(self, parameters: Sequence[str]) -> tuple[Node, ...]:
-        """Those of the tensors run to that depend on any of the parameters."""
+        """The ends that depend on any of the parameters."""
         start = {node: None for node, name in self._items() if name in parameters}
         reached = set(self._reached(start))
         return tuple(end for end in self.ends if end in reached)
 
     @property
     def text(self) -> str:
-        """What is computed up to the ends, whatever the parameters' values and the device are."""
+        """The calls up to the ends as text, independent of the values of parameters and of the device."""
         calls = [(n.name, str(n.target), map_aggregate((n.args, n.kwargs), _without_device)) for n in self.calls]
         return str((self.inputs, list(self.tensors.items()), calls, self.ends))
 

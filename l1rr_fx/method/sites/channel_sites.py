@@ -22,7 +22,7 @@ from passes.analysis.program import Program
 from passes.audit.costs import dense_cost
 from passes.errors import InputError
 from passes.rules import rule_for
-from passes.rules.convolution import weight_of
+from passes.rules.weights import weight_of
 
 
 def channel_sites(

@@ -14,7 +14,7 @@ from passes.analysis.coupling import channel_groups
 from passes.analysis.program import Program
 from passes.graph.nodes import attribute
 from passes.rules.base import Site
-from passes.rules.convolution import bias_of, weight_of
+from passes.rules.weights import bias_of, weight_of
 
 
 @dataclass(frozen=True, eq=False)
