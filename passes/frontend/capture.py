@@ -1,6 +1,6 @@
-"""From a model to a graph: `capture(model, args)` gives a functional ATen graph module that computes the same.
+"""Capture: a model becomes a functional graph of ATen operators that computes the same.
 
-Capture is `torch.export`, not decomposed, so that `chunk`, `batch_norm` and the names of parameters survive.
+It uses `torch.export` without decompositions, so that `chunk`, `batch_norm` and the names of parameters are kept.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ log = logging.getLogger(__name__)
 aten = torch.ops.aten
 
 OURS = str(Path(__file__).parent.parent) + os.sep
-"""Where the compiler's own frames are."""
+"""The folder of the compiler's own frames in a traceback."""
 
-# Nodes that only check something and return nothing.
 ASSERTIONS = {
     aten._assert_tensor_metadata.default,
     aten._assert_async.msg,
@@ -44,6 +43,7 @@ ASSERTIONS = {
     aten.sym_constrain_range.default,
     torch.sym_not,
 }
+"""Operators that only check something, and those that compute what is checked."""
 
 
 def capture(
@@ -53,33 +53,33 @@ def capture(
     *,
     dynamic_shapes: Any = None,
 ) -> GraphModule:
-    """A graph module of ATen operators without in-place writes; it shares its parameters with `model`.
+    """A graph module of ATen operators without in-place writes, which shares its parameters with `model`.
 
-    `args` and `kwargs` are one example input. Raises InputError where they are not what the model takes, and
-    CaptureError where the model's own code cannot be followed; both name the line of the model at fault.
+    `args` and `kwargs` are one example input. Raises InputError where the model does not accept them, and CaptureError
+    where the code of the model cannot be traced; both name the line of the model at fault.
     """
     _check_call(model, args, kwargs)
     args, kwargs = apart(model, args, kwargs or {})
     try:
-        with warnings.catch_warnings(), _torchs_errors_unsaid(), attributes_kept(model):
+        with warnings.catch_warnings(), _torch_silenced(), attributes_kept(model):
             warnings.simplefilter("ignore")
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except (KeyboardInterrupt, MemoryError):
         raise
     except RecursionError as error:
         raise CaptureError(f"{type(model).__name__} calls itself without end") from error
-    except Exception as error:  # torch.export has no error tree of its own: whatever escapes is about the model's code
-        if torch.is_grad_enabled() and "modified inplace" in str(error):  # what runs without gradients only
+    except Exception as error:  # torch.export has no error tree of its own: any error is about the code of the model
+        if torch.is_grad_enabled() and "modified inplace" in str(error):  # code that runs only without gradients
             with torch.no_grad():
                 return capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
         if dynamic_shapes is not None:
-            capture(model, args, kwargs)  # an error that has nothing to do with the sizes comes first
+            capture(model, args, kwargs)  # raises first an error that has nothing to do with the sizes
             raise InputError(f"dynamic_shapes does not fit {type(model).__name__}: {_violations(error)}") from error
         raise _explained(model, args, kwargs, error) from error
     root, graph = unlifted(program)
     inline_regions(root, graph)
     _strip(graph)
-    _refuse_what_cannot_be_followed(graph)
+    _refuse_untraceable(graph)
     functionalise_graph(graph)
     module = GraphModule(root, graph)
     keep_whole(root, module)
@@ -88,8 +88,10 @@ def capture(
 
 
 def apart(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inputs, each a tensor of its own: of one that is given twice, or that is the model's, torch would make one
-    input, and read the other for it."""
+    """The inputs, with a copy in the place of each tensor that was given before or that belongs to the model.
+
+    torch.export would make one input of both.
+    """
     seen = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
 
     def own(tensor: Tensor) -> Tensor:
@@ -101,7 +103,7 @@ def apart(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
 
 
 def check_arguments(model: object, args: object, kwargs: object) -> None:
-    """Raise InputError unless `model` is a module with parameters that are numbers, and `args` a tuple."""
+    """Raise InputError unless `model` is a module with finite parameters, `args` a tuple and `kwargs` a mapping."""
     _check_call(model, args, kwargs)
     assert isinstance(model, nn.Module)
     if not any(True for _ in model.parameters()):
@@ -133,7 +135,7 @@ def _check_call(model: object, args: object, kwargs: object) -> None:
 def _explained(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, error: Exception
 ) -> CaptureError | InputError:
-    """Our error for what `torch.export` raised: a plain call tells wrong arguments from code that cannot be traced."""
+    """The error to raise for one of `torch.export`: InputError if the model does not run either, else CaptureError."""
     line = _guilty_line(error)
     first = first_line(error)
     try:
@@ -152,9 +154,11 @@ def _explained(
 
 
 @contextlib.contextmanager
-def _torchs_errors_unsaid() -> Iterator[None]:
-    """What torch says of a failed attempt is in the error that it raises; yet it logs the traceback of an operator, and
-    prints the half-made graph to stderr, thousands of lines."""
+def _torch_silenced() -> Iterator[None]:
+    """Suppress what torch logs and prints about a capture that fails.
+
+    Its exception says the same. The log has the traceback of an operator, stderr thousands of lines of a graph.
+    """
     loggers = (logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("torch"))
     handlers = [handler for logger in loggers for handler in logger.handlers]
     for handler in handlers:
@@ -172,15 +176,15 @@ def _is_no_error(record: logging.LogRecord) -> bool:
 
 
 def _violations(error: BaseException) -> str:
-    """What an error of `torch.export` says of the sizes: the reasons that it lists, or else its first line."""
+    """The reasons about sizes that an error of `torch.export` lists, or else its first line."""
     reasons = [line.strip(" -").split(". ")[0] for line in str(error).splitlines() if line.lstrip().startswith("- ")]
     hint = " (of an example of size 1 it cannot know that it may change: give one of 2 or more)"
     return "; ".join(each + hint * each.endswith("constant (1)") for each in reasons) or first_line(error)
 
 
 def _guilty_line(error: BaseException) -> str:
-    """The innermost line of user code in the traceback (not torch's), as ' at file:line: code'."""
-    torch_home = str(torch.__path__[0]) + os.sep  # and not torchvision
+    """The innermost line of user code in the traceback, as ' at file:line: code'; empty where there is none."""
+    torch_home = str(torch.__path__[0]) + os.sep  # with the separator, or torchvision would count as torch
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not frame.filename.startswith((torch_home, OURS, "<")):
             return f"\n  at {frame.filename}:{frame.lineno}: {frame.line}"
@@ -199,15 +203,14 @@ def _short(leaf: Any) -> str:
 
 
 def _strip(graph: Graph) -> None:
-    """Remove checks, so that only what computes remains."""
+    """Remove the nodes that only check something."""
     for node in reversed(graph.nodes):
         if node.op == "call_function" and node.target in ASSERTIONS and not node.users:
             graph.erase_node(node)
 
 
-def _refuse_what_cannot_be_followed(graph: Graph) -> None:
-    """Raise CaptureError if the size of a tensor is one that only the values of another tell, and for calls between
-    which torch keeps a state (`torch.vmap`)."""
+def _refuse_untraceable(graph: Graph) -> None:
+    """Raise CaptureError for a size that depends on the values of a tensor, and for `torch.vmap` (it keeps a state)."""
     for node in graph.nodes:
         if str(getattr(node.target, "__module__", "")).startswith("torch._functorch"):
             raise CaptureError("forward calls torch.vmap or torch.func, whose graphs cannot be rewritten")

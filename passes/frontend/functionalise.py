@@ -1,12 +1,14 @@
-"""In-place operators made functional: `x.relu_()` becomes `relu(x)`, and every later reader of `x` reads that.
+"""Functionalisation: `x.relu_()` becomes `relu(x)`, and every later reader of `x` reads the result.
 
-A write through a view (`x[:, :4] += 1`) becomes a write of the whole: the view is scattered back into what it looks
-at, up to the tensor that owns the memory. Which results are views, and which arguments are written, the operator's own
-schema says (its alias annotations), so there is no list of operators here but for the inverses of views.
+A write through a view (`x[:, :4] += 1`) becomes a write to each tensor that the view shows: the new value is scattered
+into the base of the view, into the base of that, and so on up to the tensor that owns the memory. The alias annotations
+in the schema of an operator say which results are views and which arguments are written. The only list of operators
+here is `UNDO`, the inverses of views.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -16,14 +18,15 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from passes.errors import CaptureError
+from passes.graph.nodes import operator_name
 
 aten = torch.ops.aten
 
 
 def functionalise(module: GraphModule) -> GraphModule:
-    """Rewrite, in place, every operator that writes into its argument; returns `module`.
+    """Replace every operator that writes into its argument, in place; returns `module`, which computes the same.
 
-    Raises CaptureError where a write goes through a view that we cannot undo.
+    Raises CaptureError for a write through a view without an inverse, and for a write to a parameter or buffer.
     """
     functionalise_graph(module.graph)
     module.recompile()
@@ -31,14 +34,14 @@ def functionalise(module: GraphModule) -> GraphModule:
 
 
 def functionalise_graph(graph: Graph) -> None:
-    """The same on a graph whose module is not to be run."""
+    """Do the same to a graph whose module is not run afterwards."""
     if any(writes(node) for node in graph.nodes):
         _Memory(graph).run()
         graph.eliminate_dead_code()
 
 
 def writes(node: Node) -> bool:
-    """Whether the operator writes into its first argument."""
+    """Whether the node calls an operator of ATen that writes into its first argument."""
     return (
         isinstance(node.target, OpOverload)
         and node.target.namespace == "aten"
@@ -49,11 +52,11 @@ def writes(node: Node) -> bool:
 
 
 def viewed(node: Node) -> Node | None:
-    """The tensor whose memory the result of this node may share, if any."""
+    """The tensor whose memory the result of a node shares; None where the result has memory of its own."""
     if node.op != "call_function":
         return None
     if not isinstance(node.target, OpOverload):
-        several = node.args[0] if _name(node) == "getitem" else None  # of `chunk` views, of `topk` not
+        several = node.args[0] if node.target is operator.getitem else None  # parts of `chunk` are views, of `topk` not
         return several if isinstance(several, Node) and viewed(several) is not None else None
     if node.target is aten.dropout.default and node.args[2] is False:
         return node.all_input_nodes[0]
@@ -63,9 +66,9 @@ def viewed(node: Node) -> Node | None:
 
 
 def _shares(node: Node) -> bool:
-    """Whether a result that may share its input's memory does: `contiguous` and `reshape` copy where they must.
+    """Whether a result that may share the memory of its input does: `contiguous` and `reshape` copy if they must.
 
-    Asked of the operator itself, on tensors without data; values read from a file share nothing with one another.
+    The operator itself answers, called on the example values, which hold no data.
     """
     values = [each.meta.get("val") for each in node.all_input_nodes]
     if any(value is None for value in values):
@@ -79,22 +82,18 @@ def _value(node: Node) -> Any:
     return node.meta["val"]
 
 
-def _name(node: Node) -> str:
-    return str(getattr(node.target, "__name__", node.target)).split(".")[0]
-
-
 class _Memory:
-    """Follows, node by node, which functional value stands for each original tensor at this point of the program."""
+    """Which functional value each original tensor has, at one point of the program after the other."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.now: dict[Node, Node] = {}  # original tensor -> the node that holds its present content
-        self.parent: dict[Node, Node] = {}  # view -> what it looks at
-        self.clock: dict[Node, int] = {}  # tensor -> when its content was last brought up to date
-        self.written: dict[Node, int] = {}  # owner of memory -> when it was last written
-        self.turned: dict[Node, Node] = {}  # owner of memory -> what changed the shape of a tensor in place
-        self.done: list[Node] = []  # the in-place calls, replaced
-        self.tick = 0
+        self.parent: dict[Node, Node] = {}  # view -> its base
+        self.clock: dict[Node, int] = {}  # tensor -> the tick at which its content was last updated
+        self.written: dict[Node, int] = {}  # owner of memory -> the tick at which it was last written
+        self.turned: dict[Node, Node] = {}  # owner of memory -> the call that changed the shape of a tensor in place
+        self.done: list[Node] = []  # in-place calls that are replaced
+        self.tick = 0  # the number of writes so far
 
     def run(self) -> None:
         for node in list(self.graph.nodes):
@@ -121,7 +120,7 @@ class _Memory:
                 node.replace_input_with(argument, current)
 
     def _current(self, tensor: Node) -> Node:
-        """The node with the present content of `tensor`; a view of something written since is taken again."""
+        """The node with the present content of `tensor`; a view whose base was written since is taken again."""
         owner = self._owner(tensor)
         if self.written.get(owner, -1) > self.clock.get(tensor, -1) and tensor in self.parent:
             present, old = self._current(self.parent[tensor]), tensor.all_input_nodes[0]
@@ -159,13 +158,16 @@ class _Memory:
         self.done.append(node)
 
     def _hold(self, tensor: Node, value: Node) -> None:
-        """Let `tensor`, and what it is another name of, stand for `value`."""
+        """Make `value` the content of `tensor` and of all tensors that it is another name of."""
         self.now[tensor] = value
         if writes(tensor):
             self._hold(self.parent[tensor], value)
 
     def _drop_counter(self, node: Node, owner: Node) -> None:
-        """Batch norm's own count of batches: its module counts again when it trains."""
+        """Remove the count of batches that a batch norm writes; any other buffer that is written raises CaptureError.
+
+        `passes.graph.modes` makes a module of the batch norm, and that counts when it trains.
+        """
         if not str(owner.target).endswith("num_batches_tracked"):
             raise CaptureError(
                 f"forward writes into the buffer {owner.target} ({node.format_node()}): a pruned copy could not "
@@ -178,7 +180,7 @@ class _Memory:
         """The call that computes what the in-place operator would have written."""
         assert isinstance(node.target, OpOverload)
         target, rest = node.args[0], node.args[1:]
-        name = node.target._schema.name.split("::")[1]
+        name = operator_name(node)
         if name == "copy_":
             return self._copied(target, rest[0])
         if name == "zero_":
@@ -191,6 +193,7 @@ class _Memory:
         return self.graph.call_function(form, node.args, dict(node.kwargs))
 
     def _copied(self, target: Any, source: Any) -> Node:
+        """The content of `target` after `source` was copied into it."""
         value = source
         if target.meta["val"].dtype != source.meta["val"].dtype:
             value = self.graph.call_function(aten.to.dtype, (value, target.meta["val"].dtype))
@@ -200,7 +203,7 @@ class _Memory:
         return self.graph.call_function(aten.expand_as.default, (value, target))
 
     def _store(self, tensor: Node, value: Node) -> None:
-        """Let `tensor` hold `value`, and whatever it is a view of hold it too."""
+        """Make `value` the content of `tensor`, and write it into the base of a view."""
         self.now[tensor] = value
         self.clock[tensor] = self.tick
         base = self.parent.get(tensor)
@@ -217,19 +220,20 @@ class _Memory:
         self._store(base, whole)
 
 
-def _arguments(operator: OpOverload) -> list[tuple[str, str]]:
-    """The names and types of what an operator takes; the first, which is written perhaps, is "self" or "input"."""
-    first, *rest = operator._schema.arguments
+def _arguments(overload: OpOverload) -> list[tuple[str, str]]:
+    """The names and types of an operator's arguments; the name of the first is left out ("self" or "input")."""
+    first, *rest = overload._schema.arguments
     return [("", str(first.real_type)), *((argument.name, str(argument.real_type)) for argument in rest)]
 
 
 Undo = Callable[[Any, Node, Node, Node], Node]
+"""The new content of a base, from the graph, the base, the new content of a view, and the view."""
 
 
-def _scatter(operator: OpOverload) -> Undo:
+def _scatter(overload: OpOverload) -> Undo:
     """For a slice or a selection: the base with the view written into it."""
     return lambda graph, base, value, view: graph.call_function(
-        operator, (base, value, *view.args[1:]), dict(view.kwargs)
+        overload, (base, value, *view.args[1:]), dict(view.kwargs)
     )
 
 

@@ -1,4 +1,4 @@
-"""Regions of a graph that run under another setting (`torch.no_grad`, autocast), put back into what is around them."""
+"""Regions: sub-graphs under another setting (`torch.no_grad`, autocast) become part of the graph around them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,20 @@ from torch.fx import Graph, Node
 from passes.errors import CaptureError
 
 aten = torch.ops.aten
+higher_order = torch.ops.higher_order
 
 
 def inline_regions(root: nn.Module, graph: Graph) -> None:
-    """Replace, in place, each region by its nodes. What leaves a `no_grad` region is detached, as it was there.
+    """Replace the call of each region by the region's nodes, in place; results of a `no_grad` region are detached.
 
-    `root` holds what the graph names: tensors, and the graph modules of the regions.
-
-    Raises CaptureError for a region under autocast: without it the same operators would run in another precision.
+    `root` holds the tensors and the graph modules of the regions that the graph names. Raises CaptureError for a region
+    that switches autocast on: outside of it the same operators would run in another precision.
     """
     for node in list(graph.nodes):
-        if node.op != "call_function" or getattr(node.target, "namespace", "") == "aten":
-            continue
-        name = str(getattr(node.target, "__name__", node.target))
-        if name == "wrap_with_set_grad_enabled":
+        if node.target is higher_order.wrap_with_set_grad_enabled:
             enabled, body, *inputs = node.args
             _inline(root, graph, node, body, inputs, detach=not enabled)
-        elif name == "wrap_with_autocast":
+        elif node.target is higher_order.wrap_with_autocast:
             enabled, body, inputs = node.args[2], node.args[4], list(node.args[5:])
             if enabled:
                 raise CaptureError(
@@ -37,6 +34,7 @@ def inline_regions(root: nn.Module, graph: Graph) -> None:
 
 
 def _inline(root: nn.Module, graph: Graph, node: Node, body: Any, inputs: list[Any], *, detach: bool) -> None:
+    """Replace one call of a region, whose graph module is `body`, by the region's nodes."""
     region = getattr(root, str(body.target))
     inline_regions(region, region.graph)
     values: dict[Node, Any] = {}

@@ -1,7 +1,7 @@
-"""An exported program as a graph that reads its parameters as attributes.
+"""Unlifting: an exported program becomes a graph that reads its parameters as attributes.
 
-`ExportedProgram.module()` gives that too, with guards, hooks and copies of the graph that we would take off again: a
-fifth of the time of a capture.
+`ExportedProgram.module()` returns such a graph too, with guards, hooks and copies that capture would have to remove
+again; they take a fifth of the time of a capture.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ LIFTED = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 
 
 def unlifted(program: ExportedProgram) -> tuple[nn.Module, Graph]:
-    """The tensors of the program under their names (and its sub-graphs), and its graph, which is changed in place.
+    """A module that holds the program's tensors and sub-graphs, and the program's graph, changed in place.
 
-    Raises CaptureError for what is neither a tensor nor a value of the call: an object of a class that was registered
-    with torch, a token of an effect.
+    Raises CaptureError for a model that holds objects of a class registered with torch, or tokens of an effect.
     """
     signature, graph = program.graph_signature, program.graph_module.graph
     root = nn.Module()
     for name, child in program.graph_module.named_children():
         root.add_module(name, child)
-    graph.owning_module = None  # it would warn of each new attribute that its module lacks
+    graph.owning_module = None  # with a module the graph would warn of each new attribute that the module lacks
     placeholders = graph.find_nodes(op="placeholder")
     for node, given in zip(placeholders, signature.input_specs, strict=True):
         if given.kind is InputKind.USER_INPUT:
@@ -54,7 +53,7 @@ def unlifted(program: ExportedProgram) -> tuple[nn.Module, Graph]:
 
 
 def _codegen(program: ExportedProgram) -> _PyTreeCodeGen:
-    """The signature of the model's forward, nested inputs and outputs included."""
+    """The generator of code with the signature of the model's forward, nested inputs and outputs included."""
     called = program.module_call_graph[0].signature
     assert called is not None
     positional, named = called.in_spec.children()
@@ -63,8 +62,10 @@ def _codegen(program: ExportedProgram) -> _PyTreeCodeGen:
 
 
 def keep_whole(root: nn.Module, module: GraphModule) -> None:
-    """Give a graph module made from `root` what torch.fx does not copy: parameters that no node reads (a report counts
-    them), and which buffers are not saved."""
+    """Add to a graph module made from `root` what torch.fx does not copy.
+
+    These are the parameters that no node reads, which a report counts, and the marks of buffers that are not saved.
+    """
     present = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     for name, parameter in root.named_parameters(remove_duplicate=False):
         if name not in present:
