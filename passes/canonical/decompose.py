@@ -1,7 +1,7 @@
-"""Operators that nothing here knows, taken apart as torch itself takes them apart, where all the parts are known.
+"""Decomposition: torch's composite implementation replaces an operator without a rule, if all of its calls have one.
 
-`x.tile(1, 2)` is a `repeat`, `expand_as` an `expand`, `__and__` a `bitwise_and`: torch has a composite implementation
-of each of its conveniences. What would unroll into many calls (recurrent layers), or differs in training, stays whole.
+`x.tile(1, 2)` becomes a `repeat`, `expand_as` an `expand`, `__and__` a `bitwise_and`. An operator stays whole if it
+would unroll into many calls (recurrent layers), or if it does something else in training.
 """
 
 from __future__ import annotations
@@ -25,39 +25,52 @@ from passes.graph.nodes import hint, is_tensor
 aten = torch.ops.aten
 
 MAX_CALLS = 12
+"""An implementation with more calls is not put in the place of one."""
 
 NOT_COMPOSITE = (aten.addmm, aten.addcmul, aten.addcdiv, aten.baddbmm, aten.rsub)
-"""Operators that torch implements at once and that are sums and products all the same."""
+"""Operators with a kernel of their own that sums and products can replace."""
 
 
 def take_apart(graph: Graph, node: Node, is_known: Callable[[Node], bool]) -> None:
-    """Replace a call that is not known by the calls that it is made of, if each of these is."""
+    """Replace a call that is not known by the calls of its composite implementation, if all of these are known."""
     implementation = _implementation(node, is_known)
-    if implementation is None:
+    parts = None if implementation is None else _traced(node, implementation)
+    if parts is None:
         return
+    calls = [each for each in parts.nodes if each.op not in ("placeholder", "output")]
+    result = parts.output_node().args[0]
+    if len(calls) <= MAX_CALLS and isinstance(result, Node) and all(_is_plain(each, is_known) for each in calls):
+        _inline(graph, node, parts, calls, result)
+
+
+def _traced(node: Node, implementation: Callable[..., Any]) -> Graph | None:
+    """The graph of an implementation for the arguments of a call; its placeholders are the inputs of the call.
+
+    None where torch cannot trace it, and where it holds only for the sizes of the example.
+    """
     inputs = node.all_input_nodes
+    stand_ins = _stand_ins([n.meta["val"] for n in inputs])
+    if stand_ins is None:
+        return None
+    values, environment = stand_ins
 
     def composite(*values: Any) -> Any:
         given = dict(zip(inputs, values, strict=True))
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: given[n])
         return implementation(*args, **kwargs)
 
-    stand_ins = _stand_ins([n.meta["val"] for n in inputs])
-    if stand_ins is None:
-        return
-    values, environment = stand_ins
     try:
         with _quiet():
-            parts = make_fx(composite)(*values).graph
-    except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError):  # what torch cannot take apart
-        return
-    if environment.replacements:  # it is for the sizes of the example alone
-        return
-    calls = [each for each in parts.nodes if each.op not in ("placeholder", "output")]
-    result = parts.output_node().args[0]
-    if len(calls) > MAX_CALLS or not isinstance(result, Node) or not all(_is_plain(each, is_known) for each in calls):
-        return
-    outer = dict(zip((each for each in parts.nodes if each.op == "placeholder"), inputs, strict=True))
+            traced: Graph = make_fx(composite)(*values).graph
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError):  # torch cannot take it apart
+        return None
+    return None if environment.replacements else traced
+
+
+def _inline(graph: Graph, node: Node, parts: Graph, calls: Sequence[Node], result: Node) -> None:
+    """Replace a call by copies of `calls`, the calls of `parts`, without those that multiply by 1."""
+    placeholders = parts.find_nodes(op="placeholder")
+    outer = dict(zip(placeholders, node.all_input_nodes, strict=True))
     for each in calls:
         if _is_idle(each):
             outer[each] = outer[each.args[0]]
@@ -71,7 +84,7 @@ def take_apart(graph: Graph, node: Node, is_known: Callable[[Node], bool]) -> No
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Torch logs an error, with its traceback, where an operator has no shape function; here that is an answer."""
+    """Silence the log of fake tensors, which has a traceback for every operator without a shape function."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:
@@ -81,8 +94,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _stand_ins(values: Sequence[Any]) -> tuple[list[Any], ShapeEnv] | None:
-    """Tensors like these, but with free sizes of their own: what an implementation assumes of them is theirs alone.
-    None where a value is a free size itself."""
+    """Fake tensors like the given ones, with symbolic sizes of their own, and the environment of these sizes.
+
+    The environment alone records what an implementation assumes of a size. None where a value is a symbolic size.
+    """
     environment = ShapeEnv()
     mode = FakeTensorMode(shape_env=environment)
     found: list[Any] = []
@@ -100,7 +115,7 @@ def _stand_ins(values: Sequence[Any]) -> tuple[list[Any], ShapeEnv] | None:
 
 
 def _implementation(node: Node, is_known: Callable[[Node], bool]) -> Callable[..., Any] | None:
-    """What computes the same as a call from other operators; None where the call stays as it is."""
+    """A function that computes the same as a call from other operators; None where the call stays as it is."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten" or not is_tensor(node):
         return None
@@ -112,11 +127,12 @@ def _implementation(node: Node, is_known: Callable[[Node], bool]) -> Callable[..
 
 
 def _is_plain(node: Node, is_known: Callable[[Node], bool]) -> bool:
+    """Whether the node calls a known operator or reads a size."""
     return node.op == "call_function" and (is_known(node) or node.target is aten.sym_size.int)
 
 
 def _is_idle(node: Node) -> bool:
-    """Whether the call is x * 1 (torch writes `alpha` and `beta` out)."""
+    """Whether the call is x * 1: implementations multiply by `alpha` and `beta` even where these are 1."""
     if node.target is not aten.mul.Tensor or node.args[1] not in (1, 1.0):
         return False
     factor = node.args[0]
