@@ -253,7 +253,7 @@ def test_an_impossible_budget_says_what_is_possible_and_what_stays(model: Detect
 def test_only_the_sites_given_are_touched(model: Detector) -> None:
     plan = choose(model, ARGS, budget=Budget(macs=0.9), sites=("stage4.first.1", "head8.score_tower.1"))
     assert {site.name for site in plan.sites if site.zeroed} == {"stage4.first.1", "head8.score_tower.1"}
-    with pytest.raises(InputError, match="sites: 'stage4' is none"):
+    with pytest.raises(InputError, match="sites: 'stage4' is not a site"):
         choose(model, ARGS, budget=Budget(macs=0.9), sites=("stage4",))
 
 

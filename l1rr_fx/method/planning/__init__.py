@@ -1,1 +1,9 @@
-"""To be said."""
+"""Planning: in go a model, a budget and scores or an attention loss, out comes the plan that meets the budget.
+
+choose   `choose`: the plan
+budget   `Budget`: the limits; the cost of a model with some channels zero
+scores   the order of the channels within a layer
+curves   the attention loss by the number of channels zeroed, of each layer alone
+search   the number of removals that meets a budget, by bisection
+plan     `Plan`: printed, stored as JSON, zeroed in a model
+"""

@@ -1,4 +1,4 @@
-"""What a pruned model may cost, and what it would cost: by the compiler's own analysis, on a graph captured once."""
+"""The budget of a pruned model, and the cost of a model with some channels zero: by the compiler's own analysis."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from l1rr_fx.support.documents import from_text
 from passes.analysis.liveness import channel_facts
 from passes.analysis.program import Program
 from passes.assignment.assign import plan_layouts
+from passes.assignment.options import Options
 from passes.assignment.plan import LayoutPlan
 from passes.audit.costs import dense_macs, plan_macs, plan_parameters
-from passes.assignment.options import Options
 from passes.compile import refuse_vanished
 from passes.errors import InputError
-from passes.graph.layout import Layout
 from passes.graph.nodes import attribute
 from passes.rewriting.rewriter import rewrite
-from passes.rewriting.stored_parameters import StoredParameters
 from passes.rules import rule_for
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that may be left, as shares in (0, 1] of the dense model: parameters, MACs, predicted latency; and the
-    most feature attention loss. Several hold together; None does not limit."""
+    """The limits that a plan must meet: parameters, MACs and predicted latency as shares of the dense model, and the
+    feature attention loss.
+
+    Each is a number in (0, 1], or None for no limit. If several are given, all must be met. InputError for other
+    numbers, and for a budget without a limit.
+    """
 
     params: float | None = None
     macs: float | None = None
@@ -53,35 +55,35 @@ class Budget:
 
     @property
     def limits(self) -> Mapping[str, float]:
-        """The limits that are set, by name."""
+        """The limits that are given, by name."""
         found = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: value for name, value in found.items() if value is not None}
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """The budget that "macs=0.35,params=0.2" says. InputError for anything else."""
+        """The budget that a text such as "macs=0.35,params=0.2" describes. InputError for any other text."""
         return from_text(cls, of_kind("the budget", text, str, ', such as "macs=0.35"'), "the budget")
 
 
 @runtime_checkable
 class LatencyPredictor(Protocol):
-    """AnyLayout that says how long a network takes; only ratios of what it says are used."""
+    """Predicts how long a network takes. Only ratios of its predictions are used, so that the unit does not matter."""
 
     def predict(self, module: GraphModule, args: tuple[Any, ...]) -> float:
-        """How long one forward pass of `module`, as `passes.rewrite` makes it, takes on `args`; any unit."""
+        """The duration of one forward pass of `module`, a graph as `passes.rewrite` gives it, on `args`; any unit."""
         ...
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a network costs: parameters, MACs of one forward pass, and predicted latency (None without a predictor)."""
+    """The cost of a network: parameters, MACs of one forward pass, predicted latency (None without a predictor)."""
 
     parameters: int
     macs: int
     latency: float | None = None
 
     def shares(self, dense: Size) -> Mapping[str, float]:
-        """This size as parts of another, by the names of a budget."""
+        """This cost as shares of the cost of the dense network, by the names of a budget."""
         found = {"params": self.parameters / max(1, dense.parameters), "macs": self.macs / max(1, dense.macs)}
         if self.latency is not None and dense.latency is not None:
             found["latency"] = self.latency / dense.latency
@@ -89,10 +91,11 @@ class Size:
 
 
 class Analysis:
-    """A model captured once, and asked what it costs with some of its channels zero. The model is not changed.
+    """The cost of a model with any of its channels zero. The model is captured once and not changed.
 
-    `mode` and `channel_multiple` are those of `l1rr_fx.prune`, and the counts those of its report. With `latency` each
-    question also writes the small network, for the predictor to look at: as `prune` does for the target "none".
+    `mode` and `channel_multiple` are those of `l1rr_fx.prune`, and the counts are those of its report. With `latency`
+    the small network is written for each question, as `prune` writes it for the target "none", and given to the
+    predictor.
     """
 
     def __init__(
@@ -119,19 +122,19 @@ class Analysis:
         self.dense = self._dense()
 
     def size(self, zeroing: Zeroing) -> Size:
-        """What the model costs with these channels zero, and pruned. VanishedError if an output would be constant."""
+        """The cost of the pruned model with these channels zero. VanishedError if an output would be constant."""
         plan = self.plan(zeroing)
         return Size(plan_parameters(plan), plan_macs(plan), self._predicted(plan))
 
     def plan(self, zeroing: Zeroing) -> LayoutPlan:
-        """The compiler's plan for the model with these channels zero."""
+        """The compiler's layout plan for the model with these channels zero. VanishedError as from `size`."""
         program = ZeroedProgram(self.program, zeroed_values(self.sites, self.values, zeroing))
         facts = channel_facts(program)
         refuse_vanished(program, facts)
         return plan_layouts(program, facts, self.options)
 
     def already_zero(self) -> Zeroing:
-        """The channels whose parameters are zero in the model as it is."""
+        """The channels whose parameters are zero in the model now."""
         found: dict[str, Tensor] = {}
         for site in self.sites:
             other = [a for a in range(self.values[site.weight].dim()) if a != site.axis]
@@ -144,7 +147,7 @@ class Analysis:
         return found
 
     def _dense(self) -> Size:
-        """What the model costs if nothing is zero, whatever is zero in it now."""
+        """The cost of the model if nothing in it were zero."""
         macs = dense_macs(self.program)
         parameters = sum(p.numel() for p in self.program.module.parameters())
         if self.latency is None:

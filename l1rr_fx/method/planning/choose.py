@@ -1,4 +1,4 @@
-"""How many channels of each layer, and which: the smallest loss of attention, or the smallest scores, for a budget."""
+"""The choice of the channels to zero: the smallest loss of attention, or the smallest scores, for a budget."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from passes.graph.nodes import attribute
 log = logging.getLogger(__name__)
 
 WITHIN = 0.005
-"""How near a budget is to be reached, as a share of the dense model."""
+"""The distance from a limit, as a share of the dense model, above which a warning is logged."""
 EXPONENTS = (0.0, 0.25, 0.5, 0.75)
-"""How much it counts what a channel saves. 0 is cheap layers cut as deeply as dear ones; at 1 losses add up, which they
-do not: a few dear layers would be emptied."""
+"""How strongly the cost that a channel saves is weighed against its loss. 0 ignores the cost. 1 would be right if
+losses added up; they do not, and a few expensive layers would be emptied."""
 UNSEEN = "no feature map depends on it"
 NOT_GIVEN = "not among the sites given"
 NO_SCALE = "no batch norm: only with attention, or named in sites="
@@ -55,28 +55,35 @@ def choose(
     curves: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """The plan that meets the budget at the least loss; the model is not changed.
+    """The plan that meets the budget at the smallest loss. The model is not changed.
 
-    `scores` orders the channels within a layer. With `attention`, f_l(rho) is the feature attention loss with the rho
-    smallest channels of layer l alone zeroed, and every layer goes as far as f_l <= tau for one tau. Without, one
-    threshold on the scores of all layers is sought (Network Slimming), among the batch norms where there are any: norms
-    of rows are no scales.
-    Either is the largest for which the limits of the budget on cost are just met, within half a per cent of the dense
-    model; costs are those of the pruned network by the compiler's analysis. Layers keep max(4, 5 %) of their channels;
-    channels that are zero already go first and are part of every plan, and layers that the compiler could not shrink
-    are left alone, as are, with `attention`, those that no feature map depends on.
+    Without `attention`, all channels whose score is below one threshold are zeroed (Network Slimming). Scores are
+    compared among batch norms if the model has any, because norms of rows are not scales. With `attention`, f_l(n) is
+    the feature attention loss when the n channels of layer l with the smallest scores are zeroed alone, and each layer
+    loses as many channels as f_l <= tau allows, for one tau. The threshold or tau is the smallest that meets the limits
+    on cost; costs are those of the pruned network by the compiler's analysis. A warning is logged if the cost ends more
+    than half a per cent of the dense model below its limit. A budget on attention alone takes the largest tau that
+    stays within it.
 
-    What a channel saves is weighed too: tau of a layer is tau * saved ** e, with `saved` what one of its channels takes
-    off the limited costs, over the mean of all layers. Of the plans for each e of EXPONENTS, and with several limited
-    costs for what is saved of each alone and of their sum, that with the least loss altogether is returned.
+    tau is also weighed by cost: for a layer it is tau * saved ** e, where `saved` is what one of its channels saves of
+    the limited costs, over the mean of all layers. Of the plans for each e of EXPONENTS, and if several costs are
+    limited, for each alone and for their sum, the one with the smallest attention loss is returned.
 
-    `args` and `kwargs` are one example input; `sites` names the only sites to take channels from, whose scores are
-    compared whether they have a batch norm or not; `mode` and
-    `channel_multiple` are those of `prune`; `latency` predicts where the budget limits it. Curves are measured in
-    parallel under torchrun, and with a file `curves` taken up where they were interrupted; `progress` is told.
+    Layers keep at least max(4, 5 %) of their channels. Channels that are zero already go first, and are part of every
+    plan. Blocked sites (`channel_sites`) lose no channels; with `attention` neither do layers on which no feature map
+    depends.
 
-    InputError for a budget that cannot be met, with what can be, and what stays; VanishedError, as `prune`, for a
-    network with an output that is constant already.
+    `args`, `kwargs`: one example input.
+    `scores`: a name of `l1rr_fx.method.planning.scores.SCORES`, or a function; orders the channels within a layer.
+    `latency`: the predictor of a budget that limits latency.
+    `sites`: the names of the only sites to take channels from. All of them are compared, with a batch norm or without.
+    `mode`, `channel_multiple`: as for `prune`.
+    `curves`: a file for the measured losses, from which an interrupted call goes on. Under torchrun the processes
+        share the measurements.
+    `progress`: called with the number of layers measured and the number of all.
+
+    InputError for a budget that cannot be met, with what can be reached and which layers stay whole. VanishedError, as
+    from `prune`, for a network with an output that is constant already.
     """
     of_kind("budget", budget, Budget, ", such as Budget(macs=0.35)")
     for name, value, kind in (("attention", attention, FeatureAttention), ("latency", latency, LatencyPredictor)):
@@ -104,7 +111,7 @@ def choose(
     if attention is None:
         removals = sequence(units, {each.unit.name: each.scores for each in ranked})
         search = Search(analysis, budget, None, removals, blocked)
-        return _told(_plan(search, search.count(), {}, blocked, "global threshold"))
+        return _warned(_plan(search, search.count(), {}, blocked, "global threshold"))
     found = measured_curves(attention, units, analysis.values, file=curves, progress=progress)
     plans: list[Plan] = []
     refused: list[InputError] = []
@@ -117,7 +124,7 @@ def choose(
             refused.append(error)
     if not plans:
         raise refused[0]
-    return _told(min(plans, key=_loss if search.limits else _size))
+    return _warned(min(plans, key=_loss if search.limits else _size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,11 +145,11 @@ def _size(plan: Plan) -> float:
 
 
 def savings(analysis: Analysis, units: Sequence[Unit], budget: Budget) -> Mapping[str, Mapping[str, float]]:
-    """What one channel of each unit takes off each cost that the budget limits, over the mean of all units; where there
-    are two, also off their sum. By the name of the cost.
+    """What one channel of each unit saves of each cost that the budget limits, over the mean of all units; by the name
+    of the cost. If there are two costs, also of their sum.
 
-    Asked of the compiler with half of what may go zeroed in all other units, so that both what makes a channel and what
-    reads it count. Units that save nothing count as a thousandth."""
+    The compiler computes it with half of the removable channels of all other units zero, so that the layer that makes a
+    channel and those that read it both count. A unit that saves nothing counts as a thousandth."""
     limited = [name for name in ("params", "macs") if name in budget.limits] or ["macs"]
     halves = {unit.name: (len(unit.order) + 1) // 2 for unit in units}
 
@@ -163,7 +170,7 @@ def savings(analysis: Analysis, units: Sequence[Unit], budget: Budget) -> Mappin
 
 
 def _weighings(savings: Mapping[str, Mapping[str, float]]) -> Mapping[str, Mapping[str, float]]:
-    """What the loss of each unit is divided by, by the name of the method."""
+    """The divisors of the losses of each unit, by the name of the method."""
     found: dict[str, Mapping[str, float]] = {}
     for costs, saved in savings.items():
         for exponent in EXPONENTS:
@@ -173,7 +180,7 @@ def _weighings(savings: Mapping[str, Mapping[str, float]]) -> Mapping[str, Mappi
 
 
 def _refuse_other_weights(attention: FeatureAttention, analysis: Analysis) -> None:
-    """InputError if the attention refers to other parameters or statistics than the model has."""
+    """InputError if the reference of the attention has other parameters or statistics than the model."""
     module = analysis.program.module
     for name in dict.fromkeys(str(node.target) for node in module.graph.nodes if node.op == "get_attr"):
         value, known = attribute(module, name), attention.reference.get(name)
@@ -184,10 +191,10 @@ def _refuse_other_weights(attention: FeatureAttention, analysis: Analysis) -> No
 
 
 def _blocked(analysis: Analysis, attention: FeatureAttention | None, chosen: Sequence[str] | None) -> Mapping[str, str]:
-    """Why nothing may be taken from a site, by its name."""
+    """Why a site loses no channels, by its name."""
     names = {site.name for site in analysis.sites}
     if unknown := sorted({*(chosen or ())} - names):
-        raise InputError(f"sites: {unknown[0]!r} is none; there are {', '.join(sorted(names))}")
+        raise InputError(f"sites: {unknown[0]!r} is not a site; the sites are {', '.join(sorted(names))}")
     whole = _kept_whole(analysis)
     scales = any(site.kind == "scale" and site.blocked is None for site in analysis.sites)
 
@@ -211,7 +218,7 @@ def _blocked(analysis: Analysis, attention: FeatureAttention | None, chosen: Seq
 
 
 def _kept_whole(analysis: Analysis) -> frozenset[str]:
-    """The parameters that scale or make channels of sums of branches, which the mode "exclude" leaves alone."""
+    """The parameters that scale or make the channels of sums of branches, if the mode is "exclude"."""
     if analysis.options.mode != "exclude":
         return frozenset()
     read = (argument for node in residual_values(analysis.program) for argument in node.args)
@@ -219,7 +226,7 @@ def _kept_whole(analysis: Analysis) -> frozenset[str]:
 
 
 def _units(model: nn.Module, analysis: Analysis, score: Score, blocked: Mapping[str, str]) -> list[_Ranked]:
-    """The units with channels that may go, the smallest scores first, those that are zero already before all."""
+    """The units with removable channels, in the order of their scores; channels that are zero already come first."""
     members: dict[str, list[ChannelSite]] = defaultdict(list)
     for site in analysis.sites:
         members[site.unit].append(site)
@@ -246,7 +253,7 @@ def _plan(search: Search, count: int, curves: Mapping[str, Curve], blocked: Mapp
     analysis = search.analysis
     zeroing = search.zeroing(count)
     shares = search.shares(count) or {}
-    zero = analysis.already_zero()  # part of the plan wherever it lies, lest a fine-tune bring it back to life
+    zero = analysis.already_zero()  # in every plan, so that fine-tuning does not bring it back
     sites = tuple(
         planned(site, _either(zeroing, zero, site.name), _alone(curves, site, zeroing), blocked.get(site.name))
         for site in analysis.sites
@@ -264,8 +271,8 @@ def _plan(search: Search, count: int, curves: Mapping[str, Curve], blocked: Mapp
     )
 
 
-def _told(plan: Plan) -> Plan:
-    """The plan, with a warning if less is left than was allowed; of several limits one is enough to be met."""
+def _warned(plan: Plan) -> Plan:
+    """The plan; logs a warning if it is far below every limit on cost."""
     limits = {name: limit for name, limit in plan.budget.limits.items() if name != "attention"}
     if limits and min(limit - plan.reached[name] for name, limit in limits.items()) > WITHIN:
         left = shown({name: plan.reached[name] for name in limits})
@@ -276,19 +283,19 @@ def _told(plan: Plan) -> Plan:
 
 
 def _either(zeroing: Zeroing, zero: Zeroing, name: str) -> Tensor | None:
-    """What is chosen of a site, and what is zero already."""
+    """The channels of a site that are chosen or zero already."""
     masks = [masks[name] for masks in (zeroing, zero) if name in masks]
     return torch.stack(masks).any(0) if masks else None
 
 
 def _alone(curves: Mapping[str, Curve], site: ChannelSite, zeroing: Mapping[str, Tensor]) -> float | None:
-    """The loss that the curve of the site's unit gives for its part of the plan."""
+    """The loss on the curve of the site's unit at the number of channels that the plan zeroes."""
     if site.unit not in curves:
         return None
     return curves[site.unit].at(int(zeroing[site.name].sum())) if site.name in zeroing else 0.0
 
 
 def _reasons(blocked: Mapping[str, str]) -> str:
-    """Of some sites, those first that were to be taken from."""
+    """The first sites with their reasons; sites that were not given come last."""
     reasons = sorted(blocked.items(), key=lambda each: each[1] == NOT_GIVEN)
     return "; ".join(f"{name}: {reason}" for name, reason in reasons[:8])

@@ -1,6 +1,6 @@
-"""What each layer's channels are worth to the features: the loss for each ratio zeroed, of one layer at a time.
+"""Curves: the attention loss by the number of channels zeroed, for one layer at a time.
 
-Long work: it can be interrupted and taken up from a file, and is shared by the processes of a torchrun.
+Measuring takes long. It can be interrupted and continued from a file, and the processes of a torchrun share it.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ log = logging.getLogger(__name__)
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CHUNK = 4
-"""Units measured between two writes of the file. What does not depend on a unit is computed once a batch and chunk."""
+"""Units measured between two writes of the file. Tensors that no unit of a chunk changes are computed once a batch."""
 
 Progress = Callable[[int, int], None]
-"""Called with how many units are done, and of how many."""
+"""Called with the number of units that are done, and the number of all."""
 
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """Sites that share one mask, the order in which their channels go (shape (removable,)), and how many there are."""
+    """Sites that share one mask, and the order in which their channels are removed: `order`, shape (removable,)."""
 
     sites: tuple[ChannelSite, ...]
     order: Tensor
@@ -52,7 +52,7 @@ class Unit:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """The numbers of channels zeroed at which the loss is measured: those of RATIOS, and all that may go."""
+        """The numbers of channels at which the loss is measured: those of RATIOS, and all removable channels."""
         most = len(self.order)
         return tuple(sorted({n for n in (*(int(r * self.channels) for r in RATIOS), most) if 0 < n <= most}))
 
@@ -65,7 +65,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Curve:
-    """The loss of one unit, from 0 at nothing zeroed, made to rise by a running maximum; linear in between."""
+    """The loss of one unit by the number of channels zeroed: 0 at 0, the running maximum, linear in between."""
 
     counts: tuple[int, ...]
     losses: tuple[float, ...]
@@ -96,13 +96,13 @@ def measured_curves(
 ) -> Mapping[str, Curve]:
     """The curve of each unit by its name; `values` are the model's parameters.
 
-    With `file`, what is measured is written there at once, and what lies there already is not measured again;
-    InputError if the file is of another model, other scores or other images, or cannot be written. Under torchrun each
-    process measures its part, into a file of its own, and all get everything.
+    With `file`, each result is written there at once, and results in the file are not measured again. InputError if the
+    file belongs to another model, other scores or other images, or cannot be written. Under torchrun each process
+    measures a part, into a file of its own, and all of them return all curves.
     """
     with _processes() as (rank, world):
         record = _Record(file, rank, _fingerprint(attention, units))
-        done = _together(record.read(units), world)  # nobody writes before all have read: they must miss the same
+        done = _together(record.read(units), world)  # before any process writes, so that all miss the same units
         missing = [unit for unit in units if unit.name not in done]
         mine = missing[rank::world]
         if mine:
@@ -122,7 +122,7 @@ def measured_curves(
 
 
 def read_curves(file: str | os.PathLike[str]) -> Mapping[str, Curve]:
-    """The curves in a file that `measured_curves` wrote, by the names of their units: to plot them, say."""
+    """The curves in a file that `measured_curves` wrote, by the names of their units."""
     path = _path(file)
     if not path.exists():
         raise InputError(f"there are no curves in {path}: the file is missing")
@@ -133,7 +133,7 @@ def read_curves(file: str | os.PathLike[str]) -> Mapping[str, Curve]:
 
 
 def _together(curves: dict[str, Curve], world: int) -> dict[str, Curve]:
-    """The curves of all processes; none goes on before all have come here."""
+    """The curves of all processes. A barrier: no process returns before all have called it."""
     if world == 1:
         return curves
     parts: list[dict[str, Curve]] = [{}] * world
@@ -149,9 +149,9 @@ def _measured(attention: FeatureAttention, units: Sequence[Unit], values: Mappin
 
 @contextmanager
 def _processes() -> Iterator[tuple[int, int]]:
-    """This process's rank and how many there are; under torchrun without a process group, one is made meanwhile.
+    """The rank of this process and the number of processes; under torchrun, in a process group for the block.
 
-    It lives in a corner of torchrun's store of its own, so that the user can make theirs afterwards."""
+    A group that is made here has its own prefix in torchrun's store, so that the user can make another afterwards."""
     made = distributed.is_available() and distributed.is_torchelastic_launched() and not distributed.is_initialized()
     if made:
         # the names are public, but not in the list of what torch.distributed exports
@@ -172,7 +172,7 @@ _numbers = count()
 
 
 class _Record:
-    """Curves in a file of JSON lines, the first of which says what they are of; one file for each process."""
+    """Curves in a file of JSON lines, one file for each process. The first line identifies model, scores and images."""
 
     def __init__(self, file: str | os.PathLike[str] | None, rank: int, fingerprint: str) -> None:
         self.base = None if file is None else _path(file)
@@ -184,7 +184,7 @@ class _Record:
         return self.base if rank == 0 else self.base.with_name(f"{self.base.name}.{rank}")
 
     def read(self, units: Sequence[Unit]) -> dict[str, Curve]:
-        """The curves of the units that any process wrote; a last line that was cut off is left out."""
+        """The curves of the units that any process has written, without a last line that was cut off."""
         if self.base is None:
             return {}
         found: dict[str, Curve] = {}
@@ -198,7 +198,7 @@ class _Record:
         return {unit.name: found[unit.name] for unit in units if unit.name in found}
 
     def begin(self) -> None:
-        """Start this process's file with what its curves are of, or end a line of it that was cut off."""
+        """Write the first line of this process's file, or end a line of it that was cut off."""
         if self.own is not None:
             self._append([{"curves of": self.fingerprint}] if not self.own.exists() else [])
 
@@ -220,7 +220,7 @@ def _path(file: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def _blamed(path: Path) -> Iterator[None]:
-    """InputError that names the file of curves where it cannot be read or written."""
+    """Turns errors of reading and writing inside the block into an InputError that names the file."""
     try:
         yield
     except (OSError, UnicodeDecodeError) as error:
@@ -228,8 +228,8 @@ def _blamed(path: Path) -> Iterator[None]:
 
 
 def _read(path: Path) -> tuple[str | None, dict[str, Curve]]:
-    """What the curves in a file are of (None: it does not say), and the curves by the names of their units; a line
-    that was cut off is left out."""
+    """The fingerprint in the first line of a file (None: there is none), and its curves by the names of their units,
+    without a line that was cut off."""
     with _blamed(path):
         head, *lines = path.read_text(encoding="utf-8").split("\n")
     found: dict[str, Curve] = {}
@@ -253,6 +253,6 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def _fingerprint(attention: FeatureAttention, units: Sequence[Unit]) -> str:
-    """What curves depend on: the attention, and which channels go in which order."""
+    """A hash of what curves depend on: the attention, and the order of the channels."""
     orders = [([site.name for site in unit.sites], unit.order.tolist(), unit.counts) for unit in units]
     return hashlib.sha256(f"{attention.fingerprint()} {orders}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What is to be zeroed in a model: decided once, printed, stored, and applied to any model with the same parameters."""
+"""The plan: which channels of a model become zero. It prints, is stored as JSON, and zeroes them in a model."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class PlannedSite:
-    """The channels of one site that are zeroed. `attention` is the loss that was measured for about as many of this
-    site's channels alone (None: not measured); `blocked` says why none may be."""
+    """The channels of one site that become zero.
+
+    `attention`: the loss on the site's curve for so many channels of it alone; None if it was not measured. `blocked`:
+    why the site loses none; None if it may."""
 
     name: str
     weight: str
@@ -41,7 +43,7 @@ class PlannedSite:
 
     @property
     def mask(self) -> Tensor:
-        """Bool of shape (channels,): the channels that are zeroed."""
+        """The zeroed channels, a bool tensor of shape (channels,)."""
         mask = torch.zeros(self.channels, dtype=torch.bool)
         mask[list(self.zeroed)] = True
         return mask
@@ -49,7 +51,7 @@ class PlannedSite:
 
 @dataclass(frozen=True)
 class SiteDifference:
-    """Channels of one site that one of two plans zeroes and the other does not."""
+    """The channels of one site that only the first or only the second of two plans zeroes."""
 
     name: str
     only_first: tuple[int, ...]
@@ -58,11 +60,12 @@ class SiteDifference:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which channels of a model become zero, and what is left of it then.
+    """Which channels of a model become zero, and what the model then costs. Made by `choose`; prints as tables.
 
-    `shapes` are those of all of the model's parameters: the plan fits no other model. `reached` holds the shares of the
-    dense model that the compiler finds for it, `tau` the loss up to which each layer was zeroed (with the global
-    threshold, the largest score that was). Plans come from `choose`.
+    `shapes`: the shapes of all parameters of the model; a model with others is refused. `reached`: the cost of the
+    pruned model as shares of the dense one. `tau`: the loss up to which each layer is zeroed; with the global
+    threshold, the largest score that is zeroed. `method`: how the channels were chosen. `attention`: the loss of the
+    whole plan, if it was measured.
     """
 
     model: str
@@ -77,28 +80,28 @@ class Plan:
 
     @property
     def zeroed(self) -> int:
-        """How many channels become zero."""
+        """The number of channels that become zero."""
         return sum(len(site.zeroed) for site in self.sites)
 
     @property
     def zeroing(self) -> Zeroing:
-        """The plan as masks by the name of the site."""
+        """The masks of the zeroed channels by the name of the site."""
         return {site.name: site.mask for site in self.sites if site.zeroed}
 
     @torch.no_grad()
     def zero_(self, model: nn.Module) -> int:
-        """Zero the channels in `model`, scale and shift or row and bias, in place; how many they are.
+        """Zero the channels in `model` in place, scale and shift or row and bias; returns the number of channels.
 
-        Zero means zero for every input, so that `prune` removes them. A channel whose scale was zero already but whose
-        shift was not loses a constant: `recalibrate_batch_norm` afterwards takes it out of the next layers' statistics.
-        InputError if the model's parameters have other names or shapes.
+        A zeroed channel is zero for every input, so that `prune` removes it. A channel whose scale was zero before, and
+        whose shift was not, loses a constant; call `recalibrate_batch_norm` afterwards, so that the statistics of the
+        next layers take that into account. InputError if the model's parameters have other names or shapes.
         """
         for parameter, masked in self._parameters(of_kind("model", model, nn.Module)):
             parameter.masked_fill_(masked, 0)
         return self.zeroed
 
     def hold(self, model: nn.Module) -> Held:
-        """Zero the channels and keep them zero while the model trains, whoever trains it; see `Held`.
+        """Zero the channels, and keep them zero in any training loop until `release`; see `Held`.
 
         with plan.hold(model):
             train(model)
@@ -107,7 +110,7 @@ class Plan:
         return Held(self._parameters(model))
 
     def diff(self, other: Plan) -> tuple[SiteDifference, ...]:
-        """The sites where two plans of one model differ. InputError if they are of different models."""
+        """The sites in which two plans of one model differ. InputError if the plans are of different models."""
         _same_shapes(of_kind("other", other, Plan).shapes, self.shapes, "the other plan's model")
         mine, yours = ({s.name: set(s.zeroed) for s in plan.sites} for plan in (self, other))
         names = dict.fromkeys((*mine, *yours))
@@ -115,12 +118,12 @@ class Plan:
         return tuple(SiteDifference(name, tuple(sorted(a - b)), tuple(sorted(b - a))) for name, a, b in pairs if a != b)
 
     def to_json(self) -> str:
-        """The plan as a JSON document; `Plan.from_json` gives an equal plan back."""
+        """The plan as a JSON document, from which `Plan.from_json` makes an equal plan."""
         return to_json(self, "plan", VERSION)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The plan that `to_json` wrote. Raises InputError, naming the field, where the text is anything else."""
+        """The plan that `to_json` wrote. InputError, with the field, for any other text."""
         plan = from_json(cls, text, "plan", VERSION)
         plan._check()
         return plan
@@ -139,12 +142,12 @@ class Plan:
         total = sum(site.channels for site in self.sites)
         lines = [f"{self.model}: {self.zeroed:,} of {total:,} channels zeroed by {self.method}, tau {self.tau:.3g}"]
         for name, share in self.reached.items():
-            wanted = self.budget.limits.get(name)
-            lines.append(f"{name}: {share:.4f} of the dense" + (f" (budget {wanted:g})" if wanted else ""))
+            limit = self.budget.limits.get(name)
+            lines.append(f"{name}: {share:.4f} of the dense" + (f" (budget {limit:g})" if limit else ""))
         if self.attention is not None:
             limit = self.budget.attention
-            wanted_loss = f" (budget {limit:g})" if limit is not None else ""
-            lines.append(f"feature attention loss: {self.attention.total:.4f}{wanted_loss}")
+            suffix = f" (budget {limit:g})" if limit is not None else ""
+            lines.append(f"feature attention loss: {self.attention.total:.4f}{suffix}")
         return Text("\n".join(lines))
 
     def _site_table(self) -> Table:
@@ -159,7 +162,7 @@ class Plan:
         return table
 
     def _parameters(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-        """The parameters that the plan changes, each with the mask of what becomes zero, which broadcasts to it."""
+        """The parameters that the plan changes, each with a mask of its zeroed elements that broadcasts to it."""
         model = unwrapped(model)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
         _same_shapes(shapes, self.shapes, type(model).__name__)
@@ -176,7 +179,7 @@ class Plan:
         return found
 
     def _check(self) -> None:
-        """InputError where a plan from a file contradicts itself."""
+        """InputError if a plan from a file contradicts itself."""
         Options(self.mode)
         names = [site.name for site in self.sites]
         if twice := [name for name in names if names.count(name) > 1]:
@@ -192,23 +195,23 @@ class Plan:
 
 
 def planned(site: ChannelSite, mask: Tensor | None, loss: float | None, blocked: str | None) -> PlannedSite:
-    """A site of the plan with the channels of `mask` zeroed."""
+    """The part of a plan for one site; `mask` is None if it loses no channels."""
     zeroed = () if mask is None else tuple(mask.nonzero().view(-1).tolist())
     return PlannedSite(site.name, site.weight, site.bias, site.axis, site.channels, zeroed, loss, blocked)
 
 
-def _same_shapes(found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]], what: str) -> None:
+def _same_shapes(found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], what: str) -> None:
     """InputError with the first difference between two models' parameters."""
-    for name in _differing(found, wanted):
-        here, there = (f"shape {tuple(each[name])}" if name in each else "nothing" for each in (found, wanted))
+    for name in _differing(found, expected):
+        here, there = (f"shape {tuple(each[name])}" if name in each else "nothing" for each in (found, expected))
         raise InputError(
             f"the plan is of another model: the first difference is {name}, {there} in the plan and {here} in {what}"
         )
 
 
-def _differing(found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]) -> Iterable[str]:
-    for name in (*wanted, *found):
-        if name not in found or name not in wanted or tuple(found[name]) != tuple(wanted[name]):
+def _differing(found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> Iterable[str]:
+    for name in (*expected, *found):
+        if name not in found or name not in expected or tuple(found[name]) != tuple(expected[name]):
             yield name
 
 

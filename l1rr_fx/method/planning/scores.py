@@ -1,4 +1,4 @@
-"""How much a channel matters: one number for each channel of a site, the smallest are zeroed first."""
+"""Scores: one number for each channel of a site; the channels with the smallest are zeroed first."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from passes.errors import InputError
 
 
 class Score(Protocol):
-    """Scores of a site's channels, shape (channels,), at least 0."""
+    """A function that gives the scores of a site's channels, shape (channels,), at least 0."""
 
     def __call__(self, model: nn.Module, site: ChannelSite) -> Tensor: ...
 
 
 def bn_scale(model: nn.Module, site: ChannelSite) -> Tensor:
-    """|gamma|; where nothing scales the channels, the norms of the rows. Liu et al. 2017, Network Slimming."""
+    """|gamma| of a scale, the L2 norms of rows. Liu et al. 2017, Network Slimming."""
     return row_norms(model.get_parameter(site.weight).detach(), site.axis)
 
 
 def weight_norm(model: nn.Module, site: ChannelSite) -> Tensor:
-    """The L2 norm of the filter that makes each channel. Li et al. 2017 with the L1 norm; L2 as peers do today."""
+    """The L2 norm of the filter that makes each channel. Li et al. 2017 take the L1 norm; pruners today take L2."""
     if site.filters is None:
         raise InputError(
             f"{site.name}: no single layer makes its channels, so that they have no filter to take the norm of; "
@@ -38,7 +38,7 @@ def weight_norm(model: nn.Module, site: ChannelSite) -> Tensor:
 
 
 def _filters(model: nn.Module, site: ChannelSite, name: str) -> Tensor:
-    """The weight that makes a site's channels, with a row for each."""
+    """The weight that makes a site's channels, with the channels along axis 0."""
     weight = model.get_parameter(name).detach()
     layer = model.get_submodule(name.rpartition(".")[0])
     if isinstance(layer, _ConvTransposeNd):  # (inputs, outputs of a group, window): groups lie along the inputs
@@ -55,11 +55,12 @@ def _filters(model: nn.Module, site: ChannelSite, name: str) -> Tensor:
 
 
 class Taylor:
-    """The first-order change of the loss if a channel is zeroed: mean over batches of (gamma g + beta g')^2, g and g'
-    the gradients of its scale and shift; summed along the row where there is no scale.
+    """The change of the loss, to first order and squared, if a channel is zeroed: the mean over batches.
 
-    Molchanov et al. 2019, Importance estimation for neural network pruning, with the batch norm as the gate. `loss` is
-    called as `loss(model, batch)` on each batch, in evaluation mode; gradients of the model are left as they were.
+    For a scale it is (gamma g + beta g')^2, with g and g' the gradients of gamma and beta; for a row the sum of weight
+    times gradient, squared. Molchanov et al. 2019, Importance estimation for neural network pruning, with the batch
+    norm as the gate. `loss(model, batch)` is called on each batch in evaluation mode. Gradients of the model do not
+    change. InputError without batches, and for a loss that is not a finite scalar with a gradient.
     """
 
     def __init__(
@@ -119,10 +120,10 @@ def _loss(value: object, where: str) -> Tensor:
 
 
 class GroupSum:
-    """The sum of another score over all sites that share their channels through sums of branches.
+    """The sum of another score over all sites of a group, whose channels sums of branches couple.
 
-    With it and the global threshold the sites of a group lose the same channels, as pruners by groups do (Fang et al.
-    2023, DepGraph). `sites` are those of `channel_sites(model, args)`, which know their groups.
+    With the global threshold the sites of a group then lose the same channels, as in pruners that work by groups (Fang
+    et al. 2023, DepGraph). `sites` are those of `channel_sites(model, args)`, which have group numbers.
     """
 
     def __init__(self, score: str | Score, sites: Sequence[ChannelSite]) -> None:
@@ -154,7 +155,7 @@ def score_named(score: str | Score) -> Score:
 
 
 def scores_of(model: nn.Module, site: ChannelSite, score: Score) -> Tensor:
-    """The scores of a site on the CPU in float64, checked. InputError where they are not one number a channel."""
+    """The scores of a site on the CPU in float64. InputError unless they are one finite number a channel."""
     found = score(unwrapped(model), site)
     if not isinstance(found, Tensor):
         raise InputError(

@@ -1,4 +1,4 @@
-"""The shortest start of a sequence of channels that meets a budget, by bisection over the compiler's analysis."""
+"""The search for the number of channels that meets a budget, by bisection over the compiler's analysis."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOR_NONE = '. Latency is that of the network that prune(target="none") writes; p
 
 @dataclass(frozen=True, eq=False)
 class Removal:
-    """One channel of a unit, the `rank`-th of its order, and the loss or score at which it goes."""
+    """The removal of one channel: the `rank`-th in the order of its unit, at the loss or score `time`."""
 
     unit: Unit
     rank: int
@@ -29,13 +29,14 @@ class Removal:
 
 
 def sequence(units: Sequence[Unit], times: Mapping[str, Sequence[float]]) -> list[Removal]:
-    """All channels that may go in the order in which they do; among equals, the layers in step."""
+    """All removable channels in the order of their losses or scores; at equal ones, all layers to the same share."""
     removals = [Removal(unit, rank, time) for unit in units for rank, time in enumerate(times[unit.name])]
     return sorted(removals, key=lambda each: (each.time, (each.rank + 1) / each.unit.channels, each.unit.name))
 
 
 class Search:
-    """The shortest start of the sequence that meets the limits on cost, or the longest within that on attention."""
+    """The shortest prefix of a sequence of removals that meets the limits on cost. If only attention is limited, the
+    longest prefix within that limit."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class Search:
         self._losses: dict[int, AttentionLoss] = {}
 
     def count(self) -> int:
-        """How many channels go. InputError if the budget cannot be met."""
+        """The number of removals. InputError if the budget cannot be met."""
         if not self.limits:
             return self._last(lambda count: self._is_kept(count))
         possible = self._last(lambda count: self.shares(count) is not None)
@@ -77,7 +78,7 @@ class Search:
         return {name: mask for unit in units.values() for name, mask in unit.zeroing(taken[unit.name]).items()}
 
     def shares(self, count: int) -> Mapping[str, float] | None:
-        """What is left after `count` removals, as shares of the dense model; None if an output would be constant."""
+        """The cost after `count` removals, as shares of the dense model; None if an output would be constant."""
         if count not in self._shares:
             try:
                 size = self.analysis.size(self.zeroing(count))
@@ -87,7 +88,7 @@ class Search:
         return self._shares[count]
 
     def loss(self, count: int) -> AttentionLoss:
-        """The attention loss after `count` removals, together."""
+        """The attention loss with the channels of `count` removals zero together."""
         assert self.attention is not None
         if count not in self._losses:
             values = zeroed_values(self.analysis.sites, self.analysis.values, self.zeroing(count))
@@ -105,7 +106,7 @@ class Search:
         return self.shares(count) is not None and self.loss(count).total <= limit
 
     def _last(self, holds: Callable[[int], bool], *, below: int | None = None) -> int:
-        """The largest count for which `holds`, which holds at 0 and from some count on does not; by bisection."""
+        """The largest count for which `holds` is true, by bisection; it is true at 0, and false from some count on."""
         low, high = 0, len(self.sequence) if below is None else below
         if holds(high):
             return high
@@ -131,4 +132,5 @@ class Search:
 
 
 def shown(shares: Mapping[str, float]) -> str:
+    """Shares as text: "macs=0.35, params=0.2"."""
     return ", ".join(f"{name}={share:.4g}" for name, share in shares.items())
