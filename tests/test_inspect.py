@@ -162,6 +162,7 @@ def test_a_function_that_makes_another_value_of_zero_is_a_but(case: str) -> None
     assert (layer.stays, layer.loses_more) == (None, loses_more)
     assert str(layer) == ("yes" if loses_more is None else f"yes, but: {loses_more}")
     assert inspection.free_channels == (8 if loses_more is None else 0)
+    assert ("; 8 more could, at a further loss" in str(inspection)) == (loses_more is not None)
     assert l1rr_fx.channel_sites(model, (X,))[0].blocked == layer.blocked == loses_more
 
 

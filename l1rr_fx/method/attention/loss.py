@@ -74,7 +74,8 @@ class FeatureAttention:
 
     `args`: the arguments of one example call; in its graph the feature maps are found, and for images of other sizes
         the same maps are used.
-    `batches`: an iterable of (images, targets), see `l1rr_fx.method.attention.ground_truth.read_batches`.
+    `batches`: an iterable of (images, targets). Images have shape (n, 3, h, w). Targets have an entry for each image:
+        its boxes, shape (n, 4), as left, top, right, bottom in pixels, or a mapping with "boxes" and "labels".
     `taps`: the names of the feature maps: modules by their dotted names, or nodes of the graph. By default the inputs
         of the detector's heads and of its prediction layers.
     `class_names`: the names of the labels 0, 1, ...

@@ -74,7 +74,7 @@ def choose(
     depends.
 
     `args`, `kwargs`: one example input.
-    `scores`: a name of `l1rr_fx.method.planning.scores.SCORES`, or a function; orders the channels within a layer.
+    `scores`: the order of the channels within a layer: "bn-scale", "weight-norm", or a function such as `Taylor`.
     `latency`: the predictor of a budget that limits latency.
     `sites`: the names of the only sites to take channels from. All of them are compared, with a batch norm or without.
     `mode`, `channel_multiple`: as for `prune`.

@@ -44,10 +44,12 @@ class Unit:
 
     @property
     def name(self) -> str:
+        """The name of the first site."""
         return self.sites[0].name
 
     @property
     def channels(self) -> int:
+        """The number of channels of each site."""
         return self.sites[0].channels
 
     @property

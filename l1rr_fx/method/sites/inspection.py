@@ -88,12 +88,16 @@ class Inspection:
         return printed(self)
 
     def __rich__(self) -> RenderableType:
+        return Group(Text(self._headline()), self._layer_table(), *self._blocked_table())
+
+    def _headline(self) -> str:
         share = f", {self.free_channels / self.channels:.1%}" if self.channels else ""
-        headline = (
+        lossy = sum(layer.channels for layer in self.layers if layer.stays is None and layer.loses_more is not None)
+        more = f"; {lossy:,} more could, at a further loss" if lossy else ""
+        return (
             f"{self.model}: {self.channels:,} channels of {len(self.layers):,} layers in {self.groups:,} groups; "
-            f"{self.free_channels:,} could go{share}"
+            f"{self.free_channels:,} could go{share}{more}"
         )
-        return Group(Text(headline), self._layer_table(), *self._blocked_table())
 
     def _layer_table(self) -> Table:
         table = Table("layer", "operator")

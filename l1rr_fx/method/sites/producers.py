@@ -40,6 +40,7 @@ class Producer:
 
     @property
     def channels(self) -> int:
+        """The number of channels."""
         return self.site.out_shape[self.axis]
 
 

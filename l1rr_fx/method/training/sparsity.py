@@ -57,7 +57,7 @@ class ReweightedL1:
         the training: a channel of weight 1 on which no gradient acts would move by TRAVEL times the network's mean
         |gamma| in the whole training if the learning rate of its group stayed at its highest. A backbone that learns at
         a tenth of the rate is so pushed as far. (A number means another thing for every optimiser and length.)
-    `schedule`: a name of `l1rr_fx.method.training.schedules`, or a function of t in [0, 1].
+    `schedule`: "warm-linear", "constant", "linear", "step", "cosine", "ramp-up", or a function of t in [0, 1].
     `sites`: by default the model's batch norms; with an example input as `args` also the rows of layers without one,
         each row as a group. Blocked sites are left out.
     `cost_aware`: a_l is the MACs that a channel of the layer costs, over their mean. Needs `args`, or sites with MACs.
