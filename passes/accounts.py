@@ -1,4 +1,4 @@
-"""What a rewrite cost and saved, as data.
+"""Accounts: the costs of a network before and after a rewrite, as data.
 
 Counts are of one forward pass on the example input. A multiply-accumulate is counted once (MACs, not FLOPs).
 """
@@ -25,7 +25,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Recombination:
-    """Channels rearranged between a value and a reader; `bytes_moved` counts reads and writes (0 if folded)."""
+    """Channels rearranged between a value and a reader, from those that it has to those that the reader requests.
+
+    `bytes_moved` counts reads and writes; 0 where nothing is copied: a slice, or folded into a parameter.
+    """
 
     value: str
     reader: str
@@ -37,7 +40,10 @@ class Recombination:
 
 @dataclass(frozen=True)
 class Kept:
-    """Dead channels that stay, why, and the MACs that they cost; `channels` may be 0 where only copies are paid."""
+    """Dead channels that stay at a node, why, and the MACs that they cost.
+
+    `channels` is 0 where the results are all live and only dead inputs cost MACs.
+    """
 
     node: str
     reason: str
@@ -47,7 +53,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class Layer:
-    """One contraction (convolution, linear, matrix product): its widths and MACs before, after and at the limit."""
+    """One contraction (convolution, linear layer, matrix product) before and after; `macs` also at the limit.
+
+    `inputs` counts the elements that one output element sums, `outputs` the output channels.
+    """
 
     node: str
     operator: str
@@ -58,11 +67,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Family:
-    """Tensors that share their channels because they meet in sums, named for the first sum.
+    """A family of tensors whose channels are coupled by sums, named for the first sum.
 
-    `sets` counts the different sets of live channels among the operands, `runs` how many of them are one run of the
-    family's order; `fixed` says why the channels keep their natural order, where they do. Of the operands, some are
-    taken `in_place`, some compute what they lack `as_zeros`, the rest is `copied`.
+    `sets` counts the different sets of live channels among the operands, and `runs` those that are one run of the
+    family's order. `fixed` says why the channels keep their natural order (None: they are ordered freely). Of the
+    operands, `in_place` have the layout of the sum, `as_zeros` have it with dead channels, and `copied` are recombined.
     """
 
     name: str
@@ -78,7 +87,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Accounts:
-    """The whole bill of one rewrite: costs before, after and at the limit, and what explains the difference."""
+    """The accounts of one rewrite: costs before, after and at the limit, and what explains the difference."""
 
     before: Cost
     after: Cost

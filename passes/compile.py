@@ -1,4 +1,4 @@
-"""The whole of the compiler on a captured graph: facts, plan, rewrite."""
+"""The compiler in one call: normalise a captured graph, analyse it, assign layouts and rewrite it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from passes.rewriting.rewriter import Rewritten, rewrite
 from passes.rules import rule_for
 
 Phase = Callable[[str], AbstractContextManager[Any]]
+"""Makes the context in which the phase of that name runs; a clock measures it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Removed:
-    """The small network with the plan that it was made from."""
+    """The small network, the layout plan that it was made from, and the record of the rewrite."""
 
     module: GraphModule
     plan: LayoutPlan
@@ -34,7 +35,11 @@ class Removed:
 def remove_zero_channels(
     captured: GraphModule, options: Options | None = None, *, clock: Phase | None = None
 ) -> Removed:
-    """The network without its zeroed channels. `captured` (from `passes.capture`) is normalised in place."""
+    """The network without its zeroed channels.
+
+    `captured` (from `passes.capture`) is normalised in place. `clock` is called with "analysis" and "rewrite". Raises
+    VanishedError if an output would be zero for every input.
+    """
     phase = clock or (lambda name: nullcontext())
     with phase("analysis"):
         normalise_graph(captured.graph)
@@ -48,7 +53,7 @@ def remove_zero_channels(
 
 
 def refuse_vanished(program: Program, facts: Facts) -> None:
-    """Raise VanishedError if an output would be zero whatever comes in."""
+    """Raise VanishedError if an output would be zero for every input."""
     for index, node in enumerate(program.output_tensors):
         if node not in facts.zero or node.op in ("placeholder", "get_attr"):
             continue

@@ -1,12 +1,12 @@
-"""What can go wrong, as one tree.
+"""Errors: every error that l1rr-fx raises on purpose, in one tree.
 
 L1RRError
 ├── InputError        an argument has the wrong type, shape or value
 ├── CaptureError      the model cannot be turned into a graph
-├── VanishedError     an output of the network would be constant: nothing of it is left
-├── RewriteError      the compiler contradicted itself (a bug of ours: please report it)
+├── VanishedError     an output of the network would be zero for every input
+├── RewriteError      the compiler contradicts itself: a bug, please report it
 ├── VerifyError       the pruned network differs from the zeroed one
-├── LoweringError     a network has no form on the target
+├── LoweringError     a network cannot be lowered to the target, or the target does not run it
 └── LoadError         a saved network is unreadable, damaged or not to be trusted
 """
 
@@ -26,11 +26,11 @@ class CaptureError(L1RRError):
 
 
 class VanishedError(L1RRError):
-    """An output of the network would be constant: nothing of it is left."""
+    """An output of the network would be zero for every input."""
 
 
 class RewriteError(L1RRError):
-    """The compiler contradicted itself. This is a bug of ours: please report it with the model."""
+    """The compiler contradicts itself. This is a bug: please report it with the model."""
 
 
 class VerifyError(L1RRError):
@@ -38,7 +38,7 @@ class VerifyError(L1RRError):
 
 
 class LoweringError(L1RRError):
-    """A network has no form on the target."""
+    """A network cannot be lowered to the target, or the target does not run it."""
 
 
 class LoadError(L1RRError):

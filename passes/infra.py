@@ -1,4 +1,4 @@
-"""The compiler as passes of torch.fx: each usable alone, or in a `torch.fx.passes.infra.pass_manager.PassManager`.
+"""The compiler as passes of torch.fx, alone or in a `torch.fx.passes.infra.pass_manager.PassManager`.
 
     manager = PassManager(passes=[Normalise(), RemoveZeroChannels(mode="union"), RestoreModes()])
     small = manager(capture(model, args)).graph_module
@@ -26,7 +26,7 @@ from passes.rewriting.fold import fold_batch_norm, fold_constants
 
 
 class GraphPass(PassBase):
-    """A pass that checks what it was given and what it gives, which may be another module."""
+    """A pass that checks the module that it is given and the one that it returns, which may be another."""
 
     def __call__(self, graph_module: GraphModule) -> PassResult:
         self.requires(graph_module)
@@ -35,7 +35,7 @@ class GraphPass(PassBase):
         return result
 
     def requires(self, graph_module: GraphModule) -> None:
-        """Raise InputError unless the graph is one of `passes.capture`, whose nodes know their example values."""
+        """Raise InputError unless the graph is as `passes.capture` makes it: ATen operators with example values."""
         if not isinstance(graph_module, GraphModule):
             raise InputError(f"a torch.fx.GraphModule is wanted, not a {type(graph_module).__name__}")
         for node in graph_module.graph.nodes:
@@ -54,7 +54,7 @@ class GraphPass(PassBase):
 
 @dataclass(frozen=True)
 class Functionalise(GraphPass):
-    """In-place operators made functional.
+    """Replace in-place operators by functional ones.
 
     Before: a captured graph. After: no operator writes into its argument.
     """
@@ -70,9 +70,9 @@ class Functionalise(GraphPass):
 
 @dataclass(frozen=True)
 class Normalise(GraphPass):
-    """Several spellings of an operation made one.
+    """Bring the graph into canonical form: one spelling for each operation.
 
-    Before: a captured graph without in-place operators. After: it is still one.
+    Before: a captured graph without in-place operators. After: the same.
     """
 
     def requires(self, graph_module: GraphModule) -> None:
@@ -91,10 +91,10 @@ class Normalise(GraphPass):
 
 @dataclass(frozen=True)
 class RemoveZeroChannels(GraphPass):
-    """The network without its zeroed channels, as a new module; see `passes.assignment.options` for the fields.
+    """Remove the zeroed channels, in a new module; the fields are those of `passes.assignment.options.Options`.
 
-    Before: a captured graph without in-place operators. After: batch norm and dropout are modules, as `RestoreModes`
-    makes them. A graph from which nothing can be removed comes back as it is, normalised.
+    Before: a captured graph without in-place operators. After: batch norm and dropout are modules, as after
+    `RestoreModes`. A graph from which nothing can be removed is returned itself, in canonical form.
     """
 
     mode: str = "recombine"
@@ -115,9 +115,9 @@ class RemoveZeroChannels(GraphPass):
 
 @dataclass(frozen=True)
 class RestoreModes(GraphPass):
-    """Batch norm and dropout as modules, which `.train()` and `.eval()` switch.
+    """Replace calls of batch norm and dropout by modules, which `.train()` and `.eval()` switch.
 
-    Before: a graph in which the input of every call of batch norm knows its example value. After: no such call is left.
+    Before: every call of batch norm or dropout has an example value. After: no such call is left.
     """
 
     def requires(self, graph_module: GraphModule) -> None:
@@ -138,7 +138,7 @@ class RestoreModes(GraphPass):
 
 
 class _Fold(GraphPass):
-    """A pass on any graph module; its nodes need no example values."""
+    """A pass on any graph module, with or without example values."""
 
     def requires(self, graph_module: GraphModule) -> None:
         if not isinstance(graph_module, GraphModule):
@@ -155,7 +155,7 @@ class _Fold(GraphPass):
 
 @dataclass(frozen=True)
 class FoldBatchNorm(_Fold):
-    """Batch norms folded into the weights beside them.
+    """Fold batch norms into the weights before or after them, in a new module.
 
     Before: a graph module in eval mode. After: see `fold_batch_norm`.
     """
@@ -166,7 +166,7 @@ class FoldBatchNorm(_Fold):
 
 @dataclass(frozen=True)
 class FoldConstants(_Fold):
-    """What depends on parameters and buffers alone, computed once.
+    """Compute once what depends on parameters and buffers alone, in a new module.
 
     Before: any graph module. After: see `fold_constants`.
     """

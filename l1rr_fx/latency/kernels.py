@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from l1rr_fx.latency.geometry import Geometry, geometry, owner, shape
-from passes.audit.verify import DROPOUTS
 from passes.canonical.normalise import normalise_graph
+from passes.graph.modes import DROPOUTS
 from passes.graph.nodes import flat_inputs, hint, is_projection, is_tensor, operator_name
 from passes.rules import rule_for
 from passes.rules.base import Rule

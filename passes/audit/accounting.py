@@ -1,4 +1,7 @@
-"""The accounts of a rewrite: what each contraction costs before, after and at the limit, and what explains the rest."""
+"""Accounting: what each contraction costs before, after and at the limit, and what explains the difference.
+
+The limit of a contraction counts its live inputs and its live outputs only.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from passes.rules.base import COLUMNS, ROWS, Contraction
 
 
 def accounts_of(plan: LayoutPlan, rewritten: Rewritten, seconds: Mapping[str, float]) -> Accounts:
-    """The accounts of a plan that was rewritten."""
+    """The accounts of a layout plan and of the network rewritten by it; `seconds` is handed on, by phase."""
     layers: list[Layer] = []
     kept: list[Kept] = []
     limit_channels = after_channels = before_channels = 0
@@ -56,16 +59,16 @@ def accounts_of(plan: LayoutPlan, rewritten: Rewritten, seconds: Mapping[str, fl
 
 
 def _families(plan: LayoutPlan) -> tuple[Family, ...]:
-    """The families of the plan's sums, with what became of the operands."""
+    """The families of coupled tensors of a plan, with the number of operands in place, as zeros and copied."""
     by_call = {item.site.node: item for item in plan.sites}
     found = []
     for family, sums in plan.arrangement.families:
         in_place = as_zeros = copied = 0
         for item in (by_call[node] for node in sums if node in by_call):
-            for node, want in zip(item.site.inputs, item.ins, strict=True):
-                if want is None or not plan.layout[node].same(want):
-                    copied += want is not None
-                elif want.labels.numel() > int(plan.facts.live(node).sum()):
+            for node, requested in zip(item.site.inputs, item.ins, strict=True):
+                if requested is None or not plan.layout[node].same(requested):
+                    copied += requested is not None
+                elif requested.labels.numel() > int(plan.facts.live(node).sum()):
                     as_zeros += 1
                 else:
                     in_place += 1
@@ -84,7 +87,7 @@ def _layer(item: SitePlan, dense: Contraction, after: Contraction, limit: Contra
 
 
 def _missing(plan: LayoutPlan) -> list[Contraction]:
-    """The costs of the contractions that the small network no longer has."""
+    """The costs of the contractions that the small network does not have."""
     planned = {item.site.node for item in plan.sites}
     costs = [dense_cost(site) for site in plan.program.sites if site.node not in planned]
     return [cost for cost in costs if cost is not None]
@@ -103,7 +106,7 @@ def _reason(plan: LayoutPlan, item: SitePlan) -> str:
 
 
 def _copied(plan: LayoutPlan, item: SitePlan) -> list[Kept]:
-    """Operators that are not followed: they read zeros, kept or filled in, and what they give counts as live."""
+    """The dead channels that a call which is not followed reads, because it reads its inputs whole."""
     if item.followed:
         return []
     lives = [plan.facts.live(node) for node in item.site.inputs]
@@ -121,7 +124,7 @@ def _copied(plan: LayoutPlan, item: SitePlan) -> list[Kept]:
 
 
 def _activations(plan: LayoutPlan) -> tuple[int, int, int]:
-    """Bytes of all results written: before, after, and at the limit."""
+    """Bytes of all results that are written: before, after and at the limit."""
     before = after = limit = 0
     for site in plan.program.sites:
         if site.rule.is_movement or all(n.op == "get_attr" for n in site.inputs):
@@ -140,7 +143,7 @@ def _activations(plan: LayoutPlan) -> tuple[int, int, int]:
 
 
 def _limit_parameters(plan: LayoutPlan, rewritten: Rewritten) -> int:
-    """Parameters if every weight had live rows times live columns only."""
+    """Parameters of the small network if every weight had its live rows and live columns only."""
     least: dict[str, int] = defaultdict(int)
     for item in plan.sites:
         limit = item.site.rule.limit(item.site, item.facts)

@@ -1,9 +1,9 @@
-"""Proof by running: the small network against the zeroed one, and the first node that differs if they do.
+"""Verification: run the small network and the zeroed one, and find the first node whose value differs.
 
-The networks are equal up to the reassociation of sums. Where more than `tolerance` lies between their outputs, rounding
-may still be the reason: a `topk` that falls the other way, a deep network in half precision. `first_difference` tells
-the two apart. It runs both graphs side by side in float64, node by node: rounding is then far below what is allowed,
-and whatever is above it is an error, with the name of the node where it comes in.
+The networks are equal up to the reassociation of sums. Where their outputs deviate by more than `tolerance`, rounding
+may still be the reason: a `topk` that takes another element, a deep network in half precision. `first_difference`
+decides it. It runs both graphs side by side in float64, node by node. Rounding then stays far below the tolerance, and
+a larger deviation is an error of the node that it is found at.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import copy
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,19 +21,10 @@ from torch.fx.node import map_aggregate
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
-if TYPE_CHECKING:
-    from passes.assignment.plan import LayoutPlan
-    from passes.graph.layout import Layout
-    from passes.rewriting.rewriter import Rewritten
-
-aten = torch.ops.aten
-
-DROPOUTS = {
-    aten.dropout.default,
-    aten.alpha_dropout.default,
-    aten.feature_dropout.default,
-    aten.feature_alpha_dropout.default,
-}
+from passes.assignment.plan import LayoutPlan
+from passes.graph.layout import Layout
+from passes.graph.modes import DROPOUTS
+from passes.rewriting.rewriter import Rewritten
 
 TOLERANCE: Mapping[torch.dtype, float] = {
     torch.float64: 1e-10,
@@ -41,14 +32,16 @@ TOLERANCE: Mapping[torch.dtype, float] = {
     torch.float16: 3e-2,
     torch.bfloat16: 2e-1,
 }
-"""The largest relative deviation that the reassociation of sums explains, by dtype: deep detectors stay a hundred times
-below it in float32 and float64; half precision loses more."""
+"""The largest relative deviation that the reassociation of sums explains, by dtype.
+
+Deep detectors stay a hundred times below it in float32 and float64; half precision loses more.
+"""
 
 
 def relative_deviation(zeroed: Any, pruned: Any) -> float:
     """The largest |zeroed - pruned| of any output tensor, relative to that tensor's largest |zeroed|.
 
-    Outputs of different structure or shape deviate infinitely; so does NaN where the other has a number.
+    Infinite for outputs of different structure or shape, and where one has a NaN or an infinity and the other has none.
     """
     left, right = pytree.tree_leaves(zeroed), pytree.tree_leaves(pruned)
     if len(left) != len(right):
@@ -79,14 +72,18 @@ def _deviation(a: Tensor, b: Tensor) -> float:
 
 
 def tolerance(outputs: Any) -> float:
-    """The deviation allowed for outputs of this precision: that of the least precise tensor."""
+    """The deviation allowed between outputs: that of their least precise tensor."""
     dtypes = [t.dtype for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
     return max((TOLERANCE.get(d, 1e-4) for d in dtypes), default=TOLERANCE[torch.float64])
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A value that the small network gets wrong: the original's node, by how much, and the line that computes it."""
+    """A value that the small network computes wrongly.
+
+    `node` is the node of the original graph, `operator` what it calls, `deviation` the relative deviation, `source` the
+    line of the model (None if it was not recorded).
+    """
 
     node: str
     operator: str
@@ -101,10 +98,10 @@ class Difference:
 def first_difference(
     plan: LayoutPlan, rewritten: Rewritten, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
 ) -> Difference | None:
-    """The first node whose value the small network gets wrong, both computed in float64; None if there is none.
+    """The first node whose value the small network computes wrongly, in float64; None if there is none.
 
-    Compared are the elements that the small network holds and that some output depends on. Nothing is changed, and no
-    more values are kept at a time than the graphs need. Raises RuntimeError where an operator does not know float64.
+    Compared are the elements that the small network holds and that some output depends on. Neither module is changed,
+    and a value is kept only until its last reader ran. Raises RuntimeError where an operator does not accept float64.
     """
     inputs = (args, dict(kwargs or {}))
     old_of = {new: old for old, new in rewritten.values.items()}
@@ -126,7 +123,7 @@ def first_difference(
 
 
 def _held_deviation(plan: LayoutPlan, old: Node, value: Any, held: Any) -> float:
-    """The deviation of the elements that the small network holds of an original value and that are needed."""
+    """The deviation of those elements of an original value that the small network holds and that are needed."""
     if not isinstance(value, Tensor) or not isinstance(held, Tensor):
         return 0.0 if type(value) is type(held) else float("inf")
     layout = plan.layout[old]
@@ -134,12 +131,12 @@ def _held_deviation(plan: LayoutPlan, old: Node, value: Any, held: Any) -> float
     needed = plan.facts.needed.get(old)
     if needed is None or expected.shape != held.shape:
         return _deviation(expected, held)
-    wanted = _elements(needed.to(value.device).expand(value.shape), layout)
-    return _deviation(torch.where(wanted, expected, 0), torch.where(wanted, held, 0))
+    compared = _elements(needed.to(value.device).expand(value.shape), layout)
+    return _deviation(torch.where(compared, expected, 0), torch.where(compared, held, 0))
 
 
 def _elements(value: Tensor, layout: Layout) -> Tensor:
-    """The elements of an original value that a layout keeps, in the shape that they have in the small network."""
+    """The elements of an original value that a layout keeps, in the shape of the small network."""
     if not layout.axes:
         return value
     index = []
@@ -154,7 +151,7 @@ def _elements(value: Tensor, layout: Layout) -> Tensor:
 
 
 def source_line(node: Node) -> str | None:
-    """The line of the model's own code that made a node, and the module it ran in; None where neither was recorded."""
+    """The line of the model's own code that made a node, and its module; None where neither was recorded."""
     trace = str(node.meta.get("stack_trace") or "")
     frames = re.findall(r'File "([^"]+)", line (\d+), in .*\n\s*(.*)', trace)
     own = [frame for frame in frames if not frame[0].startswith(str(torch.__path__[0]))] or frames
@@ -165,20 +162,20 @@ def source_line(node: Node) -> str | None:
 
 
 def run_graph(module: GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, doubled: bool = False) -> Any:
-    """The outputs of a graph, flat, without dropout, with `doubled` in float64; nothing is changed."""
+    """The outputs of a graph, flat and without dropout, with `doubled` in float64. The module is not changed."""
     return [value for _, value in _Run(module, (args, dict(kwargs)), doubled=doubled).values()][-1]
 
 
 def drops_out(module: GraphModule) -> bool:
-    """Whether a captured graph calls dropout in training, so that no two runs of the model agree."""
+    """Whether a captured graph calls dropout in training mode, so that no two runs of the model agree."""
     return any(node.target in DROPOUTS and node.args[2] for node in module.graph.nodes)
 
 
 class _Run(Interpreter):
-    """Runs a graph and tells the value of each node in turn; changes nothing and keeps only what is still read.
+    """Runs a graph and yields the value of each node in turn; a value is kept only until its last reader ran.
 
-    With `doubled` everything is computed in float64. There is no dropout, and other random numbers are those that the
-    graph would draw if it ran alone.
+    With `doubled` everything is computed in float64. Dropout is left out. Other random numbers are those that the graph
+    would draw if it ran alone, so that two runs side by side draw the same.
     """
 
     def __init__(self, module: GraphModule, inputs: Any, *, doubled: bool = True) -> None:
@@ -198,7 +195,7 @@ class _Run(Interpreter):
                 del self.env[unread]
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return self._copy(super().get_attr(target, args, kwargs))  # the statistics of a batch norm are written
+        return self._copy(super().get_attr(target, args, kwargs))  # a batch norm in training writes its statistics
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target in DROPOUTS:
@@ -228,6 +225,6 @@ class _Run(Interpreter):
 
 
 def _doubled(argument: Any) -> Any:
-    """An argument of a call, with float64 in place of any other floating-point type."""
+    """An argument of a call; any floating-point dtype becomes float64."""
     is_float = isinstance(argument, torch.dtype) and argument.is_floating_point
     return torch.float64 if is_float else argument

@@ -31,10 +31,10 @@ from l1rr_fx.latency.geometry import owner
 from l1rr_fx.lowering.onnx.lowered import Lowered, Port, checked_names, chosen_results, finished
 from l1rr_fx.lowering.onnx.operators import form_of
 from l1rr_fx.lowering.onnx.writer import Symbol, Writer
-from passes.audit.verify import DROPOUTS, source_line
+from passes.audit.verify import source_line
 from passes.errors import CaptureError, InputError, LoweringError, first_line
 from passes.frontend.functionalise import functionalise
-from passes.graph.modes import SLOTS, BatchNormCall
+from passes.graph.modes import DROPOUTS, SLOTS, BatchNormCall
 from passes.graph.nodes import attribute
 
 aten = torch.ops.aten
