@@ -1,4 +1,4 @@
-"""What a graph computes from parameters, buffers and literals alone, and how such values come back into its module."""
+"""Constants: what a graph computes from parameters, buffers and literals alone. And removal of what nobody reads."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from passes.graph.modes import DROPOUTS
 from passes.graph.nodes import attribute, holder
 
 MOST_GROWN = 2**20
-"""Bytes that a constant may have beyond the parameters and buffers that it is made from: an anchor grid, not a feature
-map of zeros."""
+"""The bytes by which a constant may exceed the parameters and buffers that it is computed from.
+
+Enough for a grid of anchors; a feature map of zeros is not stored.
+"""
 
 
 @torch.no_grad()
 def constant_values(module: GraphModule) -> dict[Node, Any]:
-    """The values of all nodes that depend on parameters, buffers and literals alone and are not much larger.
+    """The values of the nodes that depend on parameters, buffers and literals alone, parameters and buffers included.
 
-    Parameters and buffers are among them. An operator that may give something else the next time is not.
+    Left out are results of random operators, and values that exceed what they are computed from by `MOST_GROWN`.
     """
     values: dict[Node, Any] = {}
-    sources: dict[Node, Mapping[str, int]] = {}  # bytes of the parameters and buffers that a value is made from
+    sources: dict[Node, Mapping[str, int]] = {}  # bytes of the tensors that a value is computed from
     for node in module.graph.nodes:
         if node.op == "get_attr":
             value = attribute(module, str(node.target))
@@ -43,7 +45,7 @@ def constant_values(module: GraphModule) -> dict[Node, Any]:
 
 
 def _is_pure(node: Node) -> bool:
-    """Whether the node calls an operator that gives the same for the same arguments and writes to none of them."""
+    """Whether the node calls an operator that depends on its arguments alone and writes to none of them."""
     if node.op != "call_function" or node.target is operator.getitem:
         return node.op == "call_function"
     target = node.target
@@ -58,7 +60,7 @@ def _bytes(value: object) -> int:
 
 
 def swept(module: GraphModule) -> GraphModule:
-    """The module, in place, without the nodes, parameters, buffers and submodules that nobody reads."""
+    """Remove the nodes, parameters, buffers and submodules without readers, in place; returns `module`."""
     module.graph.eliminate_dead_code()
     read = {str(node.target) for node in module.graph.nodes if node.op in ("get_attr", "call_module")}
     tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))

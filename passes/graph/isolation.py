@@ -44,10 +44,12 @@ def run_watched(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
 
 
 def _another(leaf: Any) -> Any:
+    """Another input of the same shape."""
     return leaf.flip(-1) * 0.75 if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() else leaf
 
 
 def _called(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The outputs of a module for copies of its arguments; the random generator is restored."""
     args, kwargs = copy.deepcopy(args), copy.deepcopy(dict(kwargs))
     generator = torch.random.get_rng_state()
     try:
@@ -57,6 +59,7 @@ def _called(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
 
 def _same(first: Any, second: Any) -> bool:
+    """Whether two nested outputs hold close tensors of the same shapes."""
     one, other = pytree.tree_leaves(first), pytree.tree_leaves(second)
     return len(one) == len(other) and all(
         a.shape == b.shape and bool((a.isclose(b, equal_nan=True)).all())
@@ -99,7 +102,7 @@ def attributes_kept(model: nn.Module) -> Iterator[Callable[[], tuple[str, ...]]]
     """
     owners = dict(model.named_modules())
     saved = [(name, vars(each), dict(vars(each))) for name, each in owners.items()]
-    # what they hold in lists and dictionaries too, the tables of parameters, buffers and children among them
+    # also the content of lists and dictionaries, such as the tables of parameters, buffers and children
     held = [
         (f"{name}.{key}" if name else key, each, copy.copy(each))
         for name, _, own in saved
@@ -142,9 +145,7 @@ def detached_copy(model: Module) -> Module:
     """
     held = [leaf for module in model.modules() for leaf in pytree.tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # torch 2.13 warns of its own code where a graph module is copied
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 warns of its own copying of graph modules
         return copy.deepcopy(model, {id(each): each.detach().clone() for each in held if not each.is_leaf})
 
 
@@ -163,8 +164,8 @@ def _in_float64(leaf: Any) -> Any:
 def collection_paused() -> Iterator[None]:
     """Pause garbage collection.
 
-    A graph is a hundred thousand objects that live to the end. Python searches all of them again and again while they
-    are made, and time grows faster than the network: the rewrite of 800 residual blocks took 1.7 times as long.
+    A graph is a hundred thousand objects that live to the end. While they are made, Python searches all of them again
+    and again, and time grows faster than the network: the rewrite of 800 residual blocks took 1.7 times as long.
     """
     if not gc.isenabled():
         yield

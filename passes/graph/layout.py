@@ -1,9 +1,9 @@
-"""Which elements of a tensor exist in the small network, and in what order.
+"""Layouts: which elements of a tensor exist in the small network, and in which order.
 
-A value of the original network has a full shape, such as (2, 64, 20, 20). Along most axes nothing is ever removed;
-the others are *labelled*. The *compact* shape keeps the labelled sizes and has 1 elsewhere: (1, 64, 1, 1). A label is
-a flat index into the compact shape.
-A `Layout` is a box of labels, one for each element that the small network computes.
+A value of the original network has a full shape, such as (2, 64, 20, 20). Axes along which elements may be removed are
+*labelled*; all others stay whole. The *compact* shape has the size of each labelled axis and 1 elsewhere, such as
+(1, 64, 1, 1). A *label* is a flat index into the compact shape. A `Layout` is a box of labels: those of the elements
+that the small network computes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def identity(compact: Shape) -> Tensor:
 
 
 def collapse(mask: Tensor, compact: Sequence[int], *, every: bool = False) -> Tensor:
-    """`mask` reduced to a compact shape: True where any (or, with `every`, each) of the merged elements is True."""
+    """A mask reduced to a compact shape: True where any of the merged elements is, or with `every` each of them."""
     extra = mask.dim() - len(compact)
     if extra > 0:
         mask = (mask.all if every else mask.any)(dim=tuple(range(extra)))
@@ -95,7 +95,7 @@ class Layout:
         return len(self.axes) <= 1 or all(self.kept(a) is not None for a in self.axes)
 
     def refined(self, compact: Shape) -> Layout:
-        """The same layout with the axes of `compact` labelled too."""
+        """The same elements with the labelled axes of `compact` labelled too."""
         target = tuple(max(a, b) for a, b in zip(self.compact, compact, strict=True))
         if target == self.compact:
             return self
@@ -106,9 +106,7 @@ class Layout:
             if target[axis] == 1:
                 continue
             if self.compact[axis] == 1:
-                view = [1] * self.rank
-                view[axis] = -1
-                labels += torch.arange(target[axis]).view(view) * stride
+                labels += along(torch.arange(target[axis]), axis, self.rank) * stride
             else:
                 labels += self.coordinate(axis) * stride
             stride *= target[axis]
@@ -124,7 +122,7 @@ class Layout:
         return mine.labels.shape == yours.labels.shape and torch.equal(mine.labels, yours.labels)
 
     def as_product(self) -> Layout:
-        """The product of what each axis keeps, in the original order: a box that anything can follow."""
+        """The product of what each axis keeps, in the original order; every operator can follow such a box."""
         return product(self.compact, [self.coordinate(a).unique() for a in range(self.rank)])
 
     def __str__(self) -> str:
@@ -174,15 +172,14 @@ def product(compact: Shape, kept: Sequence[Tensor | None]) -> Layout:
         if compact[axis] == 1:
             continue
         indices = kept[axis]
-        view = [1] * len(compact)
-        view[axis] = -1
-        labels = labels + (torch.arange(compact[axis]) if indices is None else indices).view(view) * stride
+        indices = torch.arange(compact[axis]) if indices is None else indices
+        labels = labels + along(indices, axis, len(compact)) * stride
         stride *= compact[axis]
     return Layout(compact, labels)
 
 
 def grown(live: Tensor, multiple: int) -> Tensor:
-    """The indices where the vector `live` is True, and the first dead ones until their number is a multiple."""
+    """The live indices of a vector, and the first dead ones until their number is a multiple of `multiple`."""
     kept = live.nonzero().view(-1)
     target = min(len(live), max(1, -(-len(kept) // multiple)) * multiple)
     if len(kept) == target:
@@ -192,13 +189,12 @@ def grown(live: Tensor, multiple: int) -> Tensor:
 
 
 def box_of(live: Tensor, multiple: int = 1, rank: Tensor | None = None) -> Layout:
-    """The smallest layout we know that holds every True of `live` (bool, compact shape).
+    """The smallest layout found that holds all live elements; `live` is bool and has the compact shape.
 
-    Along a single labelled axis labels are in the order of `rank`, if one is given, else in the natural order.
-
-    With one labelled axis it is the list of the live indices. With several it is the product of what each axis needs,
-    or, where this is smaller, rows of equal length along the last labelled axis that differ from row to row (attention
-    heads whose dead channels differ). Rows are filled up with dead labels of the same row.
+    With one labelled axis it is the list of the live indices, filled up to `multiple`, in the order of `rank` (None:
+    the natural order). With several it is the product of what each axis needs, or, where that is smaller, rows of equal
+    length along the last labelled axis that differ from row to row (attention heads whose dead channels differ). Dead
+    labels of the same row fill up a row.
     """
     compact = tuple(live.shape)
     axes = [a for a, size in enumerate(compact) if size != 1]

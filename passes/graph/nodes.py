@@ -27,13 +27,13 @@ def is_projection(node: Node) -> bool:
 
 
 def reads_elements(node: Node) -> bool:
-    """Whether the node makes a number out of a tensor's elements (not of its shape)."""
+    """Whether the node computes a number from the elements of a tensor, not from its shape."""
     value = node.meta.get("val")
     return not isinstance(value, (Tensor, list, tuple)) and node.target is not torch.ops.aten.sym_size.int
 
 
 def flat_inputs(node: Node) -> tuple[Node, ...]:
-    """Every tensor that the call reads, in the order of its arguments, repeated where it is read twice."""
+    """The tensors that a call reads, in the order of its arguments; one that is read twice is there twice."""
     found: list[Node] = []
 
     def visit(argument: Node) -> Node:
@@ -49,19 +49,19 @@ def operator_name(node: Node) -> str:
     """The operator of ATen that a node calls, without its overload ("conv2d"); "" for any other node."""
     target = node.target
     if not isinstance(target, OpOverload) or target.namespace != "aten":
-        return ""  # an operator of somebody else's may have the same name and do something else
+        return ""  # an operator of another library may have the same name and do something else
     return target._schema.name.removeprefix("aten::")
 
 
 def operator_label(node: Node) -> str:
-    """The operator that a node calls as reports print it: "conv2d", or with its overload "conv2d.padding"."""
+    """The operator that a node calls, as reports print it: "conv2d", or with its overload "conv2d.padding"."""
     return str(node.target).removeprefix("aten.").removesuffix(".default")
 
 
 def hint(size: Any) -> int:
-    """A size as a number: itself, or a symbol's value at the example input.
+    """A size as a number; of a symbolic size the value at the example input.
 
-    Raises CaptureError for a size that only the values of a tensor tell.
+    Raises CaptureError for a size that depends on the values of a tensor.
     """
     if not isinstance(size, torch.SymInt):
         return int(size)

@@ -1,4 +1,4 @@
-"""Which part of an original parameter lives on in the small network."""
+"""Selections: which part of an original parameter the small network keeps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """A box of a tensor of shape `shape`.
+    """A box of elements of a tensor of shape `shape`.
 
-    `axes` gives the kept indices of every axis (None: all of them). Where what is kept along the second axis differs
-    from row to row, as in a grouped convolution, `flat` holds flat indices into the original in the new shape instead.
+    `axes` holds the kept indices of each axis (None: all of them). Where those of the second axis differ from row to
+    row, as in a grouped convolution, `flat` replaces them: flat indices into the original, in the new shape.
     """
 
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""What a graph says of its values: shapes, which sizes are fixed, parameters, and constants."""
+"""Values: shapes, sizes, parameters and constants of a captured graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from passes.graph.nodes import attribute, hint, is_tensor
 
 
 class Values:
-    """The values of a graph module whose nodes have example values in `meta["val"]`."""
+    """What is known of the values of a graph module, whose nodes have example values in `meta["val"]`."""
 
     def __init__(self, module: GraphModule) -> None:
         self.module = module
@@ -22,7 +22,7 @@ class Values:
         self._connections: dict[str, Tensor | None] = {}
 
     def connections(self, weight: Node) -> Tensor | None:
-        """Which pairs (first axis, second axis) of a weight have an entry that is not zero; bool. None if all have."""
+        """Which pairs (first axis, second axis) of a weight have a nonzero entry; bool. None if no entry is zero."""
         name = str(weight.target)
         if name not in self._connections:
             tensor = self.tensor(weight)
@@ -45,7 +45,7 @@ class Values:
         return not isinstance(node.meta["val"].shape[axis], torch.SymInt)
 
     def size_sources(self, node: Node) -> list[int | tuple[Node, int]] | None:
-        """For each axis of a tensor its length, or the (input, axis) that it always equals; None if it is neither."""
+        """For each axis its length, or the (input, axis) with the same symbolic length; None if an axis has neither."""
         found: list[int | tuple[Node, int]] = []
         for size in node.meta["val"].shape:
             if not isinstance(size, torch.SymInt):
@@ -59,7 +59,7 @@ class Values:
 
     @cached_property
     def _symbols(self) -> dict[str, tuple[Node, int]]:
-        """Where each symbolic length of the inputs can be read."""
+        """The (input, axis) at which each symbolic length can be read, by its expression."""
         found: dict[str, tuple[Node, int]] = {}
         for node in self.module.graph.nodes:
             if node.op == "placeholder" and is_tensor(node):
@@ -75,7 +75,7 @@ class Values:
         return value.detach()
 
     def constant(self, node: Node) -> Tensor | None:
-        """The value of a node that depends on buffers alone, computed now; None if it depends on anything else."""
+        """The value of a node that depends on buffers and literals alone; None for any other node."""
         if node.op == "get_attr":
             value = attribute(self.module, str(node.target))
             return None if isinstance(value, torch.nn.Parameter) else value.detach()
@@ -97,7 +97,7 @@ class Values:
         return value if isinstance(value, (bool, int, float)) else None
 
     def concrete(self, argument: Any) -> Any:
-        """An argument with every symbolic size replaced by its value at the example input; tensors stay nodes."""
+        """An argument with the example value in the place of each size; tensors stay nodes."""
 
         def read(node: Node) -> Any:
             value = node.meta.get("val")
