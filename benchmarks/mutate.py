@@ -77,14 +77,14 @@ class Pruning:
         from l1rr_fx.testing.judging import differences
         from passes.assignment.cost_model import ByteCount
         from passes.assignment.options import Options
-        from passes.audit.accounting import bill
+        from passes.audit.accounting import accounts_of
         from passes.compile import remove_zero_channels
         from tests.limit import contraction_macs
         from tests.test_op_cases import SETTINGS
 
         setting = SETTINGS[self.setting]
         removed = remove_zero_channels(self.captured, Options(setting.mode, setting.multiple, setting.target))
-        accounts = bill(removed.plan, removed.rewritten, {})
+        accounts = accounts_of(removed.plan, removed.rewritten, {})
         assert max(differences(_run(removed.module, self.args), self.expected), default=0.0) <= TOLERANCE
         assert accounts.after.macs <= accounts.before.macs
         if self.at_limit and setting.mode == "recombine" and not setting.multiple and setting.target == ByteCount():

@@ -81,7 +81,10 @@ class Recipe:
 
 
 def reweighted(*, travel: float = TRAVEL, schedule: str = "warm-linear", **options: Any) -> Recipe:
-    """Our penalty, or with other options what it is compared with; `travel` as in `l1rr_fx.method.training.sparsity.TRAVEL`."""
+    """Our penalty, or with other options what it is compared with.
+
+    `travel` is as in `l1rr_fx.method.training.sparsity.TRAVEL`.
+    """
 
     def attach(training: Training, steps: int) -> object:
         scales = torch.cat([m.weight.detach() for m in training.model.modules() if isinstance(m, nn.BatchNorm2d)])
