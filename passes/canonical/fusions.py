@@ -9,6 +9,7 @@ They are searched for in the whole graph, after its spellings were rewritten.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import defaultdict
 from dataclasses import dataclass
@@ -111,26 +112,26 @@ def _shuffle_chain(node: Node) -> list[Node] | None:
 
 
 def _channel_order(chain: list[Node]) -> Tensor | None:
-    """The channel of the input that each channel of the result is, found by running the calls on channel numbers.
+    """The channel of the input that each channel of the result is, found by running the calls on numbered elements.
 
-    None where other elements move, and where nothing does.
+    None where elements move in any other way, and where none moves.
     """
     shape = chain[-1].all_input_nodes[0].meta["val"].shape
     if len(shape) < 2 or isinstance(shape[1], torch.SymInt):
         return None
-    numbers = torch.arange(int(shape[1]))
-    column = [1, -1, *[1] * (len(shape) - 2)]
-    labels = numbers.view(column).expand([hint(n) for n in shape])
+    sizes = [hint(n) for n in shape]
+    elements = torch.arange(math.prod(sizes)).view(sizes)
+    moved = elements
     for step in reversed(chain):
-        labels = _target(step)(labels, *map_arg(step.args[1:], lambda n: hint(n.meta["val"])))
-    first: Any = (0, slice(None), *[0] * (len(shape) - 2))
-    order: Tensor = labels[first]
-    moves_channels = bool((labels == order.view(column)).all())
-    return order if moves_channels and not torch.equal(order, numbers) else None
+        moved = _target(step)(moved, *map_arg(step.args[1:], lambda n: hint(n.meta["val"])))
+    first: Any = (0, slice(None), *[0] * (len(sizes) - 2))
+    order = moved[first] // math.prod(sizes[2:]) % sizes[1]
+    moves_channels = torch.equal(moved, elements.index_select(1, order))
+    return order if moves_channels and not torch.equal(moved, elements) else None
 
 
 def _target(step: Node) -> Any:
-    """The operator of a step; numbers of channels may lie in memory where a view of them is not possible."""
+    """The operator of a step; the numbers may lie in memory such that a view of them is not possible."""
     return aten.reshape.default if operator_name(step) in ("view", "_unsafe_view") else step.target
 
 
