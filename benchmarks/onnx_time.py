@@ -30,8 +30,8 @@ from l1rr_fx.lowering import to_onnx
 from l1rr_fx.lowering.onnx.emission import is_aten_graph
 from l1rr_fx.lowering.onnx.interpret import lower_graph
 from l1rr_fx.lowering.onnx.proto import model_proto
-from l1rr_fx.lowering.onnx_target import target_named
 from l1rr_fx.lowering.onnx.writer import Writer
+from l1rr_fx.lowering.onnx_target import target_named
 from passes.frontend.capture import capture
 from passes.rewriting.fold import fold_batch_norm
 from tests.oracle import zeroed_case

@@ -37,7 +37,7 @@ class GraphPass(PassBase):
     def requires(self, graph_module: GraphModule) -> None:
         """Raise InputError unless the graph is as `passes.capture` makes it: ATen operators with example values."""
         if not isinstance(graph_module, GraphModule):
-            raise InputError(f"a torch.fx.GraphModule is wanted, not a {type(graph_module).__name__}")
+            raise InputError(f"expected a torch.fx.GraphModule, not a {type(graph_module).__name__}")
         for node in graph_module.graph.nodes:
             if node.op in ("call_module", "call_method"):
                 raise InputError(f"{node.format_node()} is no ATen operator: capture the network with passes.capture")
@@ -142,7 +142,7 @@ class _Fold(GraphPass):
 
     def requires(self, graph_module: GraphModule) -> None:
         if not isinstance(graph_module, GraphModule):
-            raise InputError(f"a torch.fx.GraphModule is wanted, not a {type(graph_module).__name__}")
+            raise InputError(f"expected a torch.fx.GraphModule, not a {type(graph_module).__name__}")
 
     def folded(self, graph_module: GraphModule) -> GraphModule:
         raise NotImplementedError

@@ -261,7 +261,7 @@ UNSAVABLE: dict[str, tuple[Callable[[], Pruned], str]] = {
     "a sparse tensor": (lambda: with_buffer(torch.eye(2).to_sparse()), "b: only dense tensors"),
     "a tensor without content": (lambda: with_buffer(torch.ones(2, device="meta")), "b: only dense tensors"),
     "a tensor's subclass": (lambda: with_buffer(torch.ones(2).as_subclass(OwnTensor)), "class OwnTensor"),
-    "no network": (lambda: Pruned(nn.Linear, REPORTED), "a Module is wanted"),  # type: ignore[arg-type]
+    "no network": (lambda: Pruned(nn.Linear, REPORTED), "expected a Module"),  # type: ignore[arg-type]
 }
 
 

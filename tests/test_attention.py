@@ -344,7 +344,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no arguments": ({"args": None}, "args is a NoneType"),
     "an array": ({"args": (ONE, ONE.numpy())}, "args hold a ndarray"),
     "no taps": ({"taps": []}, "taps is empty"),
-    "one tap": ({"taps": "stage8"}, "taps is 'stage8'; a sequence"),
+    "one tap": ({"taps": "stage8"}, "taps is 'stage8'; expected a sequence"),
     "taps by number": ({"taps": [3]}, r"taps\[0\] is a int"),
 }
 

@@ -296,10 +296,10 @@ def test_fp16_is_not_measured_in_onnx_runtime(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--iterations", "0", "at least 1 is wanted"),
-        ("--iterations", "-1", "at least 1 is wanted"),
+        ("--iterations", "0", "expected at least 1"),
+        ("--iterations", "-1", "expected at least 1"),
         ("--iterations", "many", "invalid positive value"),
-        ("--workspace", "-1", "at least 1 is wanted"),
+        ("--workspace", "-1", "expected at least 1"),
         ("--warmup", "inf", "a finite number of seconds"),
         ("--warmup", "-1", "a finite number of seconds"),
         ("--out", ".", "is a folder, or in none"),

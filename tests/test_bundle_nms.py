@@ -331,9 +331,9 @@ def test_the_command_ends_the_network_with_nms(here: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("score=2", "nms: the score is 2.0; a threshold from 0 to 1 is wanted"),
-        ("overlap=0", "nms: the overlap is 0.0; an IoU above 0"),
-        ("most=0", "nms: at most 0 detections are wanted"),
+        ("score=2", "nms: the score is 2.0; expected a threshold from 0 to 1"),
+        ("overlap=0", "nms: the overlap is 0.0; expected an IoU above 0"),
+        ("most=0", "nms: most is 0"),
         ("colour=1", "--nms 'colour=1': 'colour=1' is not one of output=, score=, overlap=, most=, given once"),
         ("most=1,most=2", "'most=2' is not one of"),
         ("most=1.5", "'1.5' is no whole number"),

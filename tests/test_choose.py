@@ -498,13 +498,13 @@ def test_attention_of_other_statistics_is_refused() -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "a number": ({"budget": 0.5}, r"budget is a float; a Budget .*Budget\(macs=0.35\)"),
+    "a number": ({"budget": 0.5}, r"budget is a float; expected a Budget.*Budget\(macs=0.35\)"),
     "a mapping": ({"budget": {"macs": 0.5}}, "budget is a dict"),
     "text": ({"budget": "macs=0.5"}, "budget is a str"),
     "no model": ({"model": None}, "model is a NoneType"),
     "attention": ({"attention": 3}, "attention is a int"),
-    "a function for a predictor": ({"latency": len}, "latency is a builtin_function_or_method; a LatencyPredictor"),
-    "one site": ({"sites": "stem.1"}, "sites is 'stem.1'; a sequence"),
+    "a function for a predictor": ({"latency": len}, "latency is a builtin_function_or_method; expected a LatencyPredictor"),
+    "one site": ({"sites": "stem.1"}, "sites is 'stem.1'; expected a sequence"),
 }
 
 
@@ -522,7 +522,7 @@ def test_what_a_predictor_says_is_a_number(says: Any) -> None:
         def predict(self, module: GraphModule, args: tuple[Any, ...]) -> Any:
             return says
 
-    with pytest.raises(InputError, match=f"the latency predictor says {says!r}; a positive number"):
+    with pytest.raises(InputError, match=f"the latency predictor says {says!r}; expected a positive number"):
         choose(Small().eval(), ARGS, budget=Budget(latency=0.5), latency=Says())
 
 

@@ -159,16 +159,16 @@ def assert_one_line(result: Result, message: str) -> None:
 
 WRONG = {
     "nothing.pt2": "nothing.pt2: there is no such file",
-    "cli_models.py": "package.module:function is wanted",
-    "cli_models": "package.module:function is wanted",
-    "cli models:net": "package.module:function is wanted",
-    "cli_models:": "package.module:function is wanted",
-    "../cli_models:net": "package.module:function is wanted",
+    "cli_models.py": "package.module:function",
+    "cli_models": "package.module:function",
+    "cli models:net": "package.module:function",
+    "cli_models:": "package.module:function",
+    "../cli_models:net": "package.module:function",
     "no_such_module:net": "no_such_module cannot be imported",
     "broken:net": "a_package_that_does_not_exist",
     "cli_models:no_such_function": "no function 'no_such_function'",
     "cli_models:number": "no function 'number'",
-    "cli_models:one": "returned a Sequential; (model, args) is wanted",
+    "cli_models:one": "returned a Sequential; expected (model, args)",
     "cli_models:no_tuple": "returned a Tensor as its args",
     "leaves:net": "leaves cannot be imported: SystemExit: not here",
     "cli_models:leaves": "cli_models:leaves raised SystemExit: 3",
@@ -232,7 +232,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_run(here: Path, opt
     reasons = {".": "Is a directory", "no/file": "No such file or directory", "binary": "it is no text"}
     for path, message in reasons.items():
         result = call("conformance", "--case", "no_case", option, path)
-        assert_one_line(result, f"{option} {path}: {message}; the path of a text file is wanted")
+        assert_one_line(result, f"{option} {path}: {message}; expected the path of a text file")
     assert_one_line(call("conformance", "--case", "no_case", option, "new"), "there is no case 'no_case'")
     assert not (here / "new").exists()
 

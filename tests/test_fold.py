@@ -321,5 +321,5 @@ def test_as_passes() -> None:
     assert not again.modified
     assert again.graph_module is result.graph_module
     for each in (FoldBatchNorm(), FoldConstants()):
-        with pytest.raises(InputError, match=r"a torch\.fx\.GraphModule is wanted, not a Net"):
+        with pytest.raises(InputError, match=r"expected a torch\.fx\.GraphModule, not a Net"):
             each(model)  # type: ignore[arg-type]

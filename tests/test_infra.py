@@ -142,7 +142,7 @@ def test_what_was_not_captured_is_refused(net: Net, each: passes.infra.GraphPass
         node.meta.clear()
     with pytest.raises(InputError, match="has no example value"):
         each(module)
-    with pytest.raises(InputError, match="GraphModule is wanted, not a Net"):
+    with pytest.raises(InputError, match="expected a torch.fx.GraphModule, not a Net"):
         each(net)  # type: ignore[arg-type]
 
 

@@ -198,7 +198,7 @@ def test_bad_models_are_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) if x.sum() > 0 else x
 
-    with pytest.raises(InputError, match=r"torch\.nn\.Module is wanted"):
+    with pytest.raises(InputError, match=r"expected a torch\.nn\.Module"):
         inspect(X, (X,))  # type: ignore[arg-type]
     with pytest.raises(CaptureError, match="Branches"):
         inspect(Branches(2, 2), (torch.ones(2),))

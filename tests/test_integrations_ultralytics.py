@@ -221,13 +221,11 @@ def test_a_plan_of_another_network_is_refused(trained: Trained) -> None:
 
 
 def test_what_is_no_yolo_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match="a YOLO object, its network or the path of a .pt file is wanted, not a Linear"
-    ):
+    with pytest.raises(InputError, match="expected a YOLO object, its network or the path of a .pt file, not a Linear"):
         integration.load(nn.Linear(2, 2))
     with pytest.raises(InputError, match="there is no such file"):
         integration.load(tmp_path / "missing.pt")
-    with pytest.raises(InputError, match="a YOLO object is wanted, not a Linear"), integration.sparse(nn.Linear(2, 2)):
+    with pytest.raises(InputError, match="expected a YOLO object, not a Linear"), integration.sparse(nn.Linear(2, 2)):
         pass
 
 

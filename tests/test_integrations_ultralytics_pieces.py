@@ -26,7 +26,7 @@ def test_sizes(imgsz: Any, wanted: tuple[int, int]) -> None:
 @pytest.mark.parametrize("imgsz", ["64", None, 64.0, (64,), (64, 64, 3), -1, 0, (64, 0), True, ("6", "4")])
 def test_what_is_no_size_is_refused(imgsz: Any) -> None:
     """A text of two digits among them, which is a sequence of two."""
-    with pytest.raises(InputError, match=r"imgsz is .*; a whole number of pixels, or \(height, width\), is wanted"):
+    with pytest.raises(InputError, match=r"imgsz is .*; expected a whole number of pixels, or \(height, width\)"):
         pixels(imgsz)
 
 

@@ -208,7 +208,7 @@ def test_a_prediction_says_that_it_is_one() -> None:
         ({"device": "jetson-nano"}, "no latency model of 'jetson-nano'"),
         ({"device": ["jetson-tx2"]}, r"no latency model of \['jetson-tx2'\]"),
         ({"device": "jetson-tx2", "clock": "fast"}, "clock is fast; it is meant in GHz"),
-        ({"device": "jetson-tx2", "precision": "int8"}, "precision is 'int8'; fp16 or fp32"),
+        ({"device": "jetson-tx2", "precision": "int8"}, "precision is 'int8'; expected fp16 or fp32"),
         ({"device": "jetson-tx2", "clock": 1300.5}, "meant in GHz"),
     ],
 )
@@ -328,11 +328,11 @@ def test_a_tx2_is_known_by_its_device_tree(tmp_path: Path, environment: dict[str
         ({"run": {"nms": 1}}, LoadError, '"nms" is 1'),
         ({"run": {"precision": "int8"}}, InputError, "precision is 'int8'"),
         ({"run": {"ms": -1.0}}, LoadError, '"ms" is -1.0'),
-        ({"format": "something"}, LoadError, '"l1rr-fx results" is wanted'),
+        ({"format": "something"}, LoadError, 'expected "l1rr-fx results"'),
         ({"version": 2}, LoadError, "version 2"),
-        ({"run": {"ms": 0}}, LoadError, '"ms" is 0; a number from 1e-06'),
+        ({"run": {"ms": 0}}, LoadError, '"ms" is 0; expected a number from 1e-06'),
         ({"run": {"ms": 10**400}}, LoadError, '"ms" is 1000'),
-        ({"run": {"gpu_ghz": 0}}, LoadError, '"gpu_ghz" is 0; a number from 0.01 to 10'),
+        ({"run": {"gpu_ghz": 0}}, LoadError, '"gpu_ghz" is 0; expected a number from 0.01 to 10'),
         ({"engine": {"name": "TensorRT for RTX", "version": "1.7"}}, InputError, "measured with TensorRT for RTX 1.7"),
         ({"environment": {"gpu": "NVIDIA GeForce RTX 4090"}}, InputError, "a board that its environment does not name"),
         (
@@ -342,10 +342,10 @@ def test_a_tx2_is_known_by_its_device_tree(tmp_path: Path, environment: dict[str
         ),
         ({"kernels": []}, InputError, "has no kernels"),
         ({"kernels": [{"name": "a"}]}, LoadError, "a kernel: the field 'elements' is missing or unknown"),
-        ({"kernels": [kernel_with(name=3)]}, LoadError, "the name of a kernel is 3; a value of type str is wanted"),
+        ({"kernels": [kernel_with(name=3)]}, LoadError, "the name of a kernel is 3; expected a value of type str"),
         ({"kernels": [kernel_with(kind="magic")]}, LoadError, "the kind of a kernel is 'magic'; convolution, "),
         ({"kernels": [kernel_with(kind=[])]}, LoadError, r"the kind of a kernel is \[\]"),
-        ({"kernels": [kernel_with(elements=-1)]}, LoadError, "the elements of a kernel is -1; a count is wanted"),
+        ({"kernels": [kernel_with(elements=-1)]}, LoadError, "the elements of a kernel is -1; expected a count"),
         ({"kernels": [kernel_with(elements=10**400)]}, LoadError, "the elements of a kernel is 1000"),
         ({"kernels": [kernel_with(nodes=[3])]}, LoadError, "one of the nodes of a kernel is 3"),
         ({"kernels": [kernel_with(geometry=3)]}, LoadError, "the geometry of a kernel is 3"),
@@ -378,12 +378,12 @@ def test_files_that_are_no_results_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("paths", ["results.json", None, Path("results.json")])
 def test_the_paths_of_results_are_a_list(paths: Any) -> None:
-    with pytest.raises(InputError, match=r'paths is a .*; a list of paths is wanted, such as \["results.json"\]'):
+    with pytest.raises(InputError, match=r'paths is a .*; expected a list of paths, such as \["results.json"\]'):
         Latency.from_results(paths)
 
 
 def test_one_path_of_results_is_a_path() -> None:
-    with pytest.raises(InputError, match="path is a NoneType; the path of a results.json is wanted"):
+    with pytest.raises(InputError, match="path is a NoneType; expected the path of a results.json"):
         Latency.from_results([None])  # type: ignore[list-item]
     with pytest.raises(LoadError, match="cannot be read"):
         Latency.from_results(["a\0b"])

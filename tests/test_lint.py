@@ -124,7 +124,7 @@ ROWS: tuple[tuple[str, Model, str, str, Model], ...] = (
     ("constant of an unknown type", Model(node("Cast", "c", to=FLOAT), constants={"c": of_unknown_type("c")}),
      "constant c is of the unknown type 999", "error", Model(node("Cast", "c", to=FLOAT), constants={"c": i64(1)})),
     ("numbers for a list", Model(node("MaxPool", "x", kernel_shape=[2, 2], dilations=2)),
-     "its dilations is of type INT; INTS is wanted", "error",
+     "its dilations is of type INT; expected INTS", "error",
      Model(node("MaxPool", "x", kernel_shape=[2, 2], dilations=[1, 1]))),
     ("pads that are a number", Model(node("AveragePool", "x", kernel_shape=[2, 2], pads=2)), "its pads is of type INT",
      "error", Model(node("AveragePool", "x", kernel_shape=[2, 2], pads=[0, 0, 0, 0]))),
@@ -136,17 +136,17 @@ ROWS: tuple[tuple[str, Model, str, str, Model], ...] = (
      "error", Model(node("Einsum", "x", equation="abcd->abc"))),
     ("a mode that is no text", Model(node("Resize", "x", "", "s", mode=b"\xff"), constants={"s": f32(4)}),
      "its mode is no text", "error", Model(node("Resize", "x", "", "s", mode="linear"), constants={"s": f32(4)})),
-    ("a value that is no tensor", Model(node("Constant", value=5), {}), "its value is of type INT; TENSOR is wanted",
+    ("a value that is no tensor", Model(node("Constant", value=5), {}), "its value is of type INT; expected TENSOR",
      "error", Model(node("Constant", value_float=3.0), {})),
     ("an attribute of a function", Model(referring(node("LeakyRelu", "x"))), "its alpha is that of a function", "error",
      Model(node("LeakyRelu", "x", alpha=0.5))),
-    ("no inputs", Model(node("Cast", to=FLOAT)), "it has 0 inputs; at least 1", "error",
+    ("no inputs", Model(node("Cast", to=FLOAT)), "it has 0 inputs; expected at least 1", "error",
      Model(node("Cast", "x", to=FLOAT))),
-    ("no outputs", Model(node("Cast", "x", outputs=(), to=FLOAT)), "it has 0 outputs; at least 1", "error",
+    ("no outputs", Model(node("Cast", "x", outputs=(), to=FLOAT)), "it has 0 outputs; expected at least 1", "error",
      Model(node("Cast", "x", to=FLOAT))),
     ("a constant without an output", Model(node("Constant", outputs=(), value=numpy_helper.from_array(i64(3)))),
      "it has 0 outputs", "error", Model(node("Relu", "x"))),
-    ("too many inputs", Model(node("Relu", "x", "x")), "it has 2 inputs; at most 1", "error", Model(node("Relu", "x"))),
+    ("too many inputs", Model(node("Relu", "x", "x")), "it has 2 inputs; expected at most 1", "error", Model(node("Relu", "x"))),
     ("no equation", Model(node("Einsum", "x")), "its equation is missing", "error",
      Model(node("Einsum", "x", equation="abcd->abc"))),
     ("half precision in int32_data", Model(node("Add", "x", "c"), constants={"c": half_in_int32_data("c")}, kinds={
@@ -407,7 +407,9 @@ def test_a_model_without_nodes_is_one() -> None:
 
 @pytest.mark.parametrize("model", [None, 5, bytearray(b""), ["model.onnx"], Model(node("Relu", "x")).proto().graph])
 def test_an_argument_of_another_type_is_refused(model: Any) -> None:
-    with pytest.raises(InputError, match=f"model is a {type(model).__name__}; the path of an ONNX file, its bytes"):
+    with pytest.raises(
+        InputError, match=f"model is a {type(model).__name__}; expected the path of an ONNX file, its bytes"
+    ):
         lint(model)
 
 

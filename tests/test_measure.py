@@ -167,7 +167,7 @@ def test_a_machine_that_cannot_be_reached_is_told(machine: Machine, bundle: Path
 
 @pytest.mark.parametrize("host", ["", "-oProxyCommand=true", "a b"])
 def test_a_host_is_no_option(bundle: Path, tmp_path: Path, host: str) -> None:
-    with pytest.raises(InputError, match="user@host is wanted"):
+    with pytest.raises(InputError, match="expected user@host"):
         measure(bundle, host, out=tmp_path / "r.json")
 
 
@@ -206,11 +206,11 @@ def test_nothing_outside_of_a_bundle_is_copied(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bundle": None}, "bundle is a NoneType; a path is wanted"),
-        ({"out": None}, "out is a NoneType; a path is wanted"),
-        ({"out": "/"}, "/: is a directory; the name of a file is wanted"),
-        ({"arguments": "--iterations 3"}, "arguments is the text '--iterations 3'; a list of words is wanted"),
-        ({"ssh_options": "Port=22"}, "ssh_options is the text 'Port=22'; a list of words"),
+        ({"bundle": None}, "bundle is a NoneType; expected a path"),
+        ({"out": None}, "out is a NoneType; expected a path"),
+        ({"out": "/"}, "/: is a directory; expected the name of a file"),
+        ({"arguments": "--iterations 3"}, "arguments is the text '--iterations 3'; expected a list of words"),
+        ({"ssh_options": "Port=22"}, "ssh_options is the text 'Port=22'; expected a list of words"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_copied(
@@ -323,14 +323,14 @@ def test_a_machine_in_one_mode_needs_no_warning() -> None:
 
 @pytest.mark.parametrize("given", [None, [Path("results.json")], DENSE, "results.json"])
 def test_only_results_are_compared(given: Any) -> None:
-    with pytest.raises(InputError, match=r"a list of Results is wanted: compare\(\[read_results\(path\)"):
+    with pytest.raises(InputError, match=r"expected a list of Results: compare\(\[read_results\(path\)"):
         compare(given)
 
 
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ([], "1 results are given; at least two"),
+        ([], "1 results are given; expected at least two"),
         ([replace(DENSE, engine="ONNX Runtime 1.8")], "times of different engines"),
         ([replace(DENSE, runs=(replace(DENSE.runs[0], precision="fp32"),))], "no precision in common"),
         ([replace(DENSE, runs=(replace(DENSE.runs[0], nms=True),))], "NMS .*: dense without, dense with"),

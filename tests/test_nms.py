@@ -63,7 +63,7 @@ def _before_the_plugin(model: onnx.ModelProto, plugin: onnx.NodeProto) -> list[n
 @pytest.mark.parametrize(
     ("nms", "target", "message"),
     [
-        (Nms(output=1), "jetson-tx2", r"output '.*' is \(1, 7, 8, 8\); \(images, 4 \+ classes, anchors\)"),
+        (Nms(output=1), "jetson-tx2", r"output '.*' is \(1, 7, 8, 8\); expected \(images, 4 \+ classes, anchors\)"),
         (Nms(output=2), "jetson-tx2", "no output 2; it has 2"),
         (Nms(), "onnxruntime", "a plugin of TensorRT"),
     ],

@@ -179,10 +179,10 @@ def test_what_is_dead_but_stays_has_no_moments_from_before_it_died(optimizer: st
 def test_arguments_of_another_kind_are_refused(net: Net) -> None:
     pruned, optimizer = l1rr_fx.prune(net, (IMAGES[0],)), SGD(net.parameters())
     for arguments, message in (
-        ((None, net, optimizer), "pruned is a NoneType; a Pruned is wanted, what `l1rr_fx.prune` returned"),
-        ((pruned.module, net, optimizer), "pruned is a GraphModule; a Pruned is wanted"),
-        ((pruned, None, optimizer), "model is a NoneType; a Module is wanted"),
-        ((pruned, net, None), "optimizer is a NoneType; an Optimizer is wanted"),
+        ((None, net, optimizer), "pruned is a NoneType; expected a Pruned, what `l1rr_fx.prune` returned"),
+        ((pruned.module, net, optimizer), "pruned is a GraphModule; expected a Pruned"),
+        ((pruned, None, optimizer), "model is a NoneType; expected a Module"),
+        ((pruned, net, None), "optimizer is a NoneType; expected an Optimizer"),
     ):
         with pytest.raises(InputError, match=message):
             l1rr_fx.pruned_optimizer_state(*arguments)  # type: ignore[arg-type]

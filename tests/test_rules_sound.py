@@ -225,11 +225,11 @@ def test_it_is_caught_whatever_the_seed(shape: tuple[int, ...]) -> None:
     ("operator", "samples", "complaint"),
     [
         (aten.relu.default, [], "no samples"),
-        (aten.relu.default, (image(*X),), r"samples\[0\] is a Tensor; a Call or a tuple of arguments is wanted"),
+        (aten.relu.default, (image(*X),), r"samples\[0\] is a Tensor; expected a Call or a tuple of arguments"),
         (aten.relu.default, [()], "aten.relu.default does not run on"),
         (aten.add.Tensor, [(image(2, 3), image(2, 4))], r"does not run on \(tensor\[2, 3\], tensor\[2, 4\]\): "),
-        ("aten::relu", [(image(*X),)], "operator is a str; an OpOverload is wanted, such as "),
-        (F.relu, [(image(*X),)], "operator is a function; an OpOverload is wanted"),
+        ("aten::relu", [(image(*X),)], "operator is a str; expected an OpOverload, such as "),
+        (F.relu, [(image(*X),)], "operator is a function; expected an OpOverload"),
     ],
 )
 def test_samples_that_are_none(operator: Any, samples: Any, complaint: str) -> None:

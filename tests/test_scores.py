@@ -182,18 +182,20 @@ def test_unknown_groups_are_refused(net: Net) -> None:
     """Without an example all sites would be of one group, and layers of one width would be summed."""
     with pytest.raises(InputError, match=r"groups of 4 sites are not known: stem_norm, .*channel_sites\(model, args\)"):
         GroupSum("bn-scale", channel_sites(net))
-    with pytest.raises(InputError, match="sites is None; a sequence of ChannelSite"):
+    with pytest.raises(InputError, match="sites is None; expected a sequence of ChannelSite"):
         GroupSum("bn-scale", None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("found", [[1.0] * 8, torch.ones(8).numpy(), None])
 def test_scores_that_are_no_tensor_are_refused(net: Net, sites: dict[str, ChannelSite], found: Any) -> None:
-    with pytest.raises(InputError, match=f"stem_norm: the scores are a {type(found).__name__}; a tensor of one number"):
+    with pytest.raises(
+        InputError, match=f"stem_norm: the scores are a {type(found).__name__}; expected a tensor of one number"
+    ):
         scores_of(net, sites["stem_norm"], lambda model, site: found)
 
 
 LOSSES: dict[str, tuple[Any, str]] = {
-    "None": (lambda model, batch: None, "batch 0: the loss is a NoneType; a tensor with one number"),
+    "None": (lambda model, batch: None, "batch 0: the loss is a NoneType; expected a tensor with one number"),
     "a vector": (lambda model, batch: model(batch).mean((1, 2, 3)), r"batch 0: the loss is of shape \(2,\)"),
     "detached": (lambda model, batch: model(batch).mean().detach(), "batch 0: the loss has no gradient"),
 }
@@ -215,7 +217,7 @@ def test_taylor_of_frozen_parameters_or_of_nothing_is_refused(net: Net, sites: d
 
 
 def test_what_is_refused(net: Net, sites: dict[str, ChannelSite]) -> None:
-    with pytest.raises(InputError, match="scores is 'l1'; one of bn-scale, weight-norm"):
+    with pytest.raises(InputError, match="scores is 'l1'; expected one of bn-scale, weight-norm"):
         score_named("l1")
     with pytest.raises(InputError, match="scores is a int"):
         score_named(3)  # type: ignore[arg-type]

@@ -397,19 +397,19 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no steps": ({"total_steps": 0}, "total_steps is 0"),
     "strength below 0": ({"total_steps": 1, "strength": -1.0}, "strength is -1.0"),
     "strength NaN": ({"total_steps": 1, "strength": float("nan")}, "strength is nan"),
-    "no schedule of that name": ({"total_steps": 1, "schedule": "warm"}, "schedule is 'warm'; one of constant"),
+    "no schedule of that name": ({"total_steps": 1, "schedule": "warm"}, "schedule is 'warm'; expected one of constant"),
     "a schedule below 0": ({"total_steps": 1, "schedule": lambda t: -t}, "the schedule at t = 1 is -1.0"),
     "a schedule of zeros": ({"total_steps": 1, "schedule": lambda t: 0}, "0 throughout"),
     "a schedule that divides by 0": ({"total_steps": 1, "schedule": lambda t: 1 / t}, "raises ZeroDivision.* at t = 0"),
     "a schedule of nothing": ({"total_steps": 1, "schedule": lambda t: None}, "the schedule raises TypeError at t = 0"),
     "a schedule of words": ({"total_steps": 1, "schedule": lambda t: "x"}, "the schedule raises ValueError at t = 0"),
-    "sites that are none": ({"total_steps": 1, "sites": "abc"}, "sites is 'abc'; a sequence of ChannelSite is wanted"),
-    "sites of names": ({"total_steps": 1, "sites": ["norm"]}, r"sites\[0\] is a str; a ChannelSite is wanted"),
+    "sites that are none": ({"total_steps": 1, "sites": "abc"}, "sites is 'abc'; expected a sequence of ChannelSite"),
+    "sites of names": ({"total_steps": 1, "sites": ["norm"]}, r"sites\[0\] is a str; expected a ChannelSite"),
     "sites of another": (
         {"total_steps": 1, "sites": [ChannelSite("norm", "scale", "norm.weight", None, 9)]},
         r"norm has 9 channels .* this Net's norm.weight shape \(8,\)",
     ),
-    "all spared": ({"total_steps": 1, "spared": 1.0}, r"spared is 1.0; a share of the channels in \[0, 1\)"),
+    "all spared": ({"total_steps": 1, "spared": 1.0}, r"spared is 1.0; expected a share of the channels in \[0, 1\)"),
     "refreshed never": ({"total_steps": 1, "refresh_every": 0}, "refresh_every is 0"),
     "costs unknown": ({"total_steps": 1, "cost_aware": True}, r"args=\(image,\)"),
 }
@@ -439,19 +439,19 @@ def test_arguments_of_another_kind() -> None:
     sparsity = ReweightedL1(Net(), total_steps=10)
     before = copy.deepcopy(sparsity.state_dict())
     for call, message in (
-        (lambda: ReweightedL1(None, total_steps=1), "model is a NoneType; a Module is wanted"),  # type: ignore[arg-type]
+        (lambda: ReweightedL1(None, total_steps=1), "model is a NoneType; expected a Module"),  # type: ignore[arg-type]
         (lambda: sparsity.attach(None), "optimizer is a NoneType"),  # type: ignore[arg-type]
-        (lambda: sparsity.step("x"), "the learning rate is 'x'; a finite number >= 0"),  # type: ignore[arg-type]
+        (lambda: sparsity.step("x"), "the learning rate is 'x'; expected a finite number >= 0"),  # type: ignore[arg-type]
         (lambda: sparsity.step(-0.1), "the learning rate is -0.1"),
         (lambda: sparsity.step(float("nan")), "the learning rate is nan"),
         (lambda: sparsity.add_grad_(-1.0), "the learning rate is -1.0"),
         (lambda: sparsity.advance(float("inf")), "the learning rate is inf"),
         (lambda: sparsity.load_state_dict(None), "state is a NoneType"),  # type: ignore[arg-type]
         (lambda: sparsity.load_state_dict({}), "the state lacks sites, steps, "),
-        (lambda: sparsity.load_state_dict({n: before[n] for n in STATE if n != "eps"}), "the state lacks eps:"),
+        (lambda: sparsity.load_state_dict({n: before[n] for n in STATE if n != "eps"}), "the state lacks eps; expected"),
         (lambda: sparsity.load_state_dict({**before, "eps": before["eps"][:3]}), r"the state's eps has shape \(3,\)"),
         (lambda: sparsity.load_state_dict({**before, "alive": None}), "the state's alive is a NoneType"),
-        (lambda: parameter_groups(Net(), weight_decay=-1), "weight_decay is -1; a finite number >= 0"),
+        (lambda: parameter_groups(Net(), weight_decay=-1), "weight_decay is -1; expected a finite number >= 0"),
         (lambda: parameter_groups(Net(), weight_decay="x"), "weight_decay is 'x'"),  # type: ignore[arg-type]
     ):
         with pytest.raises(InputError, match=message):

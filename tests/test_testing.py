@@ -82,7 +82,7 @@ def test_channel_sets_are_sets_of_channels(data: st.DataObject) -> None:
 def test_a_family_that_does_not_exist_is_named_at_once() -> None:
     with pytest.raises(InputError, match="there is no family 'bogus'; there are "):
         networks(("residual", "bogus"))
-    with pytest.raises(InputError, match="families is 'residual'; a sequence of str is wanted"):
+    with pytest.raises(InputError, match="families is 'residual'; expected a sequence of str"):
         networks("residual")
 
 
@@ -226,11 +226,11 @@ class Transformed(Net):
 def test_a_model_stays_prunable() -> None:
     pruned = assert_stays_prunable(Net(), IMAGE, at_least=0.5)
     assert pruned.report.after.macs <= 0.5 * pruned.report.before.macs
-    with pytest.raises(AssertionError, match=r"(?s)of the MACs can go, 67.0% are wanted.*aten.fft_fft"):
+    with pytest.raises(AssertionError, match=r"(?s)of the MACs can go, expected 67.0%.*aten.fft_fft"):
         assert_stays_prunable(Transformed(), IMAGE, at_least=0.67)
     for at_least in (40, 0, None, "0.4", float("nan")):
         with pytest.raises(
-            InputError, match=f"at_least is {at_least!r}; a share between 0 and 1, such as 0.4, is wanted"
+            InputError, match=f"at_least is {at_least!r}; expected a share between 0 and 1, such as 0.4"
         ):
             assert_stays_prunable(Net(), IMAGE, at_least=at_least)  # type: ignore[arg-type]
     for call in (assert_prunes_exactly, functools.partial(assert_stays_prunable, at_least=0.5)):
@@ -260,7 +260,7 @@ def test_the_plugin(pytester: pytest.Pytester) -> None:
     )
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:xdist")
     result.assert_outcomes(passed=2, failed=1)
-    result.stdout.fnmatch_lines(["*of the MACs can go, 95.0% are wanted*"])
+    result.stdout.fnmatch_lines(["*of the MACs can go, expected 95.0%*"])
 
 
 # --- planted bugs

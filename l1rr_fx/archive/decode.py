@@ -150,7 +150,7 @@ class _Builder:
             raise LoadError(f"a {type(owner).__name__} has no such {'parameter' if is_parameter else 'buffer'}")
         if slot.shape != tensor.shape or slot.is_floating_point() != tensor.is_floating_point():
             raise LoadError(
-                f"is of {tensor.dtype} and shape {(*tensor.shape,)}; {slot.dtype} and {(*slot.shape,)} are wanted"
+                f"is of {tensor.dtype} and shape {(*tensor.shape,)}; expected {slot.dtype} and {(*slot.shape,)}"
             )
         setattr(owner, field, tensor)
 

@@ -89,7 +89,7 @@ def _content(path: Path, size: int | None) -> bytes:
 def _manifest(document: Mapping[str, Any]) -> Mapping[str, Any]:
     """The size and hash of each file; LoadError unless the manifest is of our format and names our files alone."""
     if document.get("format") != FORMAT:
-        raise LoadError(f'"format" is {short(document.get("format"))}; "{FORMAT}" is wanted')
+        raise LoadError(f'"format" is {short(document.get("format"))}; expected "{FORMAT}"')
     if document.get("version") != VERSION:
         raise LoadError(f"has version {short(document.get('version'))}; this l1rr-fx reads version {VERSION}")
     fields(document, {"format", "version", "torch", "files"}, "the manifest")

@@ -78,7 +78,7 @@ def _check_file(path: Path | None, option: str) -> None:
             path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = "it is no text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise InputError(f"{option} {path}: {reason}; the path of a text file is wanted") from error
+        raise InputError(f"{option} {path}: {reason}; expected the path of a text file") from error
     if is_new:
         path.unlink()
 

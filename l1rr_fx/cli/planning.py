@@ -71,7 +71,7 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
     """InputError where no plan could be written, before anything is measured."""
     if output.is_dir() or not output.parent.is_dir():
         what = "is a folder" if output.is_dir() else "lies in no folder that exists"
-        raise InputError(f"{output} {what}; the path of a file is wanted")
+        raise InputError(f"{output} {what}; expected the path of a file")
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists; --overwrite replaces it")
 
@@ -79,7 +79,7 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
 def _batches(data: str) -> Sequence[object]:
     found = called(data, "--data")
     if not isinstance(found, Iterable):
-        raise InputError(f"{data} returned a {type(found).__name__}; batches (images, targets) are wanted")
+        raise InputError(f"{data} returned a {type(found).__name__}; expected batches (images, targets)")
     try:
         return tuple(found)
     except Exception as error:  # a generator of the user's may raise anything

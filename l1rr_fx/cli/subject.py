@@ -65,12 +65,12 @@ def _made(spec: str) -> Subject:
     """The model that `package.module:function` returns, looked up in the working directory first."""
     made = called(spec, "MODEL", wanted="a .pt2 file or package.module:function")
     if not (isinstance(made, tuple) and len(made) == 2):
-        raise InputError(f"{spec} returned a {type(made).__name__}; (model, args) is wanted")
+        raise InputError(f"{spec} returned a {type(made).__name__}; expected (model, args)")
     model, args = made
     if not isinstance(model, nn.Module):
-        raise InputError(f"{spec} returned a {type(model).__name__} as its model; a torch.nn.Module is wanted")
+        raise InputError(f"{spec} returned a {type(model).__name__} as its model; expected a torch.nn.Module")
     if not isinstance(args, tuple):
-        raise InputError(f"{spec} returned a {type(args).__name__} as its args; a tuple of example inputs is wanted")
+        raise InputError(f"{spec} returned a {type(args).__name__} as its args; expected a tuple of example inputs")
     return Subject(model, args, {})
 
 
@@ -89,5 +89,5 @@ def network_subject(spec: str, shapes: list[str]) -> Subject:
 def _sizes(text: str) -> tuple[int, ...]:
     sizes = text.lower().split("x")
     if not all(size.isdecimal() and 0 < int(size) < 2**31 for size in sizes):
-        raise InputError(f"the shape is {text!r}; sizes with x between them are wanted, such as 1x3x640x640")
+        raise InputError(f"the shape is {text!r}; expected sizes with x between them, such as 1x3x640x640")
     return tuple(map(int, sizes))

@@ -41,7 +41,7 @@ def cases_of(source: Source) -> tuple[Case, ...]:
 
     found = called(source, "--cases")
     if not (isinstance(found, (tuple, list)) and all(isinstance(case, Case) for case in found)):
-        raise InputError(f"{source} returned a {type(found).__name__}; a list of l1rr_fx.conformance.Case is wanted")
+        raise InputError(f"{source} returned a {type(found).__name__}; expected a list of l1rr_fx.conformance.Case")
     return tuple(found)
 
 

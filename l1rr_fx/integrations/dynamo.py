@@ -101,7 +101,7 @@ class _Choice:
             required(torch_tensorrt.PACKAGE, torch_tensorrt.OLDEST)  # it registers itself
         if not callable(then) and then not in list_backends(exclude_tags=()):
             known = ", ".join(list_backends())
-            raise InputError(f"then is {then!r}; a callable or one of {known} is wanted (is its package installed?)")
+            raise InputError(f"then is {then!r}; expected a callable or one of {known} (is its package installed?)")
         return cls(ours, then, given)
 
     def compiled(self, module: GraphModule, inputs: Sequence[Any]) -> Compiled:

@@ -129,5 +129,5 @@ def seconds(work: Work, device: Device, precision: str, clock: float, logarithms
 def check_precision(precision: str) -> str:
     """`precision` itself; InputError unless the model knows it."""
     if precision not in PRECISIONS:
-        raise InputError(f"precision is {precision!r}; {' or '.join(PRECISIONS)} is wanted")
+        raise InputError(f"precision is {precision!r}; expected {' or '.join(PRECISIONS)}")
     return precision

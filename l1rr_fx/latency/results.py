@@ -106,7 +106,7 @@ class Results:
 def read_results(path: str | os.PathLike[str]) -> Results:
     """The results of a file. Raises LoadError, naming the file, where it is not one of `build_and_measure.py`."""
     if not isinstance(path, (str, os.PathLike)):
-        raise InputError(f"path is a {type(path).__name__}; the path of a results.json is wanted")
+        raise InputError(f"path is a {type(path).__name__}; expected the path of a results.json")
     source = Path(path)
     with naming(source):
         try:
@@ -118,7 +118,7 @@ def read_results(path: str | os.PathLike[str]) -> Results:
         except ValueError as error:  # a path with a zero byte
             raise LoadError(f"cannot be read: {error}") from error
         if document.get("format") != FORMAT:
-            raise LoadError(f'"format" is {short(document.get("format"))}; "{FORMAT}" is wanted')
+            raise LoadError(f'"format" is {short(document.get("format"))}; expected "{FORMAT}"')
         if document.get("version") != VERSION:
             raise LoadError(f"has version {short(document.get('version'))}; this l1rr-fx reads version {VERSION}")
         engine = _field(document, "engine", dict)
@@ -135,7 +135,7 @@ def read_results(path: str | os.PathLike[str]) -> Results:
 def read_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[Results, ...]:
     """The results of several files. InputError where there are none."""
     if isinstance(paths, (str, bytes)) or not isinstance(paths, Sequence):
-        raise InputError(f'paths is a {type(paths).__name__}; a list of paths is wanted, such as ["results.json"]')
+        raise InputError(f'paths is a {type(paths).__name__}; expected a list of paths, such as ["results.json"]')
     if not paths:
         raise InputError("no results.json is named")
     return tuple(read_results(path) for path in paths)
@@ -165,7 +165,7 @@ def _made(wanted: Any, value: Any, what: str) -> Any:
         return value
     expect(value, wanted, what)
     if wanted is int and not 0 <= value <= MOST:
-        raise LoadError(f"{what} is {short(value)}; a count is wanted")
+        raise LoadError(f"{what} is {short(value)}; expected a count")
     return value
 
 
@@ -195,5 +195,5 @@ def _field(document: Mapping[str, Any], name: str, wanted: type[Any]) -> Any:
 def _number(document: Mapping[str, Any], name: str, least: float = 0.0, most: float = LONGEST) -> float:
     value = document.get(name) if isinstance(document, Mapping) else None
     if value is None or type(value) not in (int, float) or not least <= value <= most:
-        raise LoadError(f'"{name}" is {short(value)}; a number from {least:g} to {most:g} is wanted')
+        raise LoadError(f'"{name}" is {short(value)}; expected a number from {least:g} to {most:g}')
     return float(value)

@@ -99,7 +99,7 @@ def installed_package() -> tuple[str, Any]:
             continue
         if name == "tensorrt" and int(str(package.__version__).partition(".")[0]) < OLDEST:
             raise InputError(
-                f"TensorRT {package.__version__} is installed; {OLDEST} or newer is wanted here (for a Jetson TX2, "
+                f"TensorRT {package.__version__} is installed; expected {OLDEST} or newer here (for a Jetson TX2, "
                 "write an ONNX file and build on the device)"
             )
         return name, package

@@ -34,5 +34,5 @@ def machine(name: str | Target) -> Target:
     elif name == "jetson-tx2":
         return jetson_tx2_target("fp16")
     raise InputError(
-        f"target is {name!r}; one of {', '.join(NAMES)}, or a cost model (passes.assignment.cost_model), is wanted"
+        f"target is {name!r}; expected one of {', '.join(NAMES)}, or a cost model (passes.assignment.cost_model)"
     )

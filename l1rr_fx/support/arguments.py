@@ -14,28 +14,28 @@ Kind = TypeVar("Kind")
 def of_kind(name: str, value: Any, kind: type[Kind], hint: str = "") -> Kind:
     """The value, which is a `kind`; `hint` says where to get one."""
     if not isinstance(value, kind):
-        raise InputError(f"{name} is a {type(value).__name__}; {_article(kind)} is wanted{hint}")
+        raise InputError(f"{name} is a {type(value).__name__}; expected {_article(kind)}{hint}")
     return value
 
 
 def all_of_kind(name: str, values: Any, kind: type[Kind], hint: str = "") -> tuple[Kind, ...]:
     """The values as a tuple; each is a `kind`."""
     if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
-        raise InputError(f"{name} is {values!r:.60}; a sequence of {kind.__name__} is wanted{hint}")
+        raise InputError(f"{name} is {values!r:.60}; expected a sequence of {kind.__name__}{hint}")
     return tuple(of_kind(f"{name}[{n}]", value, kind, hint) for n, value in enumerate(values))
 
 
 def number(name: str, value: Any, wanted: str = "a finite number >= 0", *, least: float = 0.0) -> float:
     """The value as a finite number of at least `least`, which `wanted` says in words."""
     if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) < math.inf:
-        raise InputError(f"{name} is {value!r:.60}; {wanted} is wanted")
+        raise InputError(f"{name} is {value!r:.60}; expected {wanted}")
     return float(value)
 
 
 def share(name: str, value: Any, wanted: str) -> float:
     """The value as a number above 0 and below 1."""
     if not 0 < number(name, value, wanted) < 1:
-        raise InputError(f"{name} is {value}; {wanted} is wanted")
+        raise InputError(f"{name} is {value}; expected {wanted}")
     return float(value)
 
 

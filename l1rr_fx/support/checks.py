@@ -25,7 +25,7 @@ def naming(place: object) -> Iterator[None]:
 def expect(value: Any, wanted: type[T], what: str) -> T:
     """`value`, which must be of exactly the type `wanted`."""
     if type(value) is not wanted:
-        raise LoadError(f"{what} is {short(value)}; a value of type {wanted.__name__} is wanted")
+        raise LoadError(f"{what} is {short(value)}; expected a value of type {wanted.__name__}")
     return value
 
 

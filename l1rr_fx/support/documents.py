@@ -113,4 +113,4 @@ def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any
 
 
 def _misfit(wanted: str, value: Any, where: str) -> typing.NoReturn:
-    raise InputError(f"{where}: {wanted} is wanted, not {str(value)[:40]!r}")
+    raise InputError(f"{where}: expected {wanted}, not {str(value)[:40]!r}")

@@ -16,7 +16,7 @@ def called(spec: str, what: str, *, wanted: str = "package.module:function") -> 
     """
     module_name, colon, function_name = spec.partition(":")
     if not (colon and function_name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
-        raise InputError(f"{what} is {spec!r}; {wanted} is wanted")
+        raise InputError(f"{what} is {spec!r}; expected {wanted}")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:

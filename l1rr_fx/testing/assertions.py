@@ -87,7 +87,7 @@ def assert_stays_prunable(
     kept = sorted(report.accounts.kept, key=lambda each: (-each.macs, -each.channels))[:5]
     blocks = "".join(f"\n  {each.node}: {each.channels} channels, {each.reason}" for each in kept)
     raise AssertionError(
-        f"with {ratio:.0%} of the channels zeroed {gone:.1%} of the MACs can go, {at_least:.1%} are wanted"
+        f"with {ratio:.0%} of the channels zeroed {gone:.1%} of the MACs can go, expected {at_least:.1%}"
         + (f"; what blocks the most:{blocks}" if blocks else "; nothing is blocked: the outputs need what is left")
     )
 

@@ -26,7 +26,7 @@ def channel_sets(draw: DrawFn, n: int, *, density: str = "some") -> tuple[int, .
     `density`: "some" is about half of them, "many" about three quarters, "few" about a quarter.
     """
     if density not in DENSITIES:
-        raise InputError(f"the density is {density!r}; one of {', '.join(DENSITIES)} is wanted")
+        raise InputError(f"the density is {density!r}; expected one of {', '.join(DENSITIES)}")
     whole = 2**n - 1
     bits = draw(st.integers(0, whole))
     if density == "many":

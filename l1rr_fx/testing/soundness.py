@@ -78,7 +78,7 @@ def _call(name: str, sample: object) -> Call:
     if isinstance(sample, Call):
         return sample
     if not isinstance(sample, (tuple, list)):
-        raise InputError(f"{name} is a {type(sample).__name__}; a Call or a tuple of arguments is wanted, such as (x,)")
+        raise InputError(f"{name} is a {type(sample).__name__}; expected a Call or a tuple of arguments, such as (x,)")
     return Call(tuple(sample))
 
 

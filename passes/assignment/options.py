@@ -32,13 +32,13 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise InputError(f"mode is {self.mode!r}; one of {', '.join(MODES)} is wanted")
+            raise InputError(f"mode is {self.mode!r}; expected one of {', '.join(MODES)}")
         multiple = self.channel_multiple
         whole = isinstance(multiple, int) and not isinstance(multiple, bool) and multiple >= 1
         if not whole and multiple is not None:
-            raise InputError(f"channel_multiple is {multiple!r}; a whole number of at least 1, or None, is wanted")
+            raise InputError(f"channel_multiple is {multiple!r}; expected a whole number of at least 1, or None")
         if not isinstance(self.target, Target):
-            raise InputError(f"target is {self.target!r}; an object with contraction() and traffic() is wanted")
+            raise InputError(f"target is {self.target!r}; expected an object with contraction() and traffic()")
 
     @property
     def multiple(self) -> int:

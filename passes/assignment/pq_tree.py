@@ -42,7 +42,7 @@ def consecutive_order(n: int, sets: Sequence[Collection[int]], weights: Sequence
     Raises InputError for an element outside of `range(n)`, or if there is not one weight for each set.
     """
     if weights is not None and len(weights) != len(sets):
-        raise InputError(f"{len(weights)} weights for {len(sets)} sets; one for each is wanted")
+        raise InputError(f"{len(weights)} weights for {len(sets)} sets; expected one for each")
     leaves, masks = _leaves(n, sets)
     tree = _free(leaves)
     satisfied = [False] * len(sets)

@@ -114,13 +114,13 @@ def check_arguments(model: object, args: object, kwargs: object) -> None:
 
 def _check_call(model: object, args: object, kwargs: object) -> None:
     if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}; a torch.nn.Module is wanted")
+        raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
     if not isinstance(args, tuple):
-        raise InputError(f"args is a {type(args).__name__}; a tuple of example inputs is wanted, such as (image,)")
+        raise InputError(f"args is a {type(args).__name__}; expected a tuple of example inputs, such as (image,)")
     if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise InputError(f"kwargs is a {type(kwargs).__name__}; a mapping or None is wanted")
+        raise InputError(f"kwargs is a {type(kwargs).__name__}; expected a mapping or None")
     if isinstance(model, torch.jit.ScriptModule):
-        raise InputError(f"model is a ScriptModule ({type(model).__name__}); the model that it was made from is wanted")
+        raise InputError(f"model is a ScriptModule ({type(model).__name__}); expected the model that it was made from")
     for name, parameter in model.named_parameters():
         if is_lazy(parameter) or parameter.is_meta:
             what = "has no values (device meta)" if parameter.is_meta else "is uninitialized"

@@ -47,7 +47,7 @@ def unlifted(program: ExportedProgram) -> tuple[nn.Module, Graph]:
         node.replace_all_uses_with(read)
         graph.erase_node(node)
     if any(result.kind is not OutputKind.USER_OUTPUT for result in signature.output_specs):
-        raise CaptureError("the exported program returns what it has written; a program for training is wanted")
+        raise CaptureError("the exported program returns what it has written; expected a program for training")
     graph._codegen = _codegen(program)
     return root, graph
 

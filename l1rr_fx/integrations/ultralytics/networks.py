@@ -35,7 +35,7 @@ def load(source: Source) -> nn.Module:
     network = source.model if hasattr(source, "add_callback") else source
     if not isinstance(network, nn.Module) or not hasattr(unwrapped(network), "yaml"):
         raise InputError(
-            f"a YOLO object, its network or the path of a .pt file is wanted, not a {type(source).__name__}"
+            f"expected a YOLO object, its network or the path of a .pt file, not a {type(source).__name__}"
         )
     return detached_copy(unwrapped(network)).float().eval()
 
@@ -53,7 +53,7 @@ def pixels(imgsz: Size) -> tuple[int, int]:
     """Height and width. InputError where these are not whole numbers of at least 1."""
     sides = tuple(imgsz) if isinstance(imgsz, (tuple, list)) else (imgsz, imgsz)
     if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
-        raise InputError(f"imgsz is {imgsz!r}; a whole number of pixels, or (height, width), is wanted")
+        raise InputError(f"imgsz is {imgsz!r}; expected a whole number of pixels, or (height, width)")
     return sides
 
 

@@ -59,7 +59,7 @@ class _Callbacks:
 @contextmanager
 def _callbacks(yolo: Any, callbacks: _Callbacks) -> Iterator[None]:
     if not hasattr(yolo, "add_callback"):
-        raise InputError(f"a YOLO object is wanted, not a {type(yolo).__name__}: its trainer is what takes callbacks")
+        raise InputError(f"expected a YOLO object, not a {type(yolo).__name__}: its trainer is what takes callbacks")
     handlers = {event: getattr(callbacks, event) for event in callbacks.EVENTS}
     for event, handler in handlers.items():
         yolo.add_callback(event, handler)

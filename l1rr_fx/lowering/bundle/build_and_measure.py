@@ -669,7 +669,7 @@ def positive(text: str) -> int:
     """A whole number from 1 on, for argparse."""
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is given; at least 1 is wanted")
+        raise argparse.ArgumentTypeError(f"{number} is given; expected at least 1")
     return number
 
 
@@ -677,14 +677,14 @@ def seconds(text: str) -> float:
     """A finite time, for argparse."""
     number = float(text)
     if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is given; a finite number of seconds from 0 on is wanted")
+        raise argparse.ArgumentTypeError(f"{text} is given; expected a finite number of seconds from 0 on")
     return number
 
 
 def new_file(text: str) -> str:
     """The path of a file in a folder that is there, for argparse."""
     if os.path.isdir(text) or not os.path.isdir(os.path.dirname(os.path.abspath(text))):
-        raise argparse.ArgumentTypeError(f"{text} is a folder, or in none; the path of a file is wanted")
+        raise argparse.ArgumentTypeError(f"{text} is a folder, or in none; expected the path of a file")
     return text
 
 

@@ -89,7 +89,7 @@ def compare(results: Sequence[Results]) -> tuple[Comparison, ...]:
     NMS, or with outputs that were not those that are expected.
     """
     if not isinstance(results, Sequence) or not all(isinstance(result, Results) for result in results):
-        raise InputError("a list of Results is wanted: compare([read_results(path), ...]), the dense network's first")
+        raise InputError("expected a list of Results: compare([read_results(path), ...]), the dense network's first")
     if len(results) < 2:
         raise InputError(f"{len(results)} results are given; at least two are compared, the dense network's first")
     if len(engines := {result.engine for result in results}) > 1:

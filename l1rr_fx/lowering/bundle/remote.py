@@ -46,9 +46,9 @@ def measure(
     folder, target = _path("bundle", bundle), _path("out", out)
     for name, words in (("arguments", arguments), ("ssh_options", ssh_options)):
         if isinstance(words, str):
-            raise InputError(f"{name} is the text {words!r}; a list of words is wanted")
+            raise InputError(f"{name} is the text {words!r}; expected a list of words")
     if target.is_dir():
-        raise InputError(f"{target}: is a directory; the name of a file is wanted")
+        raise InputError(f"{target}: is a directory; expected the name of a file")
     if not target.parent.is_dir():
         raise InputError(f"{target}: there is no directory {target.parent}")
     files = _files(folder)
@@ -66,7 +66,7 @@ class _Ssh:
 
     def __init__(self, host: str, options: Sequence[str]) -> None:
         if not host or host.startswith("-") or any(c.isspace() for c in host):
-            raise InputError(f"the host is {host!r}; user@host is wanted")
+            raise InputError(f"the host is {host!r}; expected user@host")
         if shutil.which("ssh") is None:
             raise InputError("there is no command ssh on this machine: install OpenSSH's client")
         self.host = host
@@ -85,7 +85,7 @@ class _Ssh:
 
 def _path(name: str, path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, (str, os.PathLike)):
-        raise InputError(f"{name} is a {type(path).__name__}; a path is wanted")
+        raise InputError(f"{name} is a {type(path).__name__}; expected a path")
     return Path(path)
 
 

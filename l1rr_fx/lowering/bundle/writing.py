@@ -138,7 +138,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         return
     if folder.resolve() == Path.cwd():
         raise InputError(
-            f"{folder} is the working directory, which cannot be replaced; the name of a new folder is wanted"
+            f"{folder} is the working directory, which cannot be replaced; expected the name of a new folder"
         )
     if not folder.is_dir():
         raise InputError(f"{folder} exists and is no directory")

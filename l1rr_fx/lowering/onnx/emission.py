@@ -107,7 +107,7 @@ def to_onnx(
     path = check_file(path, overwrite=overwrite)
     check_module(module, args)
     if not isinstance(metadata, Mapping | None):
-        raise InputError(f"metadata is a {type(metadata).__name__}; a mapping or None is wanted")
+        raise InputError(f"metadata is a {type(metadata).__name__}; expected a mapping or None")
     kwargs = in_order(module, kwargs)
     check_nms(nms, target)
     clock = Clock()
@@ -152,7 +152,7 @@ def is_aten_graph(module: nn.Module) -> bool:
 def in_order(module: nn.Module, kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     """Keyword arguments in the order in which a graph has its inputs; as they are for other modules."""
     if not isinstance(kwargs, Mapping | None):
-        raise InputError(f"kwargs is a {type(kwargs).__name__}; a mapping or None is wanted")
+        raise InputError(f"kwargs is a {type(kwargs).__name__}; expected a mapping or None")
     given = dict(kwargs or {})
     codegen = module.graph._codegen if isinstance(module, GraphModule) else None
     if not isinstance(codegen, _PyTreeCodeGen):
@@ -166,11 +166,9 @@ def in_order(module: nn.Module, kwargs: Mapping[str, Any] | None) -> dict[str, A
 def check_module(module: object, args: object) -> None:
     """Raise InputError unless this is a module in eval mode (exported programs have no modes), with a tuple of args."""
     if not isinstance(module, nn.Module):
-        raise InputError(
-            f"module is a {type(module).__name__}; a torch.nn.Module is wanted (a Pruned has one: .module)"
-        )
+        raise InputError(f"module is a {type(module).__name__}; expected a torch.nn.Module (a Pruned has one: .module)")
     if not isinstance(args, tuple):
-        raise InputError(f"args is a {type(args).__name__}; a tuple of example inputs is wanted, such as (image,)")
+        raise InputError(f"args is a {type(args).__name__}; expected a tuple of example inputs, such as (image,)")
     if module.training and has_modes(module):
         raise InputError("the module is in training mode, in which networks compute something else: call .eval() first")
 

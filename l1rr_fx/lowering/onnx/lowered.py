@@ -79,9 +79,9 @@ def chosen_results(results: Sequence[Any], wanted: Sequence[int] | None) -> list
             raise InputError("the network gives no tensor")
         return found
     if not isinstance(wanted, Sequence) or not all(type(i) is int for i in wanted):
-        raise InputError(f"outputs is {wanted!r}; a sequence of numbers is wanted, such as (0,)")
+        raise InputError(f"outputs is {wanted!r}; expected a sequence of numbers, such as (0,)")
     if not wanted or any(not 0 <= i < len(results) for i in wanted):
-        raise InputError(f"outputs is {list(wanted)}; numbers from 0 to {len(results) - 1} are wanted")
+        raise InputError(f"outputs is {list(wanted)}; expected numbers from 0 to {len(results) - 1}")
     for i in wanted:
         if not isinstance(results[i], (Symbol, Tensor)):
             raise InputError(f"output {i} is a {type(results[i]).__name__}, not a tensor")
@@ -93,9 +93,9 @@ def checked_names(given: Sequence[str] | None, count: int, argument: str) -> lis
     if given is None:
         return None
     if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
-        raise InputError(f"{argument} is {given!r}; a sequence of names is wanted")
+        raise InputError(f"{argument} is {given!r}; expected a sequence of names")
     if len(given) != count or len(set(given)) != count:
-        raise InputError(f"{argument} is {list(given)}; {count} different names are wanted")
+        raise InputError(f"{argument} is {list(given)}; expected {count} different names")
     return list(given)
 
 

@@ -39,17 +39,17 @@ class Nms:
 
     def __post_init__(self) -> None:
         if not 0 <= self.score <= 1:
-            raise InputError(f"nms: the score is {self.score}; a threshold from 0 to 1 is wanted")
+            raise InputError(f"nms: the score is {self.score}; expected a threshold from 0 to 1")
         if not 0 < self.overlap <= 1:
-            raise InputError(f"nms: the overlap is {self.overlap}; an IoU above 0 and up to 1 is wanted")
+            raise InputError(f"nms: the overlap is {self.overlap}; expected an IoU above 0 and up to 1")
         if self.most < 1:
-            raise InputError(f"nms: at most {self.most} detections are wanted; 1 or more are needed")
+            raise InputError(f"nms: most is {self.most}; expected 1 or more detections")
 
 
 def check_nms(nms: Nms | None, target: str) -> None:
     """Raise InputError if the plugin is asked for and the target has none."""
     if not isinstance(nms, Nms | None):
-        raise InputError(f"nms is a {type(nms).__name__}; Nms(score=..., overlap=...) or None is wanted")
+        raise InputError(f"nms is a {type(nms).__name__}; expected Nms(score=..., overlap=...) or None")
     if nms is not None and not target.startswith(TENSORRT):
         raise InputError(
             f"nms is a plugin of TensorRT; the target {target!r} has none: leave it out, and suppress after the network"
@@ -67,7 +67,7 @@ def check_detections(output: Any, name: str) -> None:
     if not sizes.min() >= 0:
         raise InputError(
             f"nms: output {name!r} has a box of width or height {sizes.min():.3g}: "
-            "centre, width and height of boxes are wanted in its first four rows"
+            "its first four rows are the centre, width and height of boxes"
         )
 
 
@@ -81,7 +81,7 @@ def add_nms(model: Any, nms: Nms) -> None:
     shape = [size.dim_value for size in found.type.tensor_type.shape.dim]
     if len(shape) != 3 or shape[1] < 5:
         raise InputError(
-            f"nms: output {found.name!r} is {tuple(shape)}; (images, 4 + classes, anchors) is wanted: "
+            f"nms: output {found.name!r} is {tuple(shape)}; expected (images, 4 + classes, anchors): "
             "pick another one with Nms(output=...)"
         )
     kind = found.type.tensor_type.elem_type

@@ -87,10 +87,10 @@ def _port(onnx: Any, port: Port, writer: Writer) -> Any:
 def check_file(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     """The path of a file that may be written. Raises InputError for any other."""
     if not isinstance(path, (str, os.PathLike)):
-        raise InputError(f"path is a {type(path).__name__}; the name of a file is wanted")
+        raise InputError(f"path is a {type(path).__name__}; expected the name of a file")
     target = Path(path)
     if target.is_dir():
-        raise InputError(f"{target}: is a directory; the name of a file is wanted")
+        raise InputError(f"{target}: is a directory; expected the name of a file")
     if not target.parent.is_dir():
         raise InputError(f"{target}: there is no directory {target.parent}")
     if target.exists() and not target.is_file():

@@ -144,7 +144,7 @@ def read_model(model: Any) -> OnnxModel:
 def _parsed(onnx: Any, model: Any) -> Any:
     if not isinstance(model, (bytes, str, os.PathLike)):
         raise InputError(
-            f"model is a {type(model).__name__}; the path of an ONNX file, its bytes or an onnx.ModelProto is wanted"
+            f"model is a {type(model).__name__}; expected the path of an ONNX file, its bytes or an onnx.ModelProto"
         )
     try:
         content = model if isinstance(model, bytes) else Path(os.fspath(model)).read_bytes()
@@ -211,7 +211,7 @@ def _fault(onnx: Any, attribute: Any, wanted: Any) -> str:
     if attribute.ref_attr_name:
         return f"its {attribute.name} is that of a function, and the node is in none"
     if wanted is not None and attribute.type != int(wanted):
-        return f"its {attribute.name} is of type {kinds.Name(attribute.type)}; {kinds.Name(int(wanted))} is wanted"
+        return f"its {attribute.name} is of type {kinds.Name(attribute.type)}; expected {kinds.Name(int(wanted))}"
     try:
         _value(onnx, attribute)
     except UnicodeDecodeError:
@@ -232,7 +232,7 @@ def _missing(node: Any, schema: Any) -> Iterator[str]:
     )
     for what, count, least, most in sides:
         if not least <= count <= most:
-            yield f"it has {count} {what}; at {f'least {least}' if count < least else f'most {most}'} are wanted"
+            yield f"it has {count} {what}; expected at {f'least {least}' if count < least else f'most {most}'}"
     given = {attribute.name for attribute in node.attribute}
     for name, spec in schema.attributes.items():
         if spec.required and name not in given:

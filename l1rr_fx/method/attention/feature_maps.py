@@ -64,7 +64,7 @@ def named_feature_maps(program: Program, names: Sequence[str]) -> tuple[Node, ..
             raise InputError(f"taps: the model has no module or node {name!r} that gives a tensor")
         for node in nodes:
             if len(program.shape(node)) != 4:
-                raise InputError(f"taps: {name!r} has shape {program.shape(node)}; a map (n, c, h, w) is wanted")
+                raise InputError(f"taps: {name!r} has shape {program.shape(node)}; expected a map (n, c, h, w)")
             found[node] = None
     return tuple(found)
 

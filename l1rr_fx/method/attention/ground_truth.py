@@ -51,15 +51,15 @@ def read_batches(batches: Iterable[Any], *, device: torch.device) -> tuple[Batch
 def _batch(number: int, batch: Any, device: torch.device) -> Batch:
     where = f"batch {number}"
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        raise InputError(f"{where} is a {type(batch).__name__} without targets; (images, targets) is wanted")
+        raise InputError(f"{where} is a {type(batch).__name__} without targets; expected (images, targets)")
     images, targets = batch
     args = tuple(images) if isinstance(images, (tuple, list)) else (images,)
     if not args or not isinstance(args[0], Tensor) or args[0].dim() != 4:
-        raise InputError(f"{where}: images of shape (n, 3, h, w) are wanted, or a tuple that begins with them")
+        raise InputError(f"{where}: expected images of shape (n, 3, h, w), or a tuple that begins with them")
     count, size = len(args[0]), (args[0].shape[2], args[0].shape[3])
     if not isinstance(targets, Sequence) or len(targets) != count:
         what = f"{len(targets)} targets" if isinstance(targets, Sequence) else f"a {type(targets).__name__} as targets"
-        raise InputError(f"{where} has {count} images and {what}; one for each image is wanted")
+        raise InputError(f"{where} has {count} images and {what}; expected one for each image")
     pairs = [_target(f"{where}, image {n}", target, size, device) for n, target in enumerate(targets)]
     on_device = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), args)
     return Batch(on_device, tuple(boxes for boxes, _ in pairs), tuple(labels for _, labels in pairs), size)
@@ -71,13 +71,13 @@ def _target(where: str, target: Any, size: tuple[int, int], device: torch.device
     else:
         boxes, labels = target, None
     if not isinstance(boxes, Tensor):
-        raise InputError(f"{where} has no targets: a tensor of boxes, or a mapping with one as 'boxes', is wanted")
+        raise InputError(f"{where} has no targets; expected a tensor of boxes, or a mapping with one as 'boxes'")
     if boxes.numel() == 0:
         return torch.zeros(0, 4, device=device), torch.zeros(0, dtype=torch.int64, device=device)
     if boxes.dim() != 2 or boxes.shape[1] != 4:
-        raise InputError(f"{where}: boxes have shape {tuple(boxes.shape)}; (n, 4) is wanted")
+        raise InputError(f"{where}: boxes have shape {tuple(boxes.shape)}; expected (n, 4)")
     if boxes.is_complex() or boxes.dtype == torch.bool:
-        raise InputError(f"{where}: boxes are {boxes.dtype}; numbers of pixels are wanted")
+        raise InputError(f"{where}: boxes are {boxes.dtype}; expected numbers of pixels")
     _check_boxes(where, boxes.detach().float(), size)
     if labels is None:
         labels = torch.zeros(len(boxes), dtype=torch.int64)
@@ -90,7 +90,7 @@ def _classes(where: str, labels: Tensor) -> Tensor:
     """Labels as int64; YOLO's are floats."""
     wrong = labels if labels.is_complex() else labels[labels.to(torch.int64).double() != labels.double()]
     if len(wrong):
-        raise InputError(f"{where}: a label is {wrong[0].item()}; the whole number of a class is wanted")
+        raise InputError(f"{where}: a label is {wrong[0].item()}; expected the whole number of a class")
     return labels.to(torch.int64)
 
 

@@ -181,7 +181,7 @@ class FeatureAttention:
         """The network for arguments of these shapes; captured at the first batch that has them."""
         leaves = pytree.tree_leaves(args)
         if strangers := [leaf for leaf in leaves if not isinstance(leaf, (Tensor, *PLAIN))]:
-            raise InputError(f"args hold a {type(strangers[0]).__name__}; tensors, numbers and texts are wanted")
+            raise InputError(f"args hold a {type(strangers[0]).__name__}; expected tensors, numbers and texts")
         key = (signature(args, {}), tuple(leaf.dtype for leaf in leaves if isinstance(leaf, Tensor)))
         if key not in self._replays:
             program = Program(evaluation_graph(self._model, args), rule_for)

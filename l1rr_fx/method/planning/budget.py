@@ -162,5 +162,5 @@ class Analysis:
         says: object = self.latency.predict(rewrite(plan).module, self.args)
         seconds = float(says) if isinstance(says, SupportsFloat) else math.nan
         if not 0 < seconds < math.inf:
-            raise InputError(f"the latency predictor says {says!r:.60}; a positive number is wanted")
+            raise InputError(f"the latency predictor says {says!r:.60}; expected a positive number")
         return seconds

@@ -216,7 +216,7 @@ class _Record:
 
 def _path(file: str | os.PathLike[str]) -> Path:
     if not isinstance(file, (str, os.PathLike)):
-        raise InputError(f"curves is a {type(file).__name__}; the path of a file is wanted")
+        raise InputError(f"curves is a {type(file).__name__}; expected the path of a file")
     return Path(file)
 
 

@@ -111,7 +111,7 @@ def _loss(value: object, where: str) -> Tensor:
     """A finite scalar with a gradient, or InputError."""
     if not isinstance(value, Tensor) or value.numel() != 1:
         found = f"of shape {(*value.shape,)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise InputError(f"{where}: the loss is {found}; a tensor with one number is wanted")
+        raise InputError(f"{where}: the loss is {found}; expected a tensor with one number")
     if not bool(value.detach().isfinite()):
         raise InputError(f"{where}: the loss is {float(value.detach())}")
     if not value.requires_grad:
@@ -147,10 +147,10 @@ def score_named(score: str | Score) -> Score:
     """The score of that name, or the callable itself; InputError if it is neither."""
     if isinstance(score, str):
         if score not in SCORES:
-            raise InputError(f"scores is {score!r}; one of {', '.join(SCORES)} or a Score is wanted")
+            raise InputError(f"scores is {score!r}; expected one of {', '.join(SCORES)} or a Score")
         return SCORES[score]
     if not callable(score):
-        raise InputError(f"scores is a {type(score).__name__}; a name or a Score is wanted")
+        raise InputError(f"scores is a {type(score).__name__}; expected a name or a Score")
     return score
 
 
@@ -159,7 +159,7 @@ def scores_of(model: nn.Module, site: ChannelSite, score: Score) -> Tensor:
     found = score(unwrapped(model), site)
     if not isinstance(found, Tensor):
         raise InputError(
-            f"{site.name}: the scores are a {type(found).__name__}; a tensor of one number a channel is wanted"
+            f"{site.name}: the scores are a {type(found).__name__}; expected a tensor of one number a channel"
         )
     found = found.detach().to("cpu", torch.float64)
     if found.shape != (site.channels,) or not bool(found.isfinite().all()):

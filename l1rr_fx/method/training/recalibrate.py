@@ -63,7 +63,7 @@ def _measuring(norms: Iterable[_BatchNorm]) -> Iterator[None]:
 def _arguments(batch: Any, number: int) -> tuple[Any, ...]:
     first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(first, (Tensor, tuple)):
-        raise InputError(f"batch {number} is a {type(batch).__name__}; a tensor or (images, targets) is wanted")
+        raise InputError(f"batch {number} is a {type(batch).__name__}; expected a tensor or (images, targets)")
     args = first if isinstance(first, tuple) else (first,)
     if any(isinstance(arg, Tensor) and not arg.numel() for arg in args):
         raise InputError(f"batch {number} is empty: there is nothing to measure in it")

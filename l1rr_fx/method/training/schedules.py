@@ -63,10 +63,10 @@ def schedule_named(schedule: str | Schedule) -> Schedule:
     """The schedule of that name, or the callable itself. InputError if it is neither, or is 0 throughout."""
     if isinstance(schedule, str):
         if schedule not in SCHEDULES:
-            raise InputError(f"schedule is {schedule!r}; one of {', '.join(SCHEDULES)} or a function of t is wanted")
+            raise InputError(f"schedule is {schedule!r}; expected one of {', '.join(SCHEDULES)} or a function of t")
         return SCHEDULES[schedule]
     if not callable(schedule):
-        raise InputError(f"schedule is a {type(schedule).__name__}; a name or a function of t in [0, 1] is wanted")
+        raise InputError(f"schedule is a {type(schedule).__name__}; expected a name or a function of t in [0, 1]")
     mean_factor(schedule)
     return schedule
 

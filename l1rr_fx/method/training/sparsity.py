@@ -119,7 +119,7 @@ class ReweightedL1:
         `parameter_groups` gives groups that do not.
         """
         if not hasattr(optimizer, "register_step_post_hook"):
-            raise InputError(f"optimizer is a {type(optimizer).__name__}; a torch.optim.Optimizer is wanted")
+            raise InputError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer")
         weights = self._channels.weights
         names = {site.weight: weight for site, weight in zip(self.sites, weights, strict=True)}
         refuse_decay(optimizer, names, gammas=[site.weight for site in self.sites if site.kind == "scale"])
@@ -227,7 +227,9 @@ class ReweightedL1:
     def _check(self, state: Mapping[str, Any]) -> None:
         """InputError unless the state is one of a penalty like this."""
         if lost := [name for name in STATE if name not in of_kind("state", state, Mapping)]:  # type: ignore[type-abstract]
-            raise InputError(f"the state lacks {', '.join(lost)}: what `state_dict` of a ReweightedL1 gave is wanted")
+            raise InputError(
+                f"the state lacks {', '.join(lost)}; expected what `state_dict` of a ReweightedL1 returned"
+            )
         own, saved = [(s.weight, s.channels) for s in self.sites], [tuple(each) for each in state["sites"]]
         if own != saved:
             pairs = zip([*own, None], [*saved, None], strict=False)
@@ -316,13 +318,13 @@ def _rate(lr: Any) -> float:
 
 def _count(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} is {value!r}; a whole number of at least 1 is wanted")
+        raise InputError(f"{name} is {value!r}; expected a whole number of at least 1")
     return value
 
 
 def _checked_share(spared: float) -> float:
     if isinstance(spared, bool) or not isinstance(spared, (int, float)) or not 0 <= spared < 1:
-        raise InputError(f"spared is {spared!r}; a share of the channels in [0, 1) is wanted")
+        raise InputError(f"spared is {spared!r}; expected a share of the channels in [0, 1)")
     return float(spared)
 
 
