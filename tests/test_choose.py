@@ -503,7 +503,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "text": ({"budget": "macs=0.5"}, "budget is a str"),
     "no model": ({"model": None}, "model is a NoneType"),
     "attention": ({"attention": 3}, "attention is a int"),
-    "a function for a predictor": ({"latency": len}, "latency is a builtin_function_or_method; expected a LatencyPredictor"),
+    "a function for a predictor": ({"latency": len}, "builtin_function_or_method; expected a LatencyPredictor"),
     "one site": ({"sites": "stem.1"}, "sites is 'stem.1'; expected a sequence"),
 }
 

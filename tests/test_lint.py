@@ -146,7 +146,8 @@ ROWS: tuple[tuple[str, Model, str, str, Model], ...] = (
      Model(node("Cast", "x", to=FLOAT))),
     ("a constant without an output", Model(node("Constant", outputs=(), value=numpy_helper.from_array(i64(3)))),
      "it has 0 outputs", "error", Model(node("Relu", "x"))),
-    ("too many inputs", Model(node("Relu", "x", "x")), "it has 2 inputs; expected at most 1", "error", Model(node("Relu", "x"))),
+    ("too many inputs", Model(node("Relu", "x", "x")), "it has 2 inputs; expected at most 1", "error",
+     Model(node("Relu", "x"))),
     ("no equation", Model(node("Einsum", "x")), "its equation is missing", "error",
      Model(node("Einsum", "x", equation="abcd->abc"))),
     ("half precision in int32_data", Model(node("Add", "x", "c"), constants={"c": half_in_int32_data("c")}, kinds={

@@ -28,9 +28,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 FUSED_ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh", "clamp"})
 """What a contraction's kernel applies to its result without another pass over it."""
 
-ARBITRARY = "new_empty"
-"""Makes a tensor of arbitrary elements. It has no rule that says so, for nothing is known of its result."""
-
 
 @dataclass(frozen=True)
 class Kernel:
@@ -108,7 +105,7 @@ class _Fuser:
             return
         reads = [value for value in (self._value.get(n) for n in _inputs(node)) if value is not None]
         name = operator_name(node)
-        if not reads or rule_for(node).makes_constant or name == ARBITRARY:
+        if not reads or rule_for(node).makes_constant:
             self._value[node] = None
         elif _is_view(node) or name in ("split_with_sizes", "sym_size") or self._is_other_result(node):
             self._value[node] = reads[0]

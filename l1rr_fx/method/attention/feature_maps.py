@@ -15,12 +15,9 @@ from l1rr_fx.method.sites.blocked import predictions
 from passes.analysis.liveness import Facts, channel_facts
 from passes.analysis.program import Program
 from passes.errors import InputError
-from passes.graph.nodes import operator_name
 from passes.rules.base import Site
 
 ROOT = "inputs"
-ARBITRARY = "new_empty"
-"""Makes a tensor of arbitrary elements from the type of another. It has no rule: nothing is known of its result."""
 
 
 def found_feature_maps(program: Program) -> tuple[Node, ...]:
@@ -146,7 +143,7 @@ def _is_map(shape: Sequence[int], image: Sequence[int]) -> bool:
 
 def _read(site: Site, facts: Facts) -> tuple[Node, ...]:
     """The computed tensors whose elements a call depends on: without those of which it reads only size or type."""
-    if site.rule.makes_constant or operator_name(site.node) == ARBITRARY:
+    if site.rule.makes_constant:
         return ()
     lives = [torch.ones_like(live) for live in facts.at(site).lives]
     needed = site.rule.needed(site, lives, [facts.zero[node] for node in site.inputs])
