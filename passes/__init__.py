@@ -1,16 +1,20 @@
-"""The compiler: zeroed channels out of a torch.fx graph. Knows torch and networkx only.
+"""The compiler: it removes zeroed channels from a network. It imports torch and networkx only.
+
+In goes a model with zeroed channels and an example input, out comes a smaller graph module that computes the same:
 
     captured = capture(model, args)                  # a functional graph of ATen operators
     small = remove_zero_channels(captured).module    # the same network without its zeroed channels
 
-or step by step, each of them usable alone:
+or step by step:
 
-    program = Program(normalise(captured), rule_for)
-    facts = channel_facts(program)                   # what is zero, what is needed
-    plan = plan_layouts(program, facts)              # what every tensor of the small network holds
+    program = Program(normalise(captured), rule_for) # its call sites
+    facts = channel_facts(program)                   # liveness: what is zero, what is needed
+    plan = plan_layouts(program, facts)              # the layout of every tensor of the small network
     rewritten = rewrite(plan)                        # the small network
 
-`passes.infra` has them as passes of torch.fx.
+The stages are folders, in the order in which a network passes through them: `frontend`, `canonical`, `analysis`,
+`assignment`, `rewriting`, `audit`. All of them use `graph` and `rules`. `compile` is all stages in one call, `infra` the
+same as passes of torch.fx, `accounts` the costs as data, `errors` the tree of errors.
 """
 
 from __future__ import annotations

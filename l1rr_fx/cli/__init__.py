@@ -1,4 +1,13 @@
-"""The command line `l1rr-fx`: one file for each family of commands, which registers them with the application."""
+"""The command line `l1rr-fx`: in goes a line of words, out come printed tables and files, or one line of error.
+
+    application    the application, its progress and its errors
+    subject        the argument MODEL
+    compiling      inspect, prune and demo
+    planning       choose
+    lowering       onnx and lint
+    measuring      lower, measure and compare
+    conforming     conformance
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""A conformance suite for structural pruning: small named networks, and whether a pruner gets them right."""
+"""A conformance suite for structural pruning: small named networks, and whether a pruner gets them right.
+
+In goes a pruner, out comes a verdict for each network.
+
+    cases, patterns, zoo    the networks
+    tools                   the pruners
+    judgement, outputs      one verdict; which layers make the outputs of a network
+    runner, record          all verdicts, each in a process of its own, kept in a file
+    page                    the verdicts as tables and as docs/conformance.md
+"""
 
 from __future__ import annotations
 

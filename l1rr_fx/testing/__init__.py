@@ -1,4 +1,16 @@
-"""Tests of channel consistency, for anyone's models, operators and pruners. Needs hypothesis: `l1rr-fx[testing]`."""
+"""Tests of channel consistency, for anyone's models, operators and pruners. Needs hypothesis: `l1rr-fx[testing]`.
+
+In goes a model, a rule or a pruner, out comes an assertion that holds or an example that shows what is wrong.
+
+    assertions         a model is pruned exactly, or to the limit; training leaves it prunable
+    soundness          a rule is right about its operator, asked by perturbation
+    claims, blame      what a rule claims of one call; which rule is wrong where networks differ
+    random_networks    random networks with zeroed channels, as Hypothesis draws them
+    draft, operators   a network while it is drawn, and the operators that are drawn
+    channels, zeros    sets of channels, families of branches; random weights, zeroed channels
+    judging            new inputs, and how far apart two results are
+    plugin             the pytest plugin
+"""
 
 from __future__ import annotations
 
