@@ -13,8 +13,8 @@ or step by step:
     rewritten = rewrite(plan)                        # the small network
 
 The stages are folders, in the order in which a network passes through them: `frontend`, `canonical`, `analysis`,
-`assignment`, `rewriting`, `audit`. All of them use `graph` and `rules`. `compile` is all stages in one call, `infra` the
-same as passes of torch.fx, `accounts` the costs as data, `errors` the tree of errors.
+`assignment`, `rewriting`, `audit`. All of them use `graph` and `rules`. `compile` is all stages in one call, `infra`
+has them as passes of torch.fx, `accounts` is costs as data, `errors` the tree of errors.
 """
 
 from __future__ import annotations

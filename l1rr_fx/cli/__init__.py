@@ -1,12 +1,12 @@
 """The command line `l1rr-fx`: in goes a line of words, out come printed tables and files, or one line of error.
 
-    application    the application, its progress and its errors
-    subject        the argument MODEL
-    compiling      inspect, prune and demo
-    planning       choose
-    lowering       onnx and lint
-    measuring      lower, measure and compare
-    conforming     conformance
+application    the application, its progress and its errors
+subject        the argument MODEL
+compiling      inspect, prune and demo
+planning       choose
+lowering       onnx and lint
+measuring      lower, measure and compare
+conforming     conformance
 """
 
 from __future__ import annotations
