@@ -239,5 +239,5 @@ EXPLAINED = """
 conv2d_1, target none; * is chosen
    layout                          dead  cost   saves  reason
 *  axis 1: 5 of 8 [1 0 3 5 7]      0     0      0      what is live
-   axis 1: 7 of 8 [1 0 3 5 7 2 6]  2     never  3072   computed as zeros: on this target cheaper than a copy
+   axis 1: 7 of 8 [1 0 3 5 7 2 6]  2     never  3072   dead channels computed as zeros instead of a copy
 """

@@ -102,7 +102,7 @@ class TooZero(pointwise.Pointwise):
 class TooEmpty(pointwise.Pointwise):
     """Wrong: the logarithm of zero, which stands in for what nobody needs, is not finite."""
 
-    def filler(self, site: Any, index: int) -> float:
+    def stand_in(self, site: Any, index: int) -> float:
         return 0.0
 
 

@@ -80,7 +80,7 @@ def false_unneeded(site: Site, facts: Facts, values: Values, seed: int = 0) -> s
     free = {node: ~mask & ~facts.zero[node] for node, mask in needed.items() if values[node].is_floating_point()}
     changed = {node: changed_where(values[node], mask, seed) for node, mask in free.items()}
     filled = {
-        node: values[node].masked_fill(free[node], site.rule.filler(site, index))
+        node: values[node].masked_fill(free[node], site.rule.stand_in(site, index))
         for index, node in enumerate(site.inputs)
         if node in free
     }

@@ -57,10 +57,11 @@ class Chooser:
         """
         candidates = self._candidates(node, live, readers)
         own = self._own(node, live, readers, rank)
-        best = max(candidates, key=lambda each: each.gain, default=None)
-        if best is None or best.gain <= 0:
-            return [own, *candidates]
-        return [best, *(each for each in candidates if each is not best), own]
+        best = max(candidates, key=lambda each: each.gain, default=own)
+        if best.gain <= 0:
+            best = own
+        rest = [each for each in (*candidates, own) if each is not best and not each.layout.same(best.layout)]
+        return [best, *rest]
 
     def _candidates(self, node: Node, live: Tensor, readers: Sequence[Reader]) -> list[Candidate]:
         """The requested layouts that the tensor may take."""

@@ -22,6 +22,7 @@ from passes.rules.base import Site, SiteFacts
 
 LIVE = "what is live"
 SOURCE = "as it is given"
+AS_ZEROS = "dead channels computed as zeros instead of a copy"
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,21 +111,18 @@ class LayoutPlan:
         live = self.facts.live(found) if found in self.facts.zero else torch.ones(chosen.compact, dtype=torch.bool)
         considered = self.candidates.get(found, ())
         rows = [("", "layout", "dead", "cost", "saves", "reason")]
-        rows += [
-            (
-                "*" if each.layout.same(chosen) else "",
-                str(each.layout),
-                str(each.layout.labels.numel() - int(live.sum())),
-                "never" if each.cost >= PROHIBITIVE else f"{each.cost:.4g}",
-                f"{each.saved:.4g}",
-                each.reason,
-            )
-            for each in considered
-        ]
+        rows += [self._row(found, each, int(live.sum())) for each in considered]
         if not any(each.layout.same(chosen) for each in considered):
             dead = max(0, chosen.labels.numel() - int(live.sum())) if chosen.compact == tuple(live.shape) else 0
             rows.append(("*", str(chosen), str(dead), "", "", self._reason(found)))
         return f"{name}, target {self.options.target.name}; * is chosen\n{table(rows)}"
+
+    def _row(self, node: Node, each: Candidate, live: int) -> tuple[str, ...]:
+        """One candidate as a row; of those that were not chosen the reason says what they would have been."""
+        is_chosen, dead = each.layout.same(self.layout[node]), each.layout.labels.numel() - live
+        reason = LIVE if not dead else each.reason if is_chosen else AS_ZEROS
+        cost = "never" if each.cost >= PROHIBITIVE else f"{each.cost:.4g}"
+        return ("*" if is_chosen else "", str(each.layout), str(dead), cost, f"{each.saved:.4g}", reason)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -222,16 +222,16 @@ class _Rewriter:
         return Emitter(self.graph, target, results, inputs, args, kwargs, item.followed, self.zeros)
 
     def _read(self, item: SitePlan, index: int, want: Layout) -> Node:
-        """An input in the layout that the call needs; elements that it does not need hold the rule's filler."""
+        """An input in the layout that the call needs; the rule's stand-in replaces elements that it does not need."""
         site = item.site
         found = self.take(site.inputs[index], want, site.node.name)
-        if not (filler := site.rule.filler(site, index)):
+        if not (number := site.rule.stand_in(site, index)):
             return found
         asked = item.facts.asked[index]
         free = ~want.refined(tuple(asked.shape)).of(asked)
         if not bool(free.any()):
             return found
-        return self.graph.call_function(aten.masked_fill.Scalar, (found, self._constant(free), filler))
+        return self.graph.call_function(aten.masked_fill.Scalar, (found, self._constant(free), number))
 
     @staticmethod
     def _name(node: Node, old: Node) -> None:

@@ -217,7 +217,7 @@ class Rule:
         anything = any(bool(live.any()) for live in lives)
         return [torch.full_like(zero, anything) for zero in zeros]
 
-    def filler(self, site: Site, index: int) -> float:
+    def stand_in(self, site: Site, index: int) -> float:
         """The number that replaces elements of an input that are not needed; the results must stay finite with it."""
         return 0.0
 

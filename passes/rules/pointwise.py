@@ -13,7 +13,7 @@ from passes.graph.layout import Layout, collapse
 from passes.rules.base import ANY_LAYOUT, UNREAD, LayoutRequest, Request, Rule, Site, SiteFacts, compact
 from passes.rules.emitter import Emitter
 from passes.rules.memo import Key
-from passes.rules.probe import fillers, value_at
+from passes.rules.probe import stand_ins, value_at
 from passes.rules.signs import never_zero
 from passes.rules.views import COPIES
 
@@ -82,15 +82,15 @@ class Pointwise(Rule):
         """f(0, ..., 0), found by calling f; None where it cannot be called."""
         return site.memo.once(AT_ZERO, lambda: value_at(site, {}))
 
-    def filler(self, site: Site, index: int) -> float:
-        return fillers(site)[index] or 0.0
+    def stand_in(self, site: Site, index: int) -> float:
+        return stand_ins(site)[index] or 0.0
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         return [
             torch.full_like(zero, bool(lives[0].any()))  # nothing may stand in for what nobody needs
-            if filler is None
+            if number is None
             else collapse(lives[0], compact(zero)).expand(zero.shape)
-            for zero, filler in zip(zeros, fillers(site), strict=True)
+            for zero, number in zip(zeros, stand_ins(site), strict=True)
         ]
 
     def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:

@@ -15,9 +15,9 @@ from passes.rules.base import Site
 from passes.rules.memo import Key
 
 OTHERS = (-1.0, 0.5, 1.0)
-"""What the other inputs may be while one is asked for its filler: signs, and a number between 0 and 1."""
+"""What the other inputs may be while the stand-in of one is looked for: signs, and a number between 0 and 1."""
 
-FILLERS = Key[tuple[float | None, ...]]()
+STAND_INS = Key[tuple[float | None, ...]]()
 
 
 def value_at(site: Site, values: Mapping[Node, Tensor]) -> Tensor | None:
@@ -38,13 +38,13 @@ def value_at(site: Site, values: Mapping[Node, Tensor]) -> Tensor | None:
     return result if isinstance(result, Tensor) else None
 
 
-def fillers(site: Site) -> tuple[float | None, ...]:
+def stand_ins(site: Site) -> tuple[float | None, ...]:
     """For each input the first of 0, 1 and 1/2 at which f is finite, whatever of `OTHERS` the others are; 0 where f
     cannot be called."""
-    return site.memo.once(FILLERS, lambda: tuple(_filler(site, node) for node in site.inputs))
+    return site.memo.once(STAND_INS, lambda: tuple(_stand_in(site, node) for node in site.inputs))
 
 
-def _filler(site: Site, node: Node) -> float | None:
+def _stand_in(site: Site, node: Node) -> float | None:
     others = [other for other in site.inputs if other is not node]
     grid = torch.meshgrid(*[torch.tensor(OTHERS)] * len(others), indexing="ij") if others else ()
     around = dict(zip(others, grid, strict=True))
