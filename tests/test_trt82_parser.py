@@ -1,0 +1,32 @@
+"""The judge of TensorRT 8.2's parser, held to the verdicts that the parser itself gave."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.trt82_cases import CASES, FLOAT, X2, c, single, z
+from tests.trt82_parser import assert_accepted, judged, network, verdict_of
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_verdict_is_that_of_the_parser(name: str) -> None:
+    verdict, model = CASES[name]
+    assert verdict_of(model()) == verdict, [str(judgement) for judgement in judged(model())]
+
+
+def test_a_network_is_the_layers_that_the_parser_sets() -> None:
+    model = single("TopK", {"x": z(3, 7)}, {"v": (FLOAT, (3, 3)), "i": (7, (3, 3))}, c("k", [3]), largest=0)
+    (layer,) = network(model)
+    assert (layer.kind, dict(layer.parameters)) == ("TopK", {"operation": "MAX", "k": 3, "axis": 1})
+    (layer,) = network(single("Celu", {"x": X2}, (2, 3)))
+    assert dict(layer.parameters) == {"type": "RELU"}
+    (layer,) = network(single("MatMul", {"x": X2}, (2, 4), c("w", z(3, 4))))
+    assert layer.kind == "FullyConnected"
+
+
+def test_what_is_refused_is_named_with_its_node_and_reason() -> None:
+    model = CASES["Sign of INT64"][1]()
+    with pytest.raises(AssertionError, match="refused: Sign n: unaryHelper: INT32 input"):
+        assert_accepted(model)
+    assert_accepted(model, but=("Sign",))
+    assert_accepted(CASES["Einsum of three"][1]())
