@@ -118,7 +118,12 @@ class TooSmall(mixing.Normalisation):
     [
         (aten.sigmoid.default, (image(*X),), TooZero(), "calls element .* of result 0 zero, which is 0.5"),
         (aten.log.default, (image(*X).abs() + 1,), TooEmpty(), "is -inf with its filler for what it calls unneeded"),
-        (aten.softmax.int, (image(*X), 1), mixing.Mixing(mixing.spatial, keeps_zero=False), "that it calls unneeded"),
+        (
+            aten.softmax.int,
+            (image(*X), 1),
+            mixing.Mixing(mixing.spatial, keeps_zero=False),
+            "that the rule calls unneeded",
+        ),
         (
             aten.layer_norm.default,
             (image(2, 5, 6), [6], nn.Parameter(torch.ones(6)), nn.Parameter(torch.ones(6))),

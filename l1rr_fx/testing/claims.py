@@ -91,7 +91,7 @@ def false_unneeded(site: Site, facts: Facts, values: Values, seed: int = 0) -> s
         if out is None:
             continue
         if (place := _first_difference(old, new, live)) is not None:
-            return f"element {place} of result {index} changes with elements of the inputs that it calls unneeded"
+            return f"element {place} of result {index} changes with elements of the inputs that the rule calls unneeded"
         if len(infinite := (old.isfinite() & ~least.isfinite()).nonzero()):
             place = tuple(infinite[0].tolist())
             return f"element {place} of result {index} is {least[place]} with its filler for what it calls unneeded"
