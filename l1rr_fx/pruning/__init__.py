@@ -6,7 +6,8 @@ kept. A model that cannot be captured whole is pruned in pieces (`partition`).
     compiler        `prune`: capture, compile, verify, report
     verification    the small network held against the zeroed model
     size_guards     run-time checks of what capture assumed of the sizes of inputs
-    pruned          the result, saved and loaded
+    pruned          the result, saved, loaded and exported
+    pt2_file        a network as a file that torch loads without this package
     report          the report, as tables and as JSON
     optimizer       the state of an optimizer, carried over to the small network
 """

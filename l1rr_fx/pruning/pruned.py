@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from l1rr_fx.archive import network
 from l1rr_fx.archive.files import REPORT
+from l1rr_fx.pruning.pt2_file import Example, write_pt2
 from l1rr_fx.pruning.report import Report
 from l1rr_fx.support.checks import naming
 from passes.errors import InputError, LoadError
@@ -24,12 +26,13 @@ class Pruned:
 
     `module` is a `torch.fx.GraphModule` (a copy of the model that holds several of them where `report.pieces` is not
     empty). Its parameters keep their original dotted names; `kept` says, for each of them and for the buffers,
-    which part of the original it is.
+    which part of the original it is. `example` is the call that it was pruned for, without values (None: not known).
     """
 
     module: nn.Module
     report: Report
     kept: Mapping[str, Selection] = field(default_factory=dict)
+    example: Example | None = field(default=None, repr=False)
 
     def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write everything to `directory`, whole or not at all; `l1rr_fx.load` reads it back.
@@ -38,6 +41,52 @@ class Pruned:
         and nothing else), or if the network holds what the format cannot.
         """
         network.save(self.module, self.kept, self.report.to_json(), directory, overwrite=overwrite)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        args: tuple[Any, ...] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        dynamic_shapes: Any = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Write a `.pt2` file, which `torch.export.load` reads in a process without this package.
+
+        `args`, `kwargs` and `dynamic_shapes` are those of the pruning unless others are given. A network that was
+        loaded does not know its inputs, so that `args` is needed. Which sizes may change it knows by its size guards;
+        give `dynamic_shapes` where all of them may. Operators of other libraries need these where the file is loaded.
+
+        Raises InputError for wrong arguments, a file that exists (unless `overwrite`), a module in training mode, or a
+        network that cannot be exported, as one that was pruned in pieces.
+        """
+        if pieces := self.report.pieces:
+            raise InputError(
+                f"this network was pruned in {len(pieces)} pieces, joined by code that torch.export cannot capture; "
+                "expected a network that is one graph: move what the report's notes name out of forward, or export "
+                f"each piece by torch.export.export(pruned.module.get_submodule({pieces[0]!r}), its inputs)"
+            )
+        write_pt2(self.module, self._call(args, kwargs, dynamic_shapes), path, overwrite=overwrite)
+
+    def _call(self, args: Any, kwargs: Any, dynamic_shapes: Any) -> Example:
+        """The call to export: the one given, or else the one of the pruning."""
+        if self.example is not None and dynamic_shapes is None:
+            dynamic_shapes = self.example.dynamic_shapes
+        elif self.example is not None and self.example.dynamic_shapes is None:
+            raise InputError(
+                "this network was pruned for inputs of fixed sizes, by which its code may have chosen its way; "
+                "expected dynamic_shapes to be given to l1rr_fx.prune"
+            )
+        if args is not None:
+            return Example(args, kwargs or {}, dynamic_shapes)
+        if kwargs is not None:
+            raise InputError("kwargs are given without args; expected both, such as export(path, (image,), {...})")
+        if self.example is None:
+            raise InputError(
+                "this network does not know what inputs it takes, as one that was loaded; "
+                "expected an example of them: export(path, (image,))"
+            )
+        return replace(self.example, dynamic_shapes=dynamic_shapes)
 
     def __str__(self) -> str:
         return str(self.report)

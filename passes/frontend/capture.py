@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
@@ -58,25 +59,7 @@ def capture(
     `args` and `kwargs` are one example input. Raises InputError where the model does not accept them, and CaptureError
     where the code of the model cannot be traced; both name the line of the model at fault.
     """
-    _check_call(model, args, kwargs)
-    args, kwargs = apart(model, args, kwargs or {})
-    try:
-        with warnings.catch_warnings(), _torch_silenced(), attributes_kept(model):
-            warnings.simplefilter("ignore")
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-    except (KeyboardInterrupt, MemoryError):
-        raise
-    except RecursionError as error:
-        raise CaptureError(f"{type(model).__name__} calls itself without end") from error
-    except Exception as error:  # torch.export has no error tree of its own: any error is about the code of the model
-        if torch.is_grad_enabled() and "modified inplace" in str(error):  # code that runs only without gradients
-            with torch.no_grad():
-                return capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
-        if dynamic_shapes is not None:
-            capture(model, args, kwargs)  # raises first an error that has nothing to do with the sizes
-            raise InputError(f"dynamic_shapes does not fit {type(model).__name__}: {_violations(error)}") from error
-        raise _explained(model, args, kwargs, error) from error
-    root, graph = unlifted(program)
+    root, graph = unlifted(exported_program(model, args, kwargs, dynamic_shapes=dynamic_shapes))
     inline_regions(root, graph)
     _strip(graph)
     _refuse_untraceable(graph)
@@ -85,6 +68,34 @@ def capture(
     keep_whole(root, module)
     module.training = model.training
     return module
+
+
+def exported_program(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+) -> ExportedProgram:
+    """What `torch.export.export` makes of a model, without decompositions. Raises the errors of `capture`."""
+    _check_call(model, args, kwargs)
+    args, kwargs = apart(model, args, kwargs or {})
+    try:
+        with warnings.catch_warnings(), _torch_silenced(), attributes_kept(model):
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except RecursionError as error:
+        raise CaptureError(f"{type(model).__name__} calls itself without end") from error
+    except Exception as error:  # torch.export has no error tree of its own: any error is about the code of the model
+        if torch.is_grad_enabled() and "modified inplace" in str(error):  # code that runs only without gradients
+            with torch.no_grad():
+                return exported_program(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+        if dynamic_shapes is not None:
+            exported_program(model, args, kwargs)  # raises first an error that has nothing to do with the sizes
+            raise InputError(f"dynamic_shapes does not fit {type(model).__name__}: {_violations(error)}") from error
+        raise _explained(model, args, kwargs, error) from error
 
 
 def apart(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,0 +1,163 @@
+"""A network as a `.pt2` file, which torch loads without this package."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from l1rr_fx.support.files import new_directory_beside
+from passes.errors import CaptureError, InputError, first_line
+from passes.frontend.capture import exported_program
+
+aten = torch.ops.aten
+
+SUFFIX = ".pt2"
+BUILT_IN = (tuple, list, dict, OrderedDict)
+"""The containers of inputs and outputs that torch rebuilds by itself, in any process."""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """The call that a network was captured for: its arguments, and the sizes that may change."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    dynamic_shapes: Any = None
+
+    def without_values(self) -> Example:
+        """The same with tensors that have a shape and a dtype alone, so that no batch stays in memory."""
+        args, kwargs = pytree.tree_map_only(
+            Tensor, lambda tensor: tensor.detach().to("meta"), (self.args, dict(self.kwargs))
+        )
+        return Example(args, kwargs, self.dynamic_shapes)
+
+    def with_zeros(self, device: torch.device) -> Example:
+        """The same with zeros in the place of tensors without values. To export, a network is run on no values."""
+        args, kwargs = pytree.tree_map_only(
+            Tensor,
+            lambda tensor: torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor,
+            (self.args, dict(self.kwargs)),
+        )
+        return Example(args, kwargs, self.dynamic_shapes)
+
+
+def write_pt2(module: nn.Module, example: Example, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write what `torch.export` makes of a network in eval mode: the whole file or, on any failure, nothing.
+
+    Raises InputError for a path that cannot be written, a module in training mode, or a network that cannot be exported
+    or that torch alone could not load.
+    """
+    target = _checked_path(path, overwrite=overwrite)
+    if module.training:
+        raise InputError(
+            "the module is in training mode, in which networks compute something else; "
+            "expected one in eval mode: call pruned.module.eval() first"
+        )
+    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    call = example.with_zeros(device)
+    shapes = call.dynamic_shapes
+    if shapes is None:
+        shapes = _free_sizes(module, call.args, call.kwargs)
+    try:
+        program = exported_program(module, call.args, call.kwargs, dynamic_shapes=shapes)
+    except CaptureError as error:
+        raise InputError(f"this network cannot be exported: {error}") from error
+    _refuse_foreign_containers(program)
+    _write(program, target)
+
+
+def _checked_path(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
+    target = Path(path)
+    if target.suffix != SUFFIX:
+        raise InputError(f"{target} is no name of an exported program; expected one that ends in {SUFFIX}")
+    if target.is_dir():
+        raise InputError(f"{target} is a directory; expected the name of a file")
+    if target.exists() and not overwrite:
+        raise InputError(f"{target} exists; overwrite=True replaces it")
+    return target
+
+
+def _write(program: ExportedProgram, target: Path) -> None:
+    """Save a program beside its place, load it back, and move it there."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with new_directory_beside(target) as work:
+            file = work / target.name
+            try:
+                torch.export.save(program, file)
+                torch.export.load(file)  # what is saved can be loaded
+            except OSError:
+                raise
+            except Exception as error:  # torch has no error tree for this: any error is about what it cannot save
+                raise InputError(
+                    f"this network cannot be saved by torch.export: {type(error).__name__}: {first_line(error)}; "
+                    "Pruned.save and torch.jit.trace write other files"
+                ) from error
+            file.replace(target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+def _refuse_foreign_containers(program: ExportedProgram) -> None:
+    """Raise InputError for inputs or outputs in a class of Python that the loading process may not have."""
+    for what, spec in (("inputs", program.call_spec.in_spec), ("outputs", program.call_spec.out_spec)):
+        for kind in _containers(spec):
+            if kind not in BUILT_IN:
+                raise InputError(
+                    f"the {what} of this network are in a {getattr(kind, '__name__', kind)}, which torch alone cannot "
+                    "load; expected tensors in tuples, lists and dicts: prune a module that wraps the network so"
+                )
+
+
+def _containers(spec: Any) -> Iterator[Any]:
+    if spec is None or spec.is_leaf():
+        return
+    yield spec.type
+    for child in spec.children():
+        yield from _containers(child)
+
+
+def _free_sizes(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The sizes that may change by the size guards of a network, for `torch.export`; None if all are fixed.
+
+    A saved network keeps its guards, not the `dynamic_shapes` that it was pruned with.
+    """
+    if not isinstance(module, GraphModule):
+        return None
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    leaves = pytree.tree_leaves((args, dict(kwargs)))
+    if len(inputs) != len(leaves) or not any(_fixed_axes(node) for node in inputs):
+        return None
+    collection = torch.export.ShapesCollection()
+    found = False
+    for node, leaf in zip(inputs, leaves, strict=True):
+        if isinstance(leaf, Tensor) and (free := set(range(leaf.dim())) - _fixed_axes(node)):
+            collection[leaf] = dict.fromkeys(free, Dim.DYNAMIC)
+            found = True
+    return collection.dynamic_shapes(module, args, dict(kwargs)) if found else None
+
+
+def _fixed_axes(node: Node) -> set[int]:
+    """The axes of an input whose size a guard compares with a number."""
+    sizes = [user for user in node.users if user.target is aten.sym_size.int]
+    return {
+        int(size.args[1])  # type: ignore[arg-type]  # an axis
+        for size in sizes
+        for check in size.users
+        if check.target is operator.eq and isinstance(check.args[1], int) and _is_asserted(check)
+    }
+
+
+def _is_asserted(check: Node) -> bool:
+    return any(user.target is aten._assert_scalar.default for user in check.users)
