@@ -64,6 +64,8 @@ def lower_command(
     console = Console()
     for prediction in bundle.predictions.values():
         console.print(prediction)
+    if bundle.half is not None:
+        console.print(bundle.half)
     console.print(Text(str(bundle)), soft_wrap=True)
 
 

@@ -21,9 +21,11 @@ from torch.utils import _pytree as pytree
 
 from l1rr_fx.latency.kernels import Kernel, kernels
 from l1rr_fx.latency.prediction import DEVICES, Latency, Prediction
+from l1rr_fx.lowering.bundle.half_precision import HalfPrecision, half_precision
 from l1rr_fx.lowering.bundle.instructions import commands, readme
 from l1rr_fx.lowering.onnx.emission import TOLERANCE, Emitted, check_module, in_order, to_onnx
 from l1rr_fx.lowering.onnx.nms import Nms, check_detections, check_nms
+from l1rr_fx.lowering.onnx.runtime import Trial
 from l1rr_fx.lowering.onnx_target import target_named
 from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.support.files import move_to, new_directory_beside, size_and_hash, synced
@@ -53,18 +55,21 @@ Emit = Callable[..., Emitted]
 @dataclass(frozen=True)
 class Bundle:
     """A folder that was written, what its ONNX file holds, and the predicted latencies by precision (empty if the
-    target has no latency model). `notes` say what was left out."""
+    target has no latency model). `half` says whether FP16 holds the network's numbers (None: ONNX Runtime is not
+    installed; print it for what to do). `notes` say what was left out."""
 
     path: Path
     target: str
     emitted: Emitted
     predictions: Mapping[str, Prediction]
     notes: tuple[str, ...] = ()
+    half: HalfPrecision | None = None
 
     def __str__(self) -> str:
+        half = "" if self.half is None or self.half.holds else "FP16 does not hold its numbers: print(bundle.half)"
         times = ", ".join(f"{name.upper()} predicted {each.ms:.2f} ms" for name, each in self.predictions.items())
         return f"{self.path}: {self.emitted.nodes} nodes for {self.target}" + "".join(
-            f"; {each}" for each in (times, *self.notes) if each
+            f"; {each}" for each in (times, half, *self.notes) if each
         )
 
 
@@ -108,9 +113,13 @@ def lower(
     with _written(folder) as work:
         emitted = _write_model(emit, work / MODEL, nms, target=target)
         notes = _write_half_model(emit, work / HALF_MODEL, nms) if half_model else ()
-        file = required("onnx", extra="onnx").load(str(work / (MODEL if nms is None else BEFORE_NMS[MODEL]))).graph
+        onnx_model = required("onnx", extra="onnx").load(str(work / (MODEL if nms is None else BEFORE_NMS[MODEL])))
+        file = onnx_model.graph
         expected = _write_tensors(work, file, _outputs(module, graph, args, kwargs), args, kwargs)
         suppression, nothing = _suppression(nms, file, expected)
+        modules = {key.rpartition(".")[0] for key in graph.state_dict()} - {""}
+        half = half_precision(onnx_model, Trial(args, kwargs, None).tensors(), expected, modules)
+        advice = tuple(_noted(line) for line in (half.advice if half else ()))
         notes += nothing
         shutil.copyfile(Path(__file__).with_name(SCRIPT), work / SCRIPT)
         facts = {
@@ -120,14 +129,15 @@ def lower(
             "tolerance": dict(ENGINE_TOLERANCE),
             "nms": suppression,
             "commands": list(commands(target, (work / HALF_MODEL).exists())),
-            "notes": list(notes),
+            "notes": [*notes, *advice],
+            "half": None if half is None else half.facts(),
             "predicted": {name: {"ms": p.ms, "gpu_ghz": p.clock} for name, p in predictions.items()},
             "kernels": [asdict(kernel) for kernel in work_list],
             "nodes": _makers(file),
         }
         (work / "README.md").write_text(readme(facts), encoding="utf-8")
         _write_manifest(work, facts)
-    return Bundle(folder, target, replace(emitted, path=folder / MODEL), predictions, notes)
+    return Bundle(folder, target, replace(emitted, path=folder / MODEL), predictions, notes, half)
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:

@@ -7,6 +7,8 @@ lowered       the result: ports, calls and constants
 proto         the result in ONNX's own format, written whole or not at all
 emission      `to_onnx`: all of it, with the checks before a file exists
 runtime       ONNX Runtime, with which a file is compared with its module
+half          a file as hardware computes it in FP16: each result rounded, to run in FP32
+ranges        the largest numbers of each node
 choices       the comparison for networks that choose (top-k, sort, argmax), where rounding may choose otherwise
 nms           TensorRT's plugin for non-maximum suppression at the end of a file
 metadata      the keys that Ultralytics reads from a file

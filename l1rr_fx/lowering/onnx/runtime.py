@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from l1rr_fx.lowering.onnx.half import is_half, rounded_to_half
 from l1rr_fx.support.packages import required
 from passes.errors import InputError, VerifyError
 
@@ -50,8 +51,19 @@ def outputs_in_runtime(content: bytes, trial: Trial) -> list[Tensor] | None:
 def run_onnx(content: bytes, inputs: Sequence[Tensor], *, threads: int | None = None) -> list[Tensor]:
     """The outputs of an ONNX model in ONNX Runtime on the CPU. `inputs` are in the order of the model's.
 
-    Raises VerifyError, with ONNX Runtime's own words, if it refuses the model.
+    FP16 tensors are rounded after each node and saturate, as they do on hardware that computes in FP16. Raises
+    VerifyError, with ONNX Runtime's own words, if it refuses the model.
     """
+    model = required("onnx", extra="onnx").load_from_string(content)
+    return _run(rounded_to_half(model).SerializeToString() if is_half(model) else content, inputs, threads)
+
+
+def run_in_half(model: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of an `onnx.ModelProto` if each of its floating-point tensors were FP16, in FP32."""
+    return _run(rounded_to_half(model).SerializeToString(), inputs, None)
+
+
+def _run(content: bytes, inputs: Sequence[Tensor], threads: int | None) -> list[Tensor]:
     runtime = required("onnxruntime", extra="onnx")
     refusals = tuple(
         kind for kind in vars(runtime.capi.onnxruntime_pybind11_state).values()
