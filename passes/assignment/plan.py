@@ -110,7 +110,7 @@ class LayoutPlan:
         chosen = self.layout[found]
         live = self.facts.live(found) if found in self.facts.zero else torch.ones(chosen.compact, dtype=torch.bool)
         considered = self.candidates.get(found, ())
-        rows = [("", "layout", "dead", "cost", "saves", "reason")]
+        rows: list[tuple[str, ...]] = [("", "layout", "dead", "cost", "saves", "reason")]
         rows += [self._row(found, each, int(live.sum())) for each in considered]
         if not any(each.layout.same(chosen) for each in considered):
             dead = max(0, chosen.labels.numel() - int(live.sum())) if chosen.compact == tuple(live.shape) else 0
