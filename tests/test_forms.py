@@ -250,6 +250,7 @@ SEVERAL = {
     "pointwise": {"pointwise", "activations", "logic", "copies"},
     "mixing": {"mixing", "normalisation", "pooling", "resizing", "padding"},
     "reindex": {"reindex", "padding"},
+    "products": {"products", "einsum"},
 }
 """Families of rules whose forms fill several files; the docstring of `operators` says which."""
 

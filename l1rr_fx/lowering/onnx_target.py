@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from passes.errors import InputError
 
@@ -13,6 +13,26 @@ NEWER: Mapping[str, int] = {
 }  # fmt: skip
 """The opset since which ONNX has an operator; before, it takes several nodes."""
 
+UNREAD_BY_TRT82: Mapping[str, str] = {
+    "TopK, largest=0": "the attribute is ignored: it gives the largest (until 8.5)",
+    "TopK of integers": "refused",
+    "Celu": "it becomes a ReLU (until 8.4)",
+    "Pad by a number that is not FLOAT": "the number is read as a FLOAT's bits, or as 0",
+    "Pad of BOOL": "refused",
+    "ReduceLogSumExp, LogSoftmax": "computed without the maximum: infinite for large values",
+    "Sign of integers": "refused",
+    "Equal of BOOL": "refused",
+    "ArgMax, ArgMin of integers": "refused",
+    "Pow of integers": "refused",
+    "Cast of FLOAT to BOOL": "not among the conversions that NvInfer.h lists",
+    "Einsum of any equation": "letters a to z alone, two operands, no diagonals, equal sizes",
+    "MatMul of a vector by a batch": "it squeezes the wrong axis, and fails",
+}
+"""Forms that TensorRT 8.2 refuses or misreads, and what it makes of them.
+
+Read in onnx-tensorrt at 85e79f6; the networks that its parser makes of such files were recorded and executed.
+"""
+
 
 @dataclass(frozen=True)
 class OnnxTarget:
@@ -20,6 +40,8 @@ class OnnxTarget:
 
     `parser` names the table of operators that `lint` holds a model against (None: only ONNX's own rules).
     `planar`: convolutions and pools along a single axis are not read, so they are written for an image one pixel high.
+    `unread` names the forms (a table such as `UNREAD_BY_TRT82`) that it refuses or misreads; others take their place.
+    `most_axes` and `most_sorted` are the most axes of a tensor, and the most elements that TopK gives.
     """
 
     name: str
@@ -27,6 +49,14 @@ class OnnxTarget:
     ir_version: int
     parser: str | None = None
     planar: bool = False
+    unread: Mapping[str, str] = field(default_factory=dict)
+    most_axes: int | None = None
+    most_sorted: int | None = None
+
+    def reads(self, form: str) -> bool:
+        """Whether a form of `UNREAD_BY_TRT82` is read as ONNX means it."""
+        assert form in UNREAD_BY_TRT82, form
+        return form not in self.unread
 
     def has(self, operator: str) -> bool:
         """Whether an operator is a single node."""
@@ -37,7 +67,9 @@ TARGETS: Mapping[str, OnnxTarget] = {
     target.name: target
     for target in (
         # TensorRT 8.2.1 of JetPack 4.6: built against ONNX 1.8, reads opset 13 and no later one rightly.
-        OnnxTarget("jetson-tx2", 13, 7, parser="trt82", planar=True),
+        OnnxTarget(
+            "jetson-tx2", 13, 7, parser="trt82", planar=True, unread=UNREAD_BY_TRT82, most_axes=8, most_sorted=3840
+        ),
         OnnxTarget("onnxruntime", 18, 8),
         OnnxTarget("tensorrt-10", 18, 8),
         OnnxTarget("tensorrt-11", 18, 8),

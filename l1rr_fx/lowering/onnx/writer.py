@@ -172,10 +172,19 @@ class Writer:
             operand = self.constants[operand.name][0]
         if isinstance(operand, Symbol):
             kind = self.type_of(dtype)
-            return operand if self.type_of(operand.like.dtype) == kind else self.op("Cast", operand, to=kind)
+            if self.type_of(operand.like.dtype) == kind:
+                return operand
+            number = operand.like.dtype.is_floating_point
+            return self.truth(operand) if number and dtype == torch.bool else self.op("Cast", operand, to=kind)
         if isinstance(operand, Tensor):
             return operand if operand.dtype == dtype else operand.to(dtype)
         return operand if isinstance(operand, str) else self.number(operand, dtype)
+
+    def truth(self, x: Operand) -> str:
+        """Whether floating-point numbers are other than 0."""
+        if self.target.reads("Cast of FLOAT to BOOL"):
+            return self.op("Cast", x, to="BOOL")
+        return self.op("Not", self.op("Equal", x, self.number(0.0)))
 
     # Shorthands: calls whose spelling depends on the opset, or that many forms need
 

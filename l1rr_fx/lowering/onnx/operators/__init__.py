@@ -1,8 +1,8 @@
 """The table of forms: in goes the call of an operator, out come ONNX calls and the names of its results.
 
-An operator's form stands in the file that has the name of its rule's file in `passes/rules`. Three families of rules
+An operator's form stands in the file that has the name of its rule's file in `passes/rules`. Four families of rules
 take several files here: `pointwise` (with activations, logic and copies), `mixing` (with normalisation, pooling,
-resizing and padding) and `reindex` (with padding).
+resizing and padding), `reindex` (with padding) and `products` (with einsum).
 
 base           the type of a form, and what several families need
 pointwise      functions of one tensor, arithmetic
@@ -11,7 +11,8 @@ logic          comparisons, truth values, choices by them
 copies         copies, casts, constants in the shape of a value
 affine         batch norm, instance norm, PReLU
 convolution    convolutions, linear layers
-products       matrix products, einsum, attention
+products       matrix products, attention
+einsum         einsum
 mixing         reductions, softmax, orders
 normalisation  layer norm, RMS norm, group norm
 pooling        pooling
@@ -37,6 +38,7 @@ from l1rr_fx.lowering.onnx.operators import (
     affine,
     convolution,
     copies,
+    einsum,
     joins,
     logic,
     mixing,
@@ -63,6 +65,7 @@ FORMS: Mapping[OpOverload, Form] = {
     **affine.FORMS,
     **convolution.FORMS,
     **products.FORMS,
+    **einsum.FORMS,
     **mixing.FORMS,
     **normalisation.FORMS,
     **pooling.FORMS,

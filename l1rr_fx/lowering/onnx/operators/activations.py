@@ -25,6 +25,20 @@ def with_attributes(kind: str, *names: str) -> Form:
     return form
 
 
+def _relu(w: Writer, out: Tensor, x: Operand) -> str:
+    return w.op("Relu", x) if out.dtype.is_floating_point else w.op("Max", x, w.number(0, out.dtype))
+
+
+def _celu(w: Writer, out: Tensor, x: Operand, alpha: float = 1) -> str:
+    if alpha == 1:
+        return w.op("Elu", x, alpha=1.0)
+    if w.target.reads("Celu"):
+        return w.op("Celu", x, alpha=float(alpha))
+    if alpha < 0:
+        raise LoweringError(f"celu with alpha {alpha} has no form on {w.target.name}; expected a positive alpha")
+    return w.op("Mul", w.op("Elu", w.op("Mul", x, w.number(1 / alpha)), alpha=1.0), w.number(float(alpha)))
+
+
 def _silu(w: Writer, out: Tensor, x: Operand) -> str:
     return w.op("Mul", x, w.op("Sigmoid", x))
 
@@ -112,10 +126,10 @@ def _relu6(w: Writer, out: Tensor, x: Any) -> Any:
 
 
 FORMS: Mapping[Any, Form] = {
-    aten.relu.default: unary("Relu"),
+    aten.relu.default: _relu,
     aten.sigmoid.default: unary("Sigmoid"),
     aten.selu.default: unary("Selu"),
-    aten.celu.default: with_attributes("Celu", "alpha"),
+    aten.celu.default: _celu,
     aten.leaky_relu.default: with_attributes("LeakyRelu", "alpha"),
     aten.hardsigmoid.default: _hardsigmoid,
     aten.hardswish.default: _hardswish,

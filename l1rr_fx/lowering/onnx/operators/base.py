@@ -19,8 +19,15 @@ def dtype_of(value: Symbol | Tensor) -> torch.dtype:
     return value.like.dtype if isinstance(value, Symbol) else value.dtype
 
 
+def is_integral(dtype: torch.dtype) -> bool:
+    """Whether a dtype is one of integers; truth values are none."""
+    return not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool
+
+
 def axes_of(dims: Any, rank: int) -> list[int]:
     """The axes that a reduction names, none of them negative; all where it names none."""
+    if not rank:
+        return []
     if dims is None or (not isinstance(dims, int) and not len(dims)):
         return list(range(rank))
     return sorted(int(d) % rank for d in ([dims] if isinstance(dims, int) else dims))

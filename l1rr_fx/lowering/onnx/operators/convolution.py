@@ -91,8 +91,10 @@ def _any_convolution(
 
 
 def _linear(w: Writer, out: Tensor, x: Symbol, weight: Any, bias: Any = None) -> str:
-    if x.rank == 2 and isinstance(weight, Tensor) and weight.dim() == 2:
-        return w.op("Gemm", x, weight, bias_of(bias), transB=1)
+    constant = all(isinstance(each, Tensor) for each in (weight, bias))
+    if constant and x.rank == 2 and weight.dim() == 2 and bias.shape == weight.shape[:1]:
+        # TensorRT 8.2 takes the number of outputs from the bias: without one, or with one that broadcasts, it fails.
+        return w.op("Gemm", x, weight, bias, transB=1)
     vector = (weight.dim() if isinstance(weight, Tensor) else weight.rank) == 1
     product = w.op("MatMul", x, weight if vector else transposed(w, weight))
     return product if bias is None else w.op("Add", product, bias)

@@ -39,7 +39,10 @@ def _unbind(w: Writer, out: Sequence[Tensor], x: Symbol, dim: int = 0) -> list[O
 
 
 def _cat(w: Writer, out: Tensor, parts: Sequence[Any], dim: int = 0) -> Operand:
-    solid = [w.cast(p, out.dtype) for p in parts if tuple(p.shape) != (0,)]  # torch ignores those, whatever their rank
+    # Without the empty ones: torch ignores vectors without elements among tensors of any rank, readers know neither.
+    solid = [w.cast(p, out.dtype) for p in parts if 0 not in p.shape]
+    if not solid:
+        return torch.empty(out.shape, dtype=out.dtype)
     return solid[0] if len(solid) == 1 else w.op("Concat", *solid, axis=dim % out.dim())
 
 

@@ -21,7 +21,7 @@ def comparison(kind: str, *, negated: bool = False) -> Form:
 
     def form(w: Writer, out: Tensor, a: Any, b: Any) -> str:
         common = torch.result_type(*(each.like if isinstance(each, Symbol) else each for each in (a, b)))
-        if common == torch.bool and kind != "Equal":
+        if common == torch.bool and not (kind == "Equal" and w.target.reads("Equal of BOOL")):
             common = torch.int32
         found = w.op(kind, w.cast(a, common), w.cast(b, common))
         return w.op("Not", found) if negated else found
@@ -43,7 +43,9 @@ def _isfinite(w: Writer, out: Tensor, x: Any) -> str:
 def truth(w: Writer, kind: str, a: Any, b: Any) -> str:
     """And, Or or Xor of two values as booleans."""
     left, right = w.cast(a, torch.bool), w.cast(b, torch.bool)
-    return w.op("Not", w.op("Equal", left, right)) if kind == "Xor" else w.op(kind, left, right)
+    if kind == "Xor":  # TensorRT 8.2 has neither Xor nor Equal of truth values
+        return w.op("And", w.op("Or", left, right), w.op("Not", w.op("And", left, right)))
+    return w.op(kind, left, right)
 
 
 def _logical(kind: str) -> Form:

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l1rr_fx.lowering.onnx.operators.base import Form, axes_of
+from l1rr_fx.lowering.onnx.operators.base import Form, axes_of, is_integral
 from l1rr_fx.lowering.onnx.writer import Operand, Symbol, Writer
 from passes.errors import LoweringError
 
 aten = torch.ops.aten
+
+LARGEST = 1e38
+"""More than any finite number that a network computes; FP16 has its own largest number."""
 
 # Reductions
 
@@ -29,6 +32,8 @@ def _reduced(w: Writer, out: Tensor, kind: str, x: Symbol, axes: Sequence[int], 
     if out.dtype == torch.bool:
         return _of_booleans(w, kind, x, axes, keepdim)
     source = w.cast(x, out.dtype)
+    if not axes:  # of a single number; no axes would mean all of them, which not every reader knows
+        return w.op("Abs", source) if kind in ("ReduceL1", "ReduceL2") else source
     whole_image = x.rank >= 4 and list(axes) == list(range(2, x.rank))
     if kind == "ReduceMean" and whole_image:  # what pooling is called everywhere
         pooled = w.op("GlobalAveragePool", source)
@@ -96,7 +101,7 @@ def _extreme(kind: str) -> Form:
 
     def form(w: Writer, out: Any, x: Symbol, dim: int, keepdim: bool = False) -> tuple[Operand, Operand]:
         axis = dim % x.rank
-        where = w.op(f"Arg{kind}", _numbers(w, x), axis=axis, keepdims=int(keepdim))
+        where = _place(w, f"Arg{kind}", Symbol(w.name_of(_numbers(w, x)), x.like), axis, keepdim)
         return _reduced(w, out[0], f"Reduce{kind}", x, [axis], keepdim), where
 
     return form
@@ -105,11 +110,20 @@ def _extreme(kind: str) -> Form:
 def _argument(kind: str) -> Form:
     def form(w: Writer, out: Tensor, x: Symbol, dim: int | None = None, keepdim: bool = False) -> Operand:
         if dim is None:
-            flat = w.reshape(x, (math.prod(x.shape),))
-            return w.reshape(w.op(kind, flat, axis=0, keepdims=0), out.shape)
-        return w.op(kind, x, axis=dim % x.rank, keepdims=int(keepdim))
+            flat = Symbol(w.name_of(w.reshape(x, (math.prod(x.shape),))), x.like)
+            return w.reshape(_place(w, kind, flat, 0, False), out.shape)
+        return _place(w, kind, x, dim % x.rank, keepdim)
 
     return form
+
+
+def _place(w: Writer, kind: str, x: Symbol, axis: int, keepdim: bool) -> str:
+    """Where the first largest or smallest element is: of integers where the first is that equals it."""
+    numbers: Operand = x
+    if is_integral(x.like.dtype) and not w.target.reads("ArgMax, ArgMin of integers"):
+        best = w.reduce(kind.replace("Arg", "Reduce"), x, [axis], keepdims=True)
+        kind, numbers = "ArgMax", w.op("Cast", w.op("Equal", x, best), to="FLOAT")  # FP16 would do, too
+    return w.op(kind, numbers, axis=axis, keepdims=int(keepdim))
 
 
 def _truth(kind: str) -> Form:
@@ -119,7 +133,7 @@ def _truth(kind: str) -> Form:
 def _of_booleans(w: Writer, kind: str, x: Symbol, axes: Sequence[int], keepdim: bool) -> str:
     """Whether any, or every, element is true: the largest, or smallest, of 0 and 1."""
     numbers = w.op("Cast", w.cast(x, torch.bool), to=w.float_type)
-    return w.op("Cast", w.reduce(kind, numbers, axes, keepdims=keepdim), to="BOOL")
+    return w.truth(w.reduce(kind, numbers, axes, keepdims=keepdim) if axes else numbers)
 
 
 def _cumsum(w: Writer, out: Tensor, x: Symbol, dim: int, *_: Any) -> str:
@@ -136,13 +150,60 @@ def _softmax(kind: str) -> Form:
     return form
 
 
+def _log_softmax(w: Writer, out: Tensor, x: Symbol, dim: int, *_: Any) -> str:
+    numbers, axis = w.cast(x, out.dtype), dim % max(x.rank, 1)
+    if w.target.reads("ReduceLogSumExp, LogSoftmax"):
+        return w.op("LogSoftmax", numbers, axis=axis)
+    below = w.op("Sub", numbers, w.reduce("ReduceMax", numbers, [axis], keepdims=True))
+    return w.op("Sub", below, w.op("Log", w.reduce("ReduceSum", w.op("Exp", below), [axis], keepdims=True)))
+
+
+def _log_sum_exp(w: Writer, out: Tensor, x: Symbol, dims: Any, keepdim: bool = False) -> Operand:
+    axes, numbers = axes_of(dims, x.rank), w.cast(x, out.dtype)
+    if not axes or w.target.reads("ReduceLogSumExp, LogSoftmax"):
+        return _reduced(w, out, "ReduceLogSumExp", x, axes, keepdim)
+    largest = w.reduce("ReduceMax", numbers, axes, keepdims=True)
+    # infinity less infinity is no number
+    finite = w.op("Max", w.op("Min", largest, w.number(LARGEST, out.dtype)), w.number(-LARGEST, out.dtype))
+    total = w.reduce("ReduceSum", w.op("Exp", w.op("Sub", numbers, finite)), axes, keepdims=True)
+    return _shaped(w, w.op("Add", w.op("Log", total), finite), out, keepdim)
+
+
+def _shaped(w: Writer, x: str, out: Tensor, keepdim: bool) -> Operand:
+    return x if keepdim else w.reshape(x, [int(n) for n in out.shape])
+
+
 def _topk(
     w: Writer, out: Any, x: Symbol, k: int, dim: int = -1, largest: bool = True, in_order: bool = True
-) -> tuple[str, ...]:
+) -> tuple[Operand, ...]:
+    values, places = out
+    if not x.rank:
+        return x, torch.zeros((), dtype=places.dtype)
+    most = w.target.most_sorted
+    if most is not None and k > most:
+        raise LoweringError(
+            f"the first {k} of {x.shape[dim]} elements in order; expected at most {most} on {w.target.name}: take "
+            "fewer with topk, or end the network before the order (outputs=...) and sort outside"
+        )
+    found, places = _ordered(w, x, k, dim % x.rank, largest, in_order)
+    return (w.truth(found) if values.dtype == torch.bool else found), places
+
+
+def _ordered(w: Writer, x: Symbol, k: int, axis: int, largest: bool, in_order: bool) -> tuple[str, str]:
+    """The first `k` in order and their places; where only the largest are given, the smallest by their negatives."""
+    numbers, kind = _numbers(w, x), w.type_of(x.like.dtype)
+    rounded = is_integral(x.like.dtype) and not w.target.reads("TopK of integers")  # beyond 2**24, see the docs
+    if rounded:
+        numbers = w.op("Cast", numbers, to="FLOAT")
+    negated = not largest and not w.target.reads("TopK, largest=0")
+    if negated:
+        numbers = w.op("Neg", numbers)
     found, places = w.ops(
-        "TopK", 2, _numbers(w, x), w.integers([k]), axis=dim % x.rank, largest=int(largest), sorted=int(in_order)
+        "TopK", 2, numbers, w.integers([k]), axis=axis, largest=int(largest or negated), sorted=int(in_order)
     )
-    return (w.op("Cast", found, to="BOOL") if x.like.dtype == torch.bool else found), places
+    if negated:
+        found = w.op("Neg", found)
+    return (w.op("Cast", found, to=kind) if rounded else found), places
 
 
 def _numbers(w: Writer, x: Symbol) -> Operand:
@@ -150,12 +211,22 @@ def _numbers(w: Writer, x: Symbol) -> Operand:
     return w.op("Cast", x, to=w.float_type) if x.like.dtype == torch.bool else x
 
 
-def _sort(w: Writer, out: Any, x: Symbol, dim: int = -1, descending: bool = False) -> tuple[str, ...]:
-    return _topk(w, out, x, x.shape[dim], dim, descending)
+def _kth(w: Writer, out: Any, x: Symbol, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Operand, ...]:
+    """The k-th smallest element and its place: the last of the k smallest."""
+    if not x.rank:
+        return x, torch.zeros((), dtype=out[1].dtype)
+    axis, shape = dim % x.rank, [int(n) for n in out[0].shape]
+    both = _topk(w, out, x, k, dim, largest=False)
+    last = [w.slice(each, axis, k - 1, k) if x.shape[axis] > 1 else w.name_of(each) for each in both]
+    return tuple(each if keepdim else w.reshape(each, shape) for each in last)
 
 
-def _argsort(w: Writer, out: Tensor, x: Symbol, dim: int = -1, descending: bool = False) -> str:
-    return _sort(w, out, x, dim, descending)[1]
+def _sort(w: Writer, out: Any, x: Symbol, dim: int = -1, descending: bool = False) -> tuple[Operand, ...]:
+    return _topk(w, out, x, x.shape[dim] if x.rank else 1, dim, descending)
+
+
+def _argsort(w: Writer, out: Tensor, x: Symbol, dim: int = -1, descending: bool = False) -> Operand:
+    return _sort(w, (x.like, out), x, dim, descending)[1]
 
 
 FORMS: Mapping[Any, Form] = {
@@ -169,7 +240,7 @@ FORMS: Mapping[Any, Form] = {
     aten.min.default: _all("ReduceMin"),
     aten.prod.dim_int: _reduction("ReduceProd"),
     aten.prod.default: _all("ReduceProd"),
-    aten.logsumexp.default: _reduction("ReduceLogSumExp"),
+    aten.logsumexp.default: _log_sum_exp,
     aten.linalg_vector_norm.default: _vector_norm,
     aten.norm.ScalarOpt_dim: _vector_norm,
     aten.var.correction: _variance,
@@ -186,8 +257,10 @@ FORMS: Mapping[Any, Form] = {
     aten.cumsum.default: _cumsum,
     aten.softmax.int: _softmax("Softmax"),
     aten._softmax.default: _softmax("Softmax"),
-    aten.log_softmax.int: _softmax("LogSoftmax"),
+    aten.log_softmax.int: _log_softmax,
+    aten._log_softmax.default: _log_softmax,
     aten.topk.default: _topk,
+    aten.kthvalue.default: _kth,
     aten.sort.default: _sort,
     aten.sort.stable: lambda w, out, x, stable, dim=-1, descending=False: _sort(w, out, x, dim, descending),
     aten.argsort.default: _argsort,

@@ -28,13 +28,28 @@ def _pad(w: Writer, out: Tensor, x: Symbol, pad: Sequence[int], mode: str = "con
         return x
     if mode != "constant":
         return w.op("Pad", x, w.integers(before + after), mode=PAD_MODES[mode])
-    fill = w.number(value or 0, out.dtype)
     if min(before + after) < 0:  # cropping: not every reader of Pad knows it
         x = _cropped(w, x, before, after)
         before, after = ([max(n, 0) for n in side] for side in (before, after))
         if not any(before + after):
             return x
-    return w.op("Pad", x, w.integers(before + after), fill, mode="constant")
+    return _filled(w, out, x, w.integers(before + after), value or 0)
+
+
+def _filled(w: Writer, out: Tensor, x: Any, widths: str, value: Any) -> str:
+    """Padding by a number. Where only FLOAT is padded by other than 0, the values are padded less the number."""
+    if out.dtype == torch.bool and not w.target.reads("Pad of BOOL"):
+        numbers = w.op("Cast", w.op("Not", x) if value else x, to="INT32")
+        found = w.op("Cast", w.op("Pad", numbers, widths, mode="constant"), to="BOOL")
+        return w.op("Not", found) if value else found
+    kind, plain = w.type_of(out.dtype), w.target.reads("Pad by a number that is not FLOAT")
+    if not value or kind == "FLOAT" or plain:
+        return w.op("Pad", x, widths, w.number(value, out.dtype), mode="constant")
+    if kind == "FLOAT16":
+        fill = w.constant(torch.tensor(float(value)), "FLOAT")
+        return w.op("Cast", w.op("Pad", w.op("Cast", x, to="FLOAT"), widths, fill, mode="constant"), to=kind)
+    fill = w.number(value, out.dtype)
+    return w.op("Add", w.op("Pad", w.op("Sub", x, fill), widths, mode="constant"), fill)
 
 
 def _cropped(w: Writer, x: Symbol, before: Sequence[int], after: Sequence[int]) -> Any:

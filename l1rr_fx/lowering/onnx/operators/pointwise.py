@@ -50,7 +50,7 @@ def _div(w: Writer, out: Tensor, a: Any, b: Any, rounding_mode: str | None = Non
     if rounding_mode == "floor":
         return _floor_divide(w, out, a, b)
     found = w.op("Div", left, right)
-    return found if rounding_mode is None or not out.dtype.is_floating_point else _trunc(w, out, found)
+    return found if rounding_mode is None else w.name_of(_trunc(w, out, found))
 
 
 def _floor_divide(w: Writer, out: Tensor, a: Any, b: Any) -> str:
@@ -60,17 +60,44 @@ def _floor_divide(w: Writer, out: Tensor, a: Any, b: Any) -> str:
         return w.op("Floor", found)
     # ONNX truncates, which rounds up where the rest and the divisor differ in sign.
     rest = w.op("Sub", left, w.op("Mul", found, right))
-    rounded_up = w.op("Less", w.op("Mul", w.op("Sign", rest), _sign(w, out, b)), w.number(0, out.dtype))
-    return w.op("Sub", found, w.op("Cast", rounded_up, to=w.type_of(out.dtype)))
+    return w.op("Sub", found, w.op("Cast", _differ_in_sign(w, out, rest, b), to=w.type_of(out.dtype)))
 
 
-def _sign(w: Writer, out: Tensor, x: Any) -> Operand:
-    if isinstance(x, Symbol):
-        return w.op("Sign", w.cast(x, out.dtype))
-    return w.cast(torch.as_tensor(x).sign(), out.dtype)
+def _differ_in_sign(w: Writer, out: Tensor, rest: str, divisor: Any) -> str:
+    """Where one of two integers is negative and the other is positive."""
+    zero = w.number(0, out.dtype)
+    if not isinstance(divisor, Symbol):
+        known = torch.as_tensor(divisor)
+        if bool((known > 0).all()):
+            return w.op("Less", rest, zero)
+        if bool((known < 0).all()):
+            return w.op("Greater", rest, zero)
+    right = w.cast(divisor, out.dtype)
+    first, second = (
+        w.op("And", w.op(one, rest, zero), w.op(other, right, zero))
+        for one, other in (("Less", "Greater"), ("Greater", "Less"))
+    )
+    return w.op("Or", first, second)
 
 
-def _trunc(w: Writer, out: Tensor, x: Operand) -> str:
+def _sign(w: Writer, out: Tensor, x: Symbol) -> Any:
+    if out.dtype == torch.bool:
+        return x
+    if out.dtype.is_floating_point or w.target.reads("Sign of integers"):
+        return w.op("Sign", x)
+    zero, kind = w.number(0, out.dtype), w.type_of(out.dtype)
+    above, below = (w.op("Cast", w.op(each, x, zero), to=kind) for each in ("Greater", "Less"))
+    return w.op("Sub", above, below)
+
+
+def _rounding(kind: str) -> Form:
+    """The form of a function that gives whole numbers; ONNX has it for numbers that are not whole alone."""
+    return lambda w, out, x, *_: w.op(kind, x) if out.dtype.is_floating_point else x
+
+
+def _trunc(w: Writer, out: Tensor, x: Operand) -> Operand:
+    if not out.dtype.is_floating_point:
+        return x
     return w.op("Mul", w.op("Sign", x), w.op("Floor", w.op("Abs", x)))
 
 
@@ -93,7 +120,23 @@ def _pow(w: Writer, out: Tensor, x: Any, exponent: Any) -> Any:
             return w.op("Mul", base, base)
         if exponent == 0.5:
             return w.op("Sqrt", base)
-    return w.op("Pow", base, w.cast(exponent, out.dtype))
+    if out.dtype.is_floating_point or w.target.reads("Pow of integers"):
+        return w.op("Pow", base, w.cast(exponent, out.dtype))
+    return _integer_power(w, out, x, exponent)
+
+
+def _integer_power(w: Writer, out: Tensor, x: Any, exponent: Any) -> Any:
+    """A power of integers by multiplication, exact; by a computed exponent in FLOAT, exact below 2**24."""
+    if isinstance(exponent, int) and exponent > 0:
+        square, found = w.name_of(w.cast(x, out.dtype)), ""
+        while exponent:
+            if exponent & 1:
+                found = w.op("Mul", found, square) if found else square
+            exponent >>= 1
+            square = w.op("Mul", square, square) if exponent else square
+        return found
+    base, power = (w.cast(w.cast(each, out.dtype), torch.float32) for each in (x, exponent))
+    return w.op("Cast", w.op("Round", w.op("Pow", base, power)), to=w.type_of(out.dtype))
 
 
 def _addcmul(w: Writer, out: Tensor, x: Any, a: Any, b: Any, value: float = 1) -> Any:
@@ -146,7 +189,7 @@ def _exp2(w: Writer, out: Tensor, x: Operand) -> str:
 
 NODES: Mapping[str, str] = {
     "tanh": "Tanh", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "abs": "Abs", "neg": "Neg", "erf": "Erf",
-    "floor": "Floor", "ceil": "Ceil", "round": "Round", "reciprocal": "Reciprocal", "sign": "Sign",
+    "reciprocal": "Reciprocal",
     "sin": "Sin", "cos": "Cos", "tan": "Tan", "asin": "Asin", "acos": "Acos", "atan": "Atan",
     "sinh": "Sinh", "cosh": "Cosh", "asinh": "Asinh", "acosh": "Acosh", "atanh": "Atanh",
 }  # fmt: skip
@@ -154,6 +197,8 @@ NODES: Mapping[str, str] = {
 
 FORMS: Mapping[Any, Form] = {
     **{getattr(aten, name).default: unary(kind) for name, kind in NODES.items()},
+    **{getattr(aten, name).default: _rounding(name.capitalize()) for name in ("floor", "ceil", "round")},
+    aten.sign.default: _sign,
     aten.exp2.default: _exp2,
     aten.rsqrt.default: _rsqrt,
     aten.square.default: _square,

@@ -1,10 +1,9 @@
-"""Matrix products, einsum and attention."""
+"""Matrix products and attention."""
 
 from __future__ import annotations
 
 import math
-import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,6 +28,9 @@ def transposed(w: Writer, x: Symbol | Tensor) -> Operand:
 
 
 def _matmul(w: Writer, out: Tensor, a: Any, b: Any) -> str:
+    first, second = (tuple(int(n) for n in each.shape) for each in (a, b))
+    if len(first) == 1 and len(second) > 2 and not w.target.reads("MatMul of a vector by a batch"):
+        return w.name_of(w.reshape(w.op("MatMul", w.reshape(a, (1, *first)), b), [int(n) for n in out.shape]))
     return w.op("MatMul", a, b)
 
 
@@ -41,27 +43,6 @@ def _addmm(w: Writer, out: Tensor, x: Any, a: Any, b: Any, beta: float = 1, alph
     if beta != 1:
         x = w.op("Mul", x, w.number(beta, out.dtype))
     return w.op("Add", product, x)
-
-
-def _einsum(w: Writer, out: Tensor, equation: str, operands: Sequence[Any], path: Any = None) -> str:
-    return w.op("Einsum", *operands, equation=_lettered(equation.replace(" ", ""), operands))
-
-
-def _lettered(equation: str, operands: Sequence[Any]) -> str:
-    """An equation of einsum without an ellipsis, on which ONNX readers differ."""
-    if "..." not in equation:
-        return equation
-    terms = equation.partition("->")[0].split(",")
-    hidden = [len(x.shape) - len(term.replace("...", "")) for term, x in zip(terms, operands, strict=True)]
-    unused = "".join(letter for letter in string.ascii_letters if letter not in equation)
-    names = [unused[max(hidden) - n : max(hidden)] if "..." in term else "" for term, n in zip(terms, hidden)]
-    left = ",".join(term.replace("...", name) for term, name in zip(terms, names))
-    if "->" in equation:
-        right = equation.partition("->")[2].replace("...", unused[: max(hidden)])
-    else:  # then torch sorts the letters that occur once, after what the dots stand for
-        once = sorted(letter for letter in set("".join(terms)) - {"."} if "".join(terms).count(letter) == 1)
-        right = unused[: max(hidden)] + "".join(once)
-    return f"{left}->{right}"
 
 
 # Attention
@@ -126,6 +107,5 @@ FORMS: Mapping[Any, Form] = {
     aten.bmm.default: _matmul,
     aten.addmm.default: _addmm,
     aten.baddbmm.default: _addmm,
-    aten.einsum.default: _einsum,
     aten.scaled_dot_product_attention.default: _attention,
 }

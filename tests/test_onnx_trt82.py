@@ -1,0 +1,158 @@
+"""What TensorRT 8.2 refuses or misreads is written otherwise; the file computes what torch does on other values too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from l1rr_fx.lowering import to_onnx
+from l1rr_fx.lowering.onnx.runtime import run_onnx
+from tests.trt82_parser import assert_accepted
+
+TARGETS = ("jetson-tx2", "onnxruntime")
+
+
+class Function(nn.Module):
+    """A function as a network, with a weight for those that read one."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.linspace(-1, 2, 40 * 7).view(7, 40).sin())
+
+    def forward(self, *args: Tensor) -> Any:
+        return self.function(self.weight, *args)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    """Numbers from a normal distribution."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+ROWS = (drawn(3, 40),), (4 * drawn(3, 40, seed=1),)
+COUNTS = (torch.arange(12).reshape(3, 4),), (torch.tensor([[7, -7, 0, 7], [-9, 3, -9, 3], [-1, -1, -1, -1]]),)
+PAIRS = (*COUNTS[0], COUNTS[0][0] + 1), (*COUNTS[1], torch.tensor([[2, 2, -5, -2], [4, -2, -3, 1], [9, -9, 1, -1]]))
+SMALL = (drawn(3, 4),), (drawn(3, 4, seed=1),)
+LARGE = (120 * drawn(3, 40),), (-500 * drawn(3, 40, seed=1),)
+TRUTHS = (drawn(3, 4).round(),), (0.4 * drawn(3, 4, seed=1).round(),)
+CUBES = (drawn(5, 3, 4),), (drawn(5, 3, 4, seed=1),)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A function of a weight (7, 40) and some inputs; the operators of its file for the TX2, where they matter."""
+
+    function: Callable[..., Any]
+    inputs: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+    operators: dict[str, int] | None = None
+
+
+def einsum(equation: str, *shapes: tuple[int, ...], operators: dict[str, int] | None = None) -> Case:
+    examples, others = (tuple(drawn(*shape, seed=seed + i) for i, shape in enumerate(shapes)) for seed in (0, 50))
+    return Case(lambda w, *args: torch.einsum(equation, *args), (examples, others), operators)
+
+
+CASES: dict[str, Case] = {
+    # misread
+    "the smallest": Case(
+        lambda w, x: (*x.topk(5, largest=False), x.topk(2, dim=0, largest=False)[1]), ROWS, {"TopK": 2, "Neg": 3}
+    ),
+    "ascending": Case(lambda w, x: (*x.sort(1), x.argsort(1), torch.msort(x)), ROWS, {"TopK": 3, "Neg": 5}),
+    "ascending, stable": Case(lambda w, x: x.round().sort(stable=True, dim=1), SMALL,
+        {"Round": 1, "TopK": 1, "Neg": 2}),
+    "descending": Case(lambda w, x: x.sort(1, descending=True), ROWS, {"TopK": 1}),
+    "integers in order": Case(
+        lambda w, i: (i.sort(1)[0], i.topk(2)[0], i.int().topk(2, largest=False)[0], i.sort(0, descending=True)[0]),
+        COUNTS, {"TopK": 4, "Neg": 4, "Cast": 9},
+    ),
+    "k-th": Case(
+        lambda w, x: (*x.kthvalue(3), *x.kthvalue(2, 0, keepdim=True), x[:, :1].kthvalue(1)[0], x[0, 0].sort()[0]), ROWS
+    ),
+    "celu": Case(lambda w, x: (F.celu(x, 0.7), F.celu(x)), ROWS, {"Elu": 2, "Mul": 2}),
+    "integers padded by a number": Case(
+        lambda w, i: (F.pad(i + 0, (1, 2), value=5), F.pad(i + 0, (2, 0, 1, 1), value=-3), F.pad(i + 0, (1, 1))), COUNTS
+    ),
+    "booleans padded": Case(lambda w, x: (F.pad(x > 0, (1, 2), value=True), F.pad(x > 0, (1, 2))), SMALL),
+    "logs of sums of exponentials": Case(
+        lambda w, x: (torch.logsumexp(x, 1), torch.logsumexp(x, (0, 1), keepdim=True), F.log_softmax(x, 0)), LARGE
+    ),
+    "logs of sums of nothing but -inf": Case(
+        lambda w, x: torch.logsumexp(x.masked_fill(x < 0, -math.inf), 1), (SMALL[0], (-SMALL[1][0].abs(),)),
+    ),
+    # refused
+    "linear without a bias": Case(lambda w, x: F.linear(x, w), ROWS, {"MatMul": 1}),
+    "linear": Case(lambda w, x: F.linear(x, w, w[:, 0]), ROWS, {"Gemm": 1}),
+    "linear to one": Case(lambda w, x: F.linear(x, w[:1], w[0, :1]), ROWS, {"Gemm": 1}),
+    "linear of one": Case(lambda w, x: (F.linear(x[:, :1], w[:, :1]), F.linear(x[:, :1], w[:, :1], w[:, 0])), ROWS),
+    "linear, a bias of one element": Case(lambda w, x: F.linear(x, w, w[0, :1]), ROWS, {"MatMul": 1, "Add": 1}),
+    "linear, a computed bias": Case(lambda w, x: F.linear(x, w, x[0, :7]), ROWS),
+    "integers divided by a number": Case(lambda w, i: (i // 3, i % 3, i // -4, i % -4), COUNTS),
+    "integers divided by constants": Case(
+        lambda w, i: (i // torch.tensor([3, -2, 1, -7]), i % torch.tensor([3, -2, 1, -7]), i % torch.tensor([5])),
+        COUNTS,
+    ),
+    "integers divided by integers": Case(
+        lambda w, i, j: (i // j, i % j, i.fmod(j), torch.div(i, j, rounding_mode="trunc")), PAIRS
+    ),
+    "along an axis": Case(lambda w, x: torch.take_along_dim(x, x.topk(3)[1], 1), ROWS),
+    "signs of integers": Case(lambda w, i: (i.sign(), i.int().sign(), i.trunc(), i.floor(), i.round()), COUNTS),
+    "booleans compared": Case(
+        lambda w, x: ((x > 0) ^ (x > 1), (x > 0) == (x > 1), (x > 0) != (x > 1), (x > 0).logical_xor(x < 1)), SMALL
+    ),
+    "places of integers": Case(
+        lambda w, i: (i.argmax(1), i.argmin(0, keepdim=True), i.argmax(), *i.max(1), *i.min(0, keepdim=True)), COUNTS
+    ),
+    "powers of integers": Case(lambda w, i: (i**3, i**5, i.int() ** 7, torch.tensor(2) ** i.clamp(min=0)), COUNTS),
+    "relu of integers": Case(lambda w, i: F.relu(i), COUNTS, {"Max": 1}),
+    "numbers as truth": Case(lambda w, x: (x.bool(), x.bool().float(), x.any(1), x.all(0), x.logical_not()), TRUTHS),
+    "booleans in order": Case(lambda w, x: (*(x > 0).sort(dim=1, stable=True), *(x > 0).max(1)), TRUTHS),
+    "a vector by a batch": Case(
+        lambda w, x: (x[0, 0] @ x.mT, x @ x[0, 0], x[0, 0] @ x[0].T, x[0, 0] @ x[0, 0]), CUBES
+    ),
+    "one number reduced": Case(
+        lambda w, x: (x[0, 0].sum(), x[0, 0].amax(), x[0, 0].mean(), x[0, 0].logsumexp(0), (x[0, 0] > 0).any()), SMALL
+    ),
+    "empty parts": Case(
+        lambda w, x: (torch.cat([x, torch.zeros(0, 4)]), torch.cat([x, x[:, :0], x], 1), x.repeat(2, 1)), SMALL
+    ),
+    "einsum, capitals": einsum("...IJ,...JK->...IK", (2, 3, 4), (2, 4, 5), operators={"Einsum": 1}),
+    "einsum of three": einsum("ij,jk,kl->il", (2, 3), (3, 4), (4, 5), operators={"Einsum": 2}),
+    "einsum of four, implicit": einsum("Bj,ja,k,kc", (2, 3), (3, 4), (5,), (5, 2), operators={"Einsum": 3}),
+    "einsum, a diagonal": einsum("ii,ij->ij", (3, 3), (3, 4)),
+    "einsum, diagonals": einsum("ijiji->ji", (3, 2, 3, 2, 3)),
+    "einsum, a trace": einsum("ii", (4, 4)),
+    "einsum, a transposition": einsum("Zab->bZa", (2, 3, 4), operators={"Einsum": 1}),
+    "einsum that broadcasts": einsum("aij,ajk->aik", (1, 3, 4), (5, 4, 2)),
+    "einsum, dots that broadcast": einsum("...ij,...j->...i", (2, 1, 3, 4), (5, 4)),
+    "einsum, all summed": einsum("ij->", (3, 4)),
+    "einsum, all ones": einsum("ij,jk->ik", (1, 1), (1, 1)),
+    "einsum, a number": einsum(",ij->j", (), (3, 4)),
+    "einsum, an outer product": einsum("i,j->ji", (3,), (4,), operators={"Einsum": 1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", CASES)
+def test_other_values_than_the_examples(name: str, target: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    model = Function(case.function).eval()
+    emitted = to_onnx(model, case.inputs[0], tmp_path / "model.onnx", target=target)
+    content = emitted.path.read_bytes()
+    for args in case.inputs:
+        with torch.no_grad():
+            wanted = model(*args)
+        for ours, theirs in zip(
+            run_onnx(content, args), [wanted] if isinstance(wanted, Tensor) else wanted, strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, check_dtype=False, equal_nan=True)
+    if target == "jetson-tx2":
+        assert_accepted(emitted.path)
+        assert case.operators is None or emitted.operators == case.operators  # no more nodes than needed
