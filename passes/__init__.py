@@ -7,7 +7,7 @@ In goes a model with zeroed channels and an example input, out comes a smaller g
 
 or step by step:
 
-    program = Program(normalise(captured), rule_for) # its call sites
+    program = Program(normalise(captured), rule_for) # the call sites of the canonical graph
     facts = channel_facts(program)                   # liveness: what is zero, what is needed
     plan = plan_layouts(program, facts)              # the layout of every tensor of the small network
     rewritten = rewrite(plan)                        # the small network

@@ -27,7 +27,9 @@ class Cost:
 class Recombination:
     """Channels rearranged between a value and a reader, from those that it has to those that the reader requests.
 
-    `bytes_moved` counts reads and writes; 0 where nothing is copied: a slice, or folded into a parameter.
+    `bytes_moved` counts reads and writes; 0 for a slice, which copies nothing, and for "folded". That is one of two:
+    a weight keeps only the columns that fit, without a call; or a parameter that is read as a value is rearranged, in
+    each forward pass or once by `passes.fold_constants`, and its bytes are not counted.
     """
 
     value: str

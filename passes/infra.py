@@ -70,7 +70,7 @@ class Functionalise(GraphPass):
 
 @dataclass(frozen=True)
 class Normalise(GraphPass):
-    """Bring the graph into canonical form: one spelling for each operation.
+    """Bring the graph into canonical form: each operation is written in one way.
 
     Before: a captured graph without in-place operators. After: the same.
     """

@@ -130,7 +130,7 @@ def test_a_resumed_sparse_training_goes_on(trained: Trained, tmp_path: Path, cap
     torch.save({**state, "epoch": 0, "penalty": {**state["penalty"], "steps": 2}}, file)  # as it was after that epoch
     with integration.sparse(resumed):
         resumed.train(resume=True)
-    assert torch.load(file, weights_only=True)["penalty"]["steps"] == 4 and "starts anew" not in caplog.text
+    assert torch.load(file, weights_only=True)["penalty"]["steps"] == 4 and "its initial state" not in caplog.text
 
 
 @needs_trees

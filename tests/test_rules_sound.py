@@ -117,7 +117,7 @@ class TooSmall(mixing.Normalisation):
     ("target", "call", "rule", "complaint"),
     [
         (aten.sigmoid.default, (image(*X),), TooZero(), "calls element .* of result 0 zero, which is 0.5"),
-        (aten.log.default, (image(*X).abs() + 1,), TooEmpty(), "is -inf with its filler for what it calls unneeded"),
+        (aten.log.default, (image(*X).abs() + 1,), TooEmpty(), "is -inf with the stand-in for what it calls unneeded"),
         (
             aten.softmax.int,
             (image(*X), 1),

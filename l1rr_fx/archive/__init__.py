@@ -8,6 +8,16 @@ saved network is a directory of four files:
     tensors.safetensors   the tensors, each memory once
     report.json           the text that came with the module
 
+The files of this folder:
+
+    network      `save` and `load`
+    encode       a network as a JSON document, and the tensors that the document names
+    decode       a network out of its document, refused where it is not as `encode` writes it
+    arguments    the arguments of a call as JSON, and back
+    nesting      how inputs and outputs are nested, as JSON, and back
+    operators    the operators and names that a saved network may hold
+    files        the four files, written all or none, and checked against the manifest
+
 Nothing in it is run when it is loaded. torch.fx generates Python code from a graph, so every name that goes into that
 code must be an identifier, and every operator one that computes tensors and numbers from tensors and numbers and writes
 to nothing (`operators`).

@@ -3,6 +3,7 @@
 dynamo            a backend of torch.compile
 inductor          a pass of Inductor under freezing
 torch_tensorrt    a lowering pass of Torch-TensorRT
+traced            graphs that Dynamo made, as the compiler reads them
 masks             weights behind `torch.nn.utils.prune` masks and parametrizations, made plain
 ultralytics       sparse training, fine-tuning with zeros held, and pruning of YOLO models
 

@@ -57,7 +57,7 @@ class Kernel:
 def kernels(module: GraphModule) -> tuple[Kernel, ...]:
     """The kernels of a captured graph (see `passes.capture`) in the order in which they run.
 
-    The graph is brought into its normal form in place; its module is not to be run afterwards.
+    The graph is brought into canonical form in place; its module is not to be run afterwards.
     """
     normalise_graph(module.graph)
     fuser = _Fuser()
@@ -175,7 +175,7 @@ class _Fuser:
 
     @staticmethod
     def _only_reader(value: Node, reader: Node) -> bool:
-        """Whether nobody else reads the value, directly or through views."""
+        """Whether the value has no other reader, directly or through views."""
         waiting, seen = [value], {reader}
         while waiting:
             for user in waiting.pop().users:

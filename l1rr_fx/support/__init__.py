@@ -1,4 +1,4 @@
-"""What several packages of the product need, and none of them owns. It imports no other package of `l1rr_fx`.
+"""What several folders of `l1rr_fx` need, and none of them owns. It imports no other folder of `l1rr_fx`.
 
 arguments     the arguments of public functions, checked
 checks        the content of files that were read, checked

@@ -1,7 +1,7 @@
 """What a rule claims of one call, held against the values that the call computes.
 
 A rule claims that elements of its results are zero for every input, and that elements of its inputs are not needed. The
-compiler may drop the first, and may leave the rule's filler, or what the network computed, in place of the second.
+compiler may drop the first, and may leave the rule's stand-in, or what the network computed, in place of the second.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def false_unneeded(site: Site, facts: Facts, values: Values, seed: int = 0) -> s
             return f"element {place} of result {index} changes with elements of the inputs that the rule calls unneeded"
         if len(infinite := (old.isfinite() & ~least.isfinite()).nonzero()):
             place = tuple(infinite[0].tolist())
-            return f"element {place} of result {index} is {least[place]} with its filler for what it calls unneeded"
+            return f"element {place} of result {index} is {least[place]} with the stand-in for what it calls unneeded"
     return None
 
 

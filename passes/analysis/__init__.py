@@ -4,6 +4,6 @@ In goes a canonical graph, out come its call sites, the liveness of each tensor,
 coupled. Nothing is changed.
 
     program     the graph as call sites, each with the rule of its operator
-    liveness    which elements are zero for every input (forward), and on which ones some output depends (backward)
+    liveness    which labels are zero for every input (forward), and on which ones some output depends (backward)
     coupling    the groups of tensors whose channels must be removed together if nothing is recombined
 """

@@ -1,14 +1,16 @@
-"""Liveness of channels: which elements of every tensor are zero, and which are needed.
+"""Liveness of channels: which labels of every tensor are zero, and which are needed.
 
-Two facts for each tensor, as bool masks in its compact shape (`passes.graph.layout`):
+Two facts for each tensor, as bool masks in its compact shape, with an entry for each label (`passes.graph.layout`):
 
-- `zero`: the element is zero for every input of the network. Forward: an element of a result is zero if the rule of its
-  operator derives it from zero inputs and from the zeros in its weights. LLVM calls the same on bits *known bits*.
-- `needed`: some output of the network depends on the element. Backward: all elements of outputs are needed, and an
-  element of an input is needed if a live element of a result depends on it. LLVM: *demanded bits*.
+- `zero`: every element of the label is zero for every input of the network. Forward: a label of a result is zero if the
+  rule of its operator derives it from zero inputs and from the zeros in its weights. LLVM calls the same on bits *known
+  bits*.
+- `needed`: some output of the network depends on an element of the label. Backward: all labels of outputs are needed,
+  and of tensors whose elements the program reads as numbers (`.item()`); a label of an input is needed if a live label
+  of a result depends on it. LLVM: *demanded bits*.
 
-An element is live if it is needed and not zero. Both sweeps run once: a captured graph has no cycles. What a rule does
-not know it reports as "not zero" and "needed", so that an unknown operator makes the compiler remove less, never wrong.
+A label is live if it is needed and not zero. Both sweeps run once: a canonical graph has no cycles. What a rule does
+not know it reports as "not zero" and "needed", so with an unknown operator the compiler removes less but stays correct.
 """
 
 from __future__ import annotations
@@ -35,9 +37,9 @@ from passes.rules.base import Site, SiteFacts
 class Facts:
     """The liveness of every tensor of a program.
 
-    `zero[t]`: the elements of tensor t that are zero for every input. `needed[t]`: the elements that some output
-    depends on. `asked[c]`: for each input of call c, the elements that its own live results depend on; `needed` is the
-    union over all readers.
+    `zero[t]`: the labels of tensor t that are zero for every input. `needed[t]`: the labels that some output depends
+    on. `asked[c]`: for each input of call c, the labels that its own live results depend on; `needed` is the union over
+    all readers.
     """
 
     zero: Mapping[Node, Tensor]
@@ -45,7 +47,7 @@ class Facts:
     asked: Mapping[Node, tuple[Tensor, ...]]
 
     def live(self, node: Node) -> Tensor:
-        """The elements that are needed and not zero."""
+        """The labels that are needed and not zero."""
         return self.needed[node] & ~self.zero[node]
 
     def at(self, site: Site, multiple: int = 1) -> SiteFacts:
@@ -62,7 +64,7 @@ class Facts:
 def channel_facts(program: Program, assumed: Mapping[Node, Tensor] = MappingProxyType({})) -> Facts:
     """The liveness of a program, from the zeros in its weights.
 
-    `assumed` declares further elements of results zero, as masks that broadcast to the shape of the result: the facts
+    `assumed` marks additional result elements as zero, as masks that broadcast to the shape of the result: the facts
     are then those of a network in which these elements are zero.
     """
     zero = _zero(program, assumed)
@@ -150,7 +152,7 @@ def _needed(program: Program, zero: Mapping[Node, Tensor]) -> tuple[dict[Node, T
 
 
 def _unread(site: Site, index: int) -> Tensor:
-    """The liveness of a result without readers: no element is live."""
+    """The liveness of a result without readers: no label is live."""
     value = site.node.meta["val"]
     part = value if isinstance(value, Tensor) else value[index]
     return torch.zeros((1,) * part.dim() if isinstance(part, Tensor) else (), dtype=torch.bool)

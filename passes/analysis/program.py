@@ -1,4 +1,4 @@
-"""A captured graph as the analysis reads it: its call sites in order, each with its rule, inputs and outputs."""
+"""A canonical graph as the analysis reads it: its call sites in order, each with its rule, inputs and outputs."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Layout assignment: from liveness to a layout for every tensor of the small network.
 
-One sweep from the outputs to the inputs. The readers of a tensor request layouts; the tensor takes the cheapest layout
-that holds what is live (`passes.assignment.candidates`); the operator that computes it legalises that layout and
-requests layouts of its own inputs. Where a reader requests another layout than the tensor has, the rewriter recombines:
-no branch is forced to another's mask.
+One sweep from the outputs to the inputs. The readers of a tensor request layouts. The tensor takes the layout with the
+largest gain, savings minus cost, of those that hold its live labels (`passes.assignment.candidates`). The operator that
+computes it legalises that layout and requests layouts of its own inputs. Where a reader requests another layout than
+the tensor has, the rewriter recombines: no branch is forced to another's mask.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class _Planner:
         return LayoutRequest(Layout.whole(len(self.program.shape(node))))
 
     def _read_scalar(self, node: Node, scalars: set[Node]) -> None:
-        """A number of the program: of tensors it reads elements, or a size."""
+        """Record what a scalar node reads: elements of a tensor, its size, or other scalars."""
         for argument in node.all_input_nodes:
             if is_tensor(argument):
                 request = self._whole(argument) if reads_elements(node) else ANY_LAYOUT
@@ -110,7 +110,7 @@ class _Planner:
             self.readers[node].append(reader)
 
     def _is_dead(self, node: Node) -> bool:
-        """Whether a computed tensor has no live element, and its shape is known without computing it."""
+        """Whether a computed tensor has no live label, and its shape is known without computing it."""
         if node.op != "call_function" or bool(self.live(node).any()):
             return False
         return self.program.size_sources(node) is not None
@@ -151,7 +151,7 @@ class _Planner:
         return LAST if layout.labels.numel() == 1 else ROWS
 
     def _choose(self, node: Node) -> Layout:
-        """The layout that saves most: copies that its readers need not make, less what its dead labels cost."""
+        """The layout with the largest gain: copies that its readers need not make, minus what its dead labels cost."""
         live = self.live(node)
         if node in self.kept_whole:
             compact = tuple(live.shape)

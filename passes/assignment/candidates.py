@@ -1,8 +1,16 @@
-"""The layouts that one tensor may take, and which of them is cheapest.
+"""The layouts that one tensor may take, and which of them has the largest gain.
 
-A tensor's readers request layouts. Where a request holds dead labels, it is a candidate if they cost less than the
-copies that it saves (`passes.assignment.prices`); where it holds none, it is free. Without a candidate that gains
-anything the tensor keeps what is live.
+A tensor's readers request layouts. Every requested layout that holds the live labels is a candidate. Its gain is what
+the readers save because they need not copy, minus the price of its dead labels (`passes.assignment.prices`); some
+fillers are free. The largest positive gain wins. The candidates, and what the tensor holds without a gain:
+
+- a requested layout;
+- a span: the live labels, and the requested ones between the first and the last of them;
+- the live labels alone;
+- the live labels, rounded up to the multiple that the target prefers;
+- the live labels and one channel of zeros, from which a gather takes its zeros.
+
+In other modes than "recombine" nothing is paid for a request: it is a candidate only if all its dead labels are free.
 """
 
 from __future__ import annotations
@@ -23,8 +31,9 @@ from passes.graph.layout import Layout, box_of
 from passes.rules.base import AnyLayout, LayoutRequest, Request, Site
 
 LIVE_PER_FILLER = 4
-"""To make rows equally long a tensor may keep one dead label for each four live ones; beyond that it is recombined.
-In another mode than "recombine", or with a channel multiple, it may keep any number."""
+"""A layout whose labels lie along several axes may hold one dead label for each four live ones at no price, so that
+rows are equally long. Beyond that its dead labels have a price, as they always have along a single axis. In another
+mode than "recombine", or with a channel multiple, any number of fillers is free."""
 
 MEETING = "kept because another branch of a sum keeps it"
 MULTIPLE = "grown to the channel multiple"
@@ -89,7 +98,7 @@ class Chooser:
     def _span(
         self, node: Node, want: Layout, live: Tensor, reader: Site | None, readers: Sequence[Reader]
     ) -> Candidate | None:
-        """What is live and what a reader requests in between; it is padded where the live labels are gathered."""
+        """The live labels and the requested ones in between: a reader pads this span, and gathers the live labels."""
         span = span_of(want, live)
         if span is None or span.labels.numel() in (want.labels.numel(), int(live.sum())):
             return None
@@ -106,7 +115,7 @@ class Chooser:
         return self.prices.dead(node, count, sites)
 
     def _is_free(self, request: LayoutRequest, live: Tensor, reader: Site | None) -> bool:
-        """Whether the tensor may take a requested layout without a look at what its dead labels cost."""
+        """Whether the dead labels of a requested layout have no price."""
         alive = request.layout.of(live)
         boxes = sum(size > 1 for size in request.layout.labels.shape) > 1
         if self.options.smallest and int((~alive).sum()) * LIVE_PER_FILLER > int(live.sum()) * boxes:
@@ -148,9 +157,9 @@ def _with_dead(live: Tensor, count: int, readers: Sequence[Reader]) -> Tensor:
 
 
 def _gathered(own: Layout, readers: Sequence[Reader]) -> Layout | None:
-    """One label that a reader finds missing, if that reader must gather: what is there is no run of its request.
+    """A missing requested label, if those present are not contiguous in the request, so that the reader must gather.
 
-    With this label in the tensor the gather alone gives the request; without it zeros are filled in after the gather.
+    With this label in the tensor the gather takes its zeros from there; without it zeros are added in a copy before.
     """
     for reader in readers:
         request = reader.request

@@ -6,7 +6,7 @@ channels (`passes.analysis.coupling`) are one family and share one order, in whi
 the consecutive-ones property (`passes.assignment.pq_tree`). Where no order satisfies all sets, those that move most
 bytes come first.
 
-The order then flows forward through concatenations, splits and movements, so that a reader behind one finds it.
+The order then flows forward through concatenations, splits and movements, so that readers downstream find it.
 Permutations fold into the weights of the layers that make and read the tensors.
 
 Related work: "indexation-addition" (Tessier et al. 2022, arXiv 2206.06247) and NNI's reindexing gather at each sum;

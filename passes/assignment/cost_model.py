@@ -1,7 +1,7 @@
 """The interface of a cost model: what copies and multiplications cost on the machine that will run the network.
 
 Layout assignment asks it which is cheaper where channels meet in a sum: to copy them into place, or to compute the
-missing ones as zeros. `ByteCount` knows no machine: it never pays multiplications for a copy.
+missing ones as zeros. `ByteCount` knows no machine: it never adds multiplications to avoid a copy.
 """
 
 from __future__ import annotations
@@ -42,10 +42,9 @@ class Target(Protocol):
         ...
 
     def meeting(self, size: float) -> float:
-        """The cost of copying a run into an operand of a sum after a convolution.
+        """The cost of a copy that prevents a convolution from fusing the following sum and activation.
 
-        Where the kernel of the convolution would have computed the sum too, the sum and the activation after it are now
-        kernels of their own, and are part of the cost.
+        The copy writes a run into an operand of the sum. The kernels of the sum and of the activation are included.
         """
         ...
 

@@ -94,12 +94,12 @@ def _leaves(n: int, sets: Sequence[Collection[int]]) -> tuple[list[_Node], list[
 
 
 def _free(children: Sequence[_Node]) -> _Node:
-    """A P-node; of one child, the child."""
+    """A P-node, or the only child."""
     return children[0] if len(children) == 1 else _parent(children, ordered=False)
 
 
 def _fixed(children: Sequence[_Node]) -> _Node:
-    """A Q-node; of one child, the child."""
+    """A Q-node, or the only child."""
     return children[0] if len(children) == 1 else _parent(children, ordered=True)
 
 

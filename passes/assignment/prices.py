@@ -1,7 +1,7 @@
 """The prices of a layout: what its dead channels cost, and what copies it saves.
 
 A dead channel costs its producer (rows of a weight that are zero), every operator on the way that moves it, and every
-reader that takes it (columns of a weight that meet zeros). Prices follow it up to the next sum of branches, whose
+reader that takes it (columns of a weight that multiply zeros). Prices follow it up to the next sum of branches, whose
 operands choose their own layouts. A copy costs what the target charges for reading and writing it.
 """
 
@@ -22,7 +22,7 @@ from passes.rules.base import Contraction, Site
 
 
 def is_run(want: Layout, have: Tensor) -> bool:
-    """Whether the labels of `want` in the mask `have` follow one another in it."""
+    """Whether the labels of `want` in the mask `have` are contiguous in `want`."""
     span = span_of(want, have)
     return span is not None and span.labels.numel() == int(have.sum())
 
@@ -84,7 +84,7 @@ class Prices:
     def _made(self, node: Node, count: int, *, behind: bool = False) -> float:
         """The cost of `count` dead labels upstream of a tensor, up to the contraction that makes them.
 
-        `behind`: the tensor is an operand of a sum or a concatenation, so that another one upstream ends the search.
+        `behind`: a sum or a concatenation reads the tensor, so that another one upstream ends the search.
         """
         cost, site = 0.0, self.program.at.get(node)
         while site is not None and not _meets(site) and site.rule.keeps_channels(site):

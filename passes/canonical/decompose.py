@@ -115,7 +115,7 @@ def _stand_ins(values: Sequence[Any]) -> tuple[list[Any], ShapeEnv] | None:
 
 
 def _implementation(node: Node, is_known: Callable[[Node], bool]) -> Callable[..., Any] | None:
-    """A function that computes the same as a call from other operators; None where the call stays as it is."""
+    """A function that computes the result of a call with other operators; None where the call stays as it is."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten" or not is_tensor(node):
         return None

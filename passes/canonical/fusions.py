@@ -4,7 +4,7 @@
     reshape, transpose, reshape back        index_select, where only channels change places
     getitem twice of one result             getitem once
 
-They are searched for in the whole graph, after its spellings were rewritten.
+They are searched for in the whole graph, after each call was brought into canonical form.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Normalise: bring a captured graph into canonical form, so that fewer operators need rules.
 
 1. Operators that no rule knows are taken apart (`passes.canonical.decompose`).
-2. Each spelling of an operation becomes one form (`passes.canonical.spellings`), and operators of core ATen become
-   those that they were made of (`passes.canonical.recompose`).
+2. Each call is brought into canonical form (`passes.canonical.spellings`), and operators of core ATen become those that
+   they were made of (`passes.canonical.recompose`).
 3. Several calls become one (`passes.canonical.fusions`).
 """
 
@@ -24,7 +24,7 @@ def normalise(module: GraphModule) -> GraphModule:
 
 
 def normalise_graph(graph: Graph) -> None:
-    """Do the same to a graph whose module is not run afterwards."""
+    """Bring a captured graph whose module is not run afterwards into canonical form, in place."""
     for node in list(graph.nodes):
         with graph.inserting_before(node):
             take_apart(graph, node, _is_known)

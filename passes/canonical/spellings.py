@@ -1,4 +1,4 @@
-"""Spellings: operators that have another form in a canonical graph, each with the rewrite of one call.
+"""Spellings: operators that are not in canonical form, each with the rewrite of one call into it.
 
     chunk, split, tensor_split, unbind      split_with_sizes (and squeeze)
     select, narrow                          slice (and squeeze)

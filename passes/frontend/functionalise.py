@@ -34,7 +34,7 @@ def functionalise(module: GraphModule) -> GraphModule:
 
 
 def functionalise_graph(graph: Graph) -> None:
-    """Do the same to a graph whose module is not run afterwards."""
+    """Replace every operator that writes into its argument, in a graph whose module is not run afterwards."""
     if any(writes(node) for node in graph.nodes):
         _Memory(graph).run()
         graph.eliminate_dead_code()

@@ -1,4 +1,4 @@
-"""Constants: what a graph computes from parameters, buffers and literals alone. And removal of what nobody reads."""
+"""Constants: what a graph computes from parameters, buffers and literals alone; and removal of all that is unread."""
 
 from __future__ import annotations
 

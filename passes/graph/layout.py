@@ -2,8 +2,8 @@
 
 A value of the original network has a full shape, such as (2, 64, 20, 20). Axes along which elements may be removed are
 *labelled*; all others stay whole. The *compact* shape has the size of each labelled axis and 1 elsewhere, such as
-(1, 64, 1, 1). A *label* is a flat index into the compact shape. A `Layout` is a box of labels: those of the elements
-that the small network computes.
+(1, 64, 1, 1). A *label* is a flat index into the compact shape; it stands for all elements with its coordinates along
+the labelled axes. A `Layout` is a box of labels: those that the small network computes.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def grown(live: Tensor, multiple: int) -> Tensor:
 
 
 def box_of(live: Tensor, multiple: int = 1, rank: Tensor | None = None) -> Layout:
-    """The smallest layout found that holds all live elements; `live` is bool and has the compact shape.
+    """The smallest layout found that holds all live labels; `live` is bool and has the compact shape.
 
     With one labelled axis it is the list of the live indices, filled up to `multiple`, in the order of `rank` (None:
     the natural order). With several it is the product of what each axis needs, or, where that is smaller, rows of equal

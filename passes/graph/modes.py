@@ -89,9 +89,9 @@ def restore_modes(module: GraphModule, ranks: Mapping[str, int]) -> GraphModule:
 
 
 def restore_graph_modes(root: nn.Module, graph: Graph, ranks: Mapping[str, int]) -> dict[Node, Node]:
-    """Do the same to a graph whose tensors `root` holds; returns the new node for each replaced one.
+    """Turn calls of batch norm and dropout into modules of `root`, which holds the tensors of `graph`, in place.
 
-    Nodes without readers are erased.
+    Nodes without readers are erased. Returns the new node for each replaced one.
     """
     replaced: dict[Node, Node] = {}
     for node in list(graph.nodes):

@@ -1,4 +1,4 @@
-"""Values: shapes, sizes, parameters and constants of a captured graph."""
+"""Values: shapes, sizes, parameters and constants of a canonical graph."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     small = fold_constants(fold_batch_norm(pruned.module))
 
 Both take a graph of ATen operators, such as `passes.capture` gives and `passes.rewrite` makes of it, and return a new
-module that computes the same in eval mode. `FoldBatchNorm` and `FoldConstants` are the same as passes.
+module that computes the same in eval mode. As passes of torch.fx they are `FoldBatchNorm` and `FoldConstants`.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ class _Folder:
         node.kwargs = {key: value for key, value in node.kwargs.items() if key not in ("weight", "bias")}
 
     def _stored(self, node: Node, old: Node | None, name: str, tensor: Tensor) -> Node:
-        """A node that holds the tensor: under the name of `old` if nobody else reads that, else under a new one."""
+        """A node that holds the tensor: under the name of `old` if that has no other reader, else under a new one."""
         read = str(old.target) if old is not None and old.op == "get_attr" else None
         trained = read is not None and attribute(self.module, read).requires_grad
         if read is not None:

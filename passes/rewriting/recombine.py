@@ -1,8 +1,8 @@
 """Recombination: bring a tensor from the layout that it has to the layout that a reader needs.
 
-`recombine(x, have, want)` gives the channels of `want`, in order: those that `have` holds are taken from x, all others
-are zero. It is written as the cheapest calls that do so: none, a slice, a slice padded with zeros, a concatenation of
-slices, or, where the order or the number of slices makes these expensive, one gather.
+A `Recombiner` writes a tensor with the labels of a layout `want`, in order: those that the tensor's layout `have` holds
+are taken from there, all others are zero. It writes the cheapest calls that do so: none, a slice, a slice padded with
+zeros, a concatenation of slices, or, where the order or the number of slices makes these expensive, one gather.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Recombiner:
     def __call__(self, x: Node, have: Layout, want: Layout, zero: Tensor | None = None) -> Written:
         """Write the calls that bring `x` from the layout `have` to `want`.
 
-        `zero` masks the elements of `have` that are known to be zero; a gather takes its zeros from there.
+        `zero` masks the labels of `have` that are known to be zero; a gather takes its zeros from there.
         """
         if have.same(want):
             return Written(x, None)
@@ -133,7 +133,7 @@ class Recombiner:
         return self.graph.call_function(aten.slice.Tensor, (x, axis, first, first + length))
 
     def _pad(self, x: Node, behind: int, before: int, after: int) -> Node:
-        """`x` with zeros along the axis that has `behind` axes behind it."""
+        """`x` with zeros along the axis that is followed by `behind` further axes."""
         return self.graph.call_function(aten.constant_pad_nd.default, (x, [0, 0] * behind + [before, after]))
 
     def _scattered(self, x: Node, place: Tensor, have: Layout) -> Node:

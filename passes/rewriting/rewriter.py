@@ -34,9 +34,9 @@ aten = torch.ops.aten
 class Rewritten:
     """The small network and its relation to the original one.
 
-    `kept`: for each parameter and buffer, the part of the original that it is. `recombinations`: those that
-    were written. `values`: for each original value that the network computes, by name, the name of the node that
-    holds it in the layout of the plan.
+    `kept`: for each parameter and buffer of the small network, the selected part of the original tensor.
+    `recombinations`: those that were written. `values`: for each original value that the network computes, by name,
+    the name of the node that holds it in the layout of the plan.
     """
 
     module: GraphModule
@@ -97,7 +97,7 @@ class _Rewriter:
         return self._recombined(self.new[node], node, have, want, reader)
 
     def zeros(self, node: Node, want: Layout) -> Node:
-        """A tensor of zeros in place of an original value without live elements, which no call computes."""
+        """A tensor of zeros in place of an original value without live labels, which no call computes."""
         sources = self.plan.program.size_sources(node)
         assert sources is not None
         sizes: list[Any] = []
@@ -177,7 +177,7 @@ class _Rewriter:
     # Calls
 
     def _count_folded(self, item: SitePlan) -> None:
-        """Record a recombination that costs nothing: the weight of a contraction selects the columns that arrive."""
+        """Record a recombination without a call: the weight of a contraction keeps only the columns that fit."""
         if not item.followed or item.site.rule.weight is None or not item.site.parameters:
             return
         node, want = item.site.inputs[0], item.ins[0]

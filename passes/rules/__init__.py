@@ -1,10 +1,28 @@
-"""The rules, one family of operators a file, and the table that says which operator belongs to which family.
+"""The rules: in goes a call site, out comes what the compiler knows of its operator.
 
-An operator that is not in the table is unknown: nothing is zero after it, and it reads everything. `register_rule` adds
-a rule for an operator of your own, `l1rr_fx.testing.assert_rule_is_sound` checks one, and
-`l1rr_fx.lowering.register_form` gives the operator its ONNX form.
+One table says which operator belongs to which family. An operator that is not in it is unknown: nothing is zero after
+it, and it reads everything. `register_rule` adds a rule for an operator of your own,
+`l1rr_fx.testing.assert_rule_is_sound` checks one, and `l1rr_fx.lowering.register_form` gives the operator its ONNX
+form.
 
-`base` is the interface of a rule, `emitter` what a rule writes its call with, `memo` what it remembers of a call site.
+    base           the interface of a rule, call sites, layout requests
+    emitter        what a rule writes its call with
+    memo           what a rule remembers of a call site
+    pointwise      element by element: activations, arithmetic, sums, copies, constants
+    affine         a scale or a shift for each channel: batch norm, instance norm, PReLU
+    convolution    convolutions and linear layers
+    products       products of activations: matmul, einsum, attention
+    mixing         everything along some axes: pooling, reductions, softmax, norms
+    sampling       values read at computed places
+    windows        overlapping windows
+    movement       what operators have in common that only move elements
+    reindex        movements along an axis: slices, flips, rolls, selections, padding, repetition
+    reshape        the same elements under other axes: reshapes, permutations, pixel shuffles
+    joins          concatenation and split
+    weights        the weight of a contraction, and how it connects channels
+    views          the operators that show the elements of an input again
+    signs          which tensors are never zero
+    probe          an element-wise function at a few numbers
 """
 
 from __future__ import annotations

@@ -1,17 +1,19 @@
 """The interface between the compiler and a family of operators.
 
-The compiler asks a rule five things about a call site, in this order:
+The compiler calls, in this order:
 
-1. liveness, forward: `zero` says which elements of the results are zero for every input;
-2. liveness, backward: `needed` says which elements of the inputs a live element of the results depends on;
-3. layout assignment, from the outputs to the inputs: `legalise` turns the layouts that readers request into layouts
-   that the operator can produce, `requests` says which layouts its inputs must then have;
-4. `select` says which part of each parameter the small network keeps;
-5. `emit` writes the call of the small network.
+1. liveness, forward: `zero` says which labels of the results are zero for every input;
+2. liveness, backward: `needed` says which labels of the inputs a live label of the results depends on;
+3. layout assignment, from the outputs to the inputs: `legalise` chooses the layouts that the results will have, as near
+   to those that readers request as the operator allows; `requests` says which layouts its inputs must then have;
+4. `gives`, where the call itself produces other layouts than its results will have: the rewriter then recombines;
+5. `select` says which part of each parameter the small network keeps;
+6. `emit` writes the call of the small network.
 
-Masks are bool and have the compact shape of their tensor (`passes.graph.layout`). Every method has a default that is
-correct for any operator: nothing is zero, everything is needed. A rule that cannot follow a call returns None from
-`requests`; the call then reads its inputs whole, with zeros filled in, which is always correct.
+Masks are bool and have the compact shape of their tensor (`passes.graph.layout`), with an entry for each label: zero
+if all elements of the label are zero, needed if one of them is. Every method has a default that is correct for any
+operator: nothing is zero, everything is needed. A call is followed if its rule can say which layouts its inputs need.
+Otherwise `requests` returns None, and the call reads its inputs whole, with zeros filled in, which is always correct.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class LayoutRequest:
 
 
 class AnyLayout:
-    """The call takes its input in any layout; `Rule.accept` says in which form."""
+    """The call takes its input in any layout; `Rule.accept` says in which one, given the layout that the input has."""
 
 
 class Unread:
@@ -84,10 +86,10 @@ class WeightForm:
 
 @dataclass(eq=False)
 class Site:
-    """A call site: one operator call of a captured graph.
+    """A call site: one operator call of a canonical graph.
 
-    `inputs` are the tensors that carry facts, `parameters` those that the rule slices itself, `outputs` the nodes of
-    the results (None for a result that nobody reads).
+    `inputs` are the tensors whose liveness and layout the compiler decides, `parameters` those that the rule slices
+    itself, `outputs` the nodes of the results (None for a result without readers).
     """
 
     values: Values
@@ -121,7 +123,7 @@ class Site:
 class SiteFacts:
     """The liveness of the tensors at one call site, and what the user asks of layouts.
 
-    `lives`: which elements of each result are live. `zeros`: which of each input are zero. `inputs_live`: which of each
+    `lives`: which labels of each result are live. `zeros`: which of each input are zero. `inputs_live`: which of each
     input are live for any of its readers. `asked`: which of each input this call needs. `multiple`: channel counts are
     rounded up to it. `ranks`: the position of each label in the order chosen for a result (None or missing: the natural
     order), see `passes.assignment.channel_order`.
@@ -135,7 +137,7 @@ class SiteFacts:
     ranks: tuple[Tensor | None, ...] = ()
 
     def reads(self, index: int) -> Tensor:
-        """Which elements of an input this call reads: those it needs that are not zero. Other readers may need more."""
+        """Which labels of an input this call reads: those it needs that are not zero. Other readers may need more."""
         return self.asked[index] & ~self.zeros[index]
 
 
@@ -173,7 +175,7 @@ class Rule:
         return False
 
     def owns_parameters(self, site: Site) -> bool:
-        """Whether the first input is the only computed one: all others are parameters that the rule slices."""
+        """Whether the call has one input besides its parameters: the rule slices all other tensors that it reads."""
         return len(site.inputs) == 1
 
     def groups(self, site: Site) -> int:
@@ -181,7 +183,10 @@ class Rule:
         return 1
 
     def takes_any_order(self, site: Site, zeros: Sequence[Tensor], *, cut: bool) -> bool:
-        """Whether the call works with the channels of its inputs in any order; `cut`: as a reader of the channels."""
+        """Whether the call works with its channels in any order.
+
+        `cut`: the call reads the reordered tensor, rather than producing it.
+        """
         return self.keeps_channels(site)
 
     def order(self, site: Site, zeros: Sequence[Tensor], ranks: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -195,36 +200,36 @@ class Rule:
     # --- Liveness
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
-        """For each result, which elements are zero for every input, given which elements of the inputs are."""
+        """For each result, which labels are zero for every input, given which labels of the inputs are."""
         return [unlabelled(site, out) for out in site.outputs]
 
     def ceiling(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
-        """An upper bound for each element that the weights alone make constant, in training and in evaluation.
+        """An upper bound for each label that the weights alone make constant, in training and in evaluation.
 
-        +inf for all other elements; None if there is no such element.
+        +inf for all other labels; None if there is no such label.
         """
         return None
 
     def silenced(self, site: Site, ceiling: Tensor) -> Tensor | None:
-        """Which results are zero because their first input is a constant of at most `ceiling`; None if none are.
+        """Which labels are zero because the first input is a constant of at most `ceiling` there; None if none are.
 
         Example: a ReLU after a constant negative channel.
         """
         return None
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
-        """For each input, which elements some live element of a result depends on."""
+        """For each input, which labels some live label of a result depends on."""
         anything = any(bool(live.any()) for live in lives)
         return [torch.full_like(zero, anything) for zero in zeros]
 
     def stand_in(self, site: Site, index: int) -> float:
-        """The number that replaces elements of an input that are not needed; the results must stay finite with it."""
+        """The number that stands in for elements of an input that this call does not need, so that it stays finite."""
         return 0.0
 
     # --- Layouts
 
     def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
-        """Legalise the requested result layouts: return the nearest layouts that this operator can produce."""
+        """Legalise the requested layouts: the layouts that the results will have, as near as the operator allows."""
         return list(requested)
 
     def growth(self, site: Site) -> str | None:
@@ -240,11 +245,11 @@ class Rule:
         return list(outs)
 
     def accept(self, site: Site, index: int, have: Layout) -> Layout:
-        """For an input requested in any layout: the layout in which the call takes it, given the one it has."""
+        """The layout in which the call takes an input that it requested in any layout, given the one that it has."""
         return have
 
     def narrowed(self, site: Site, have: Layout, facts: SiteFacts) -> Layout | None:
-        """The part that the call reads of an input that it takes in any layout; None if it reads all of it."""
+        """The labels that the call reads of an input that it takes in any layout; None if it reads all of them."""
         return None
 
     # --- Rewriting
@@ -269,7 +274,7 @@ class Rule:
 
 
 def unlabelled(site: Site, out: Node | None) -> Tensor:
-    """The fact that no element of a result is zero, without labelled axes."""
+    """The mask that says of a result that no element is zero, without labelled axes."""
     rank = len(site.shape(out)) if out is not None else 0
     return torch.zeros((1,) * rank, dtype=torch.bool)
 

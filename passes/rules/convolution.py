@@ -148,7 +148,7 @@ class Weighted(Rule):
         return [needed_x, *(self.needed_of_parameter(site, node, lives[0], zeros) for node in site.inputs[1:])]
 
     def needed_of_parameter(self, site: Site, node: Node, live: Tensor, zeros: Sequence[Tensor]) -> Tensor:
-        """Which elements of a computed weight or bias are needed: live rows, and columns whose input is not zero."""
+        """Which labels of a computed weight or bias are needed: live rows, and columns whose input is not zero."""
         widths, axis, zero = self.widths(site), self.axis(site), zeros[site.inputs.index(node)]
         rows = self.channels(live, axis, widths.outputs)
         if node is not weight_of(site.node):

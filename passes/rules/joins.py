@@ -145,7 +145,7 @@ class Join(Movement):
 
 
 class Split(Movement):
-    """One tensor cut along an axis; results that nobody reads are not cut out."""
+    """One tensor cut along an axis; results without readers are not cut out."""
 
     def takes_any_order(self, site: Site, zeros: Sequence[Tensor], *, cut: bool) -> bool:
         if cut and sum(out is not None for out in site.outputs) > 1:

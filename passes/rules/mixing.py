@@ -21,7 +21,7 @@ Axes = Callable[[Site], tuple[int, ...]]
 
 
 def spatial(site: Site) -> tuple[int, ...]:
-    """The axes behind batch and channel."""
+    """The axes after batch and channel."""
     return tuple(range(2, len(site.shape(site.inputs[0]))))
 
 

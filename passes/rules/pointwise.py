@@ -67,7 +67,7 @@ class Pointwise(Rule):
         return [self.combine(site, zeros).expand(shape)]
 
     def combine(self, site: Site, zeros: Sequence[Tensor]) -> Tensor:
-        """Which elements are zero, given that f(0, ..., 0) is."""
+        """Which labels are zero, given that f(0, ..., 0) is."""
         result = zeros[0]
         for zero in zeros[1:]:
             result = result & zero
@@ -87,7 +87,7 @@ class Pointwise(Rule):
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         return [
-            torch.full_like(zero, bool(lives[0].any()))  # nothing may stand in for what nobody needs
+            torch.full_like(zero, bool(lives[0].any()))  # no number can stand in for an unneeded element
             if number is None
             else collapse(lives[0], compact(zero)).expand(zero.shape)
             for zero, number in zip(zeros, stand_ins(site), strict=True)
@@ -175,7 +175,7 @@ class Quotient(Pointwise):
 
 
 class Sum(Pointwise):
-    """x + y: an operand without live elements is left out."""
+    """x + y: an operand without live labels is left out."""
 
     is_sum = True
 

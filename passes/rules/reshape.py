@@ -1,4 +1,4 @@
-"""The same elements under other axes: reshapes, permutations, pixel shuffles. They are undone on labels."""
+"""The same elements under other axes: reshapes, permutations, pixel shuffles. Layouts go backward on labels."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Reshape(Movement):
         """Whether the call really gives `out` from `given`.
 
         One input label may stand for several elements of a labelled axis (windows that became rows); then labels alone
-        do not tell whether these are in order, and the elements are numbered one by one.
+        do not show whether these are in order, and the elements are numbered one by one.
         """
         if math.prod(given.compact) == math.prod(out.compact):
             return True

@@ -1,4 +1,15 @@
-"""The patterns, a file for each theme; importing them registers them."""
+"""The patterns: small named networks with inputs, a file for each theme. Importing them registers them.
+
+residual      chains, point-wise functions and sums of branches
+movement      channels that are split, joined, or read as something else
+reordering    channels shuffled, turned around, picked or padded
+grouped       groups of channels, weights that are computed or constant, other dimensions
+gates         products of branches: gates over channels and over space
+attention     products of activations, tokens and windows
+statistics    operators that read all channels
+networks      inputs and outputs, heads, and whole small networks
+parts         the layers that patterns are put together from
+"""
 
 from __future__ import annotations
 

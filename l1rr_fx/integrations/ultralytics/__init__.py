@@ -9,6 +9,11 @@
     export(small, "small.onnx", yolo)
     YOLO("small.onnx").val(data="trees.yaml")
 
+    training      sparse training, and fine-tuning with zeros held, in the stock trainer
+    plans         plans for YOLO networks, and the images of their data sets
+    networks      the networks of YOLO objects and checkpoints
+    deployment    pruning, and files that Ultralytics and devices run
+
 Ultralytics is licensed under AGPL-3.0, unless you have bought another licence from its makers: whoever distributes a
 program with it, or lets others use one over a network, owes them its source. Only `load`, when it is given a file, and
 `plan` with data import it. Models need no change: C2f, C3k2, attention and their heads are pruned as they are.

@@ -95,7 +95,7 @@ class _Sparse(_Callbacks):
         if saved["epoch"] == trainer.start_epoch - 1:
             penalty.load_state_dict(saved["penalty"])
         else:
-            log.warning("%s is not of the epoch that is resumed: the penalty starts anew", file)
+            log.warning("%s is not of the epoch that is resumed: the penalty starts from its initial state", file)
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Any) -> None:
