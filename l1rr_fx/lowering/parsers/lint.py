@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from l1rr_fx.lowering.onnx_target import target_named
 from l1rr_fx.lowering.parsers import trt82
 from l1rr_fx.lowering.parsers.onnx_file import OnnxModel, read_model
-from l1rr_fx.lowering.parsers.remarks import Remark
+from l1rr_fx.lowering.parsers.remarks import Basis, Remark, Severity
 from l1rr_fx.support.checks import naming
 from passes.errors import InputError
 
@@ -23,14 +23,17 @@ class Finding:
     """One thing that is wrong with a model for a target.
 
     An "error" is refused or misread; a "warning" may be, or costs precision; a "note" costs time. `node` is "" where
-    the whole model is meant.
+    the whole model is meant. `source` is the file and the function of the parser that decides it (onnx-tensorrt at
+    85e79f6), and `basis` how sure that is: "certain" (read in the parser) or "NvInfer.h" (what the builder documents).
     """
 
     node: str
     operator: str
     problem: str
     cure: str
-    severity: Literal["error", "warning", "note"]
+    severity: Severity
+    source: str = ""
+    basis: Basis = "certain"
 
     def __str__(self) -> str:
         where = f"{self.operator} {self.node}" if self.node else "model"
@@ -61,4 +64,4 @@ def _findings(model: OnnxModel, parser: Any) -> Iterator[Finding]:
 
 
 def _finding(node: str, operator: str, remark: Remark) -> Finding:
-    return Finding(node, operator, remark.problem, remark.cure, remark.severity)
+    return Finding(node, operator, remark.problem, remark.cure, remark.severity, remark.source, remark.basis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -88,11 +89,12 @@ class OnnxModel:
     """A model: nodes of nested graphs come after those around them.
 
     `inputs` are those that the model is given, `constants` those that any of its graphs holds, and `sparse` names those
-    that are stored as indices and values.
+    that are stored as indices and values. `domains` are those of which the model imports an opset.
     """
 
     ir_version: int
     opset: int
+    domains: tuple[str, ...]
     functions: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -110,6 +112,16 @@ class OnnxModel:
         """The sizes of a value, if they are known."""
         found = self.types.get(name)
         return None if found is None else found.shape
+
+    def rank_of(self, name: str) -> int | None:
+        """The number of axes of a value, if it is known."""
+        found = self.types.get(name)
+        return None if found is None else found.rank
+
+    @functools.cached_property
+    def producers(self) -> Mapping[str, OnnxNode]:
+        """The node that computes each value."""
+        return {output: node for node in self.nodes for output in node.outputs if output}
 
 
 def read_model(model: Any) -> OnnxModel:
@@ -131,6 +143,7 @@ def read_model(model: Any) -> OnnxModel:
     return OnnxModel(
         int(proto.ir_version),
         opset,
+        tuple(opsets),
         tuple(function.name for function in proto.functions),
         tuple(port.name for port in proto.graph.input if port.name not in constants),
         tuple(port.name for port in proto.graph.output),

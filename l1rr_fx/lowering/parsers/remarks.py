@@ -1,96 +1,158 @@
-"""Checks of a lint: functions from a node to what is wrong with it, and makers of those that many operators need."""
+"""Checks of a lint: what they read, where the parser decides it, and makers of those that many operators need."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from l1rr_fx.lowering.parsers.onnx_file import OnnxModel, OnnxNode
 
+Severity = Literal["error", "warning", "note"]
+Basis = Literal["certain", "NvInfer.h"]
+"""How sure a check is: read in the parser itself, or in the header of the builder's interface."""
+
 
 @dataclass(frozen=True)
 class Remark:
-    """What is wrong, and what to do."""
+    """What is wrong, and what to do; `source` is where the parser decides it."""
 
     problem: str
     cure: str
-    severity: Literal["error", "warning", "note"] = "error"
+    severity: Severity = "error"
+    source: str = ""
+    basis: Basis = "certain"
 
 
-Check = Callable[[OnnxModel, OnnxNode], Iterator[Remark]]
+Reading = Callable[[OnnxModel, OnnxNode], Iterator[Remark]]
 
 
-def constant_input(i: int, what: str, *, severity: Literal["error", "warning"] = "error") -> Check:
-    """Input `i`, if there is one, has to be an initializer (or a Constant with a tensor)."""
+@dataclass(frozen=True)
+class Check:
+    """A rule that a node has to keep, with the file and the function of the parser that enforces it.
 
-    def check(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
+    Without a source it is the importer of the node's operator.
+    """
+
+    rule: str
+    reading: Reading
+    source: str = ""
+    basis: Basis = "certain"
+
+    def __call__(self, model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
+        for remark in self.reading(model, node):
+            yield replace(remark, source=self.source_for(node.kind), basis=self.basis)
+
+    def source_for(self, kind: str) -> str:
+        """Where the parser decides it for an operator."""
+        return self.source or importer(kind)
+
+
+@dataclass(frozen=True)
+class ModelCheck:
+    """A rule that a whole model has to keep, with its source."""
+
+    rule: str
+    reading: Callable[[OnnxModel], Iterator[Remark]]
+    source: str
+    basis: Basis = "certain"
+
+    def __call__(self, model: OnnxModel) -> Iterator[Remark]:
+        for remark in self.reading(model):
+            yield replace(remark, source=self.source, basis=self.basis)
+
+
+def importer(kind: str) -> str:
+    """Where onnx-tensorrt reads an operator."""
+    return f"builtin_op_importers.cpp: import{kind}"
+
+
+def helper(function: str) -> str:
+    """A function of onnx-tensorrt that several importers call."""
+    return f"onnx2trt_utils.cpp: {function}"
+
+
+# What is a constant to the parser
+
+
+def constant(model: OnnxModel, name: str) -> bool:
+    """Whether the parser knows the values: an initializer, a Constant, or a transposed one of those."""
+    if name in model.constants:
+        return True
+    producer = model.producers.get(name)
+    if producer is None:
+        return False
+    return producer.kind == "Constant" or (producer.kind == "Transpose" and constant(model, producer.input(0)))
+
+
+# Makers of checks
+
+
+def constant_input(i: int, what: str, *, basis: Basis = "certain", source: str = "") -> Check:
+    """Input `i`, if there is one, has to be a constant."""
+
+    def reading(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
         name = node.input(i)
-        if name and name not in model.constants:
-            yield Remark(f"its {what} is computed by the network", f"make the {what} an initializer", severity)
+        if name and not constant(model, name):
+            yield Remark(f"its {what} is computed by the network", f"make the {what} an initializer")
 
-    return check
+    return Check(f"{what} is constant", reading, source, basis)
 
 
-def ranks(*allowed: int, cure: str, i: int = 0) -> Check:
+def ranks(*allowed: int, cure: str, i: int = 0, basis: Basis = "certain", source: str = "") -> Check:
     """Input `i` has one of these numbers of axes."""
+    numbers = " or ".join(map(str, allowed))
 
-    def check(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
-        shape = model.shape_of(node.input(i))
-        if shape is not None and len(shape) not in allowed:
-            yield Remark(f"its input has {len(shape)} axes; {' or '.join(map(str, allowed))} are read", cure)
+    def reading(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
+        rank = model.rank_of(node.input(i))
+        if rank is not None and rank not in allowed:
+            yield Remark(f"its input {i} has {rank} axes; {numbers} are read", cure)
 
-    return check
+    return Check(f"input {i} has {numbers} axes", reading, source, basis)
 
 
-def without_attributes(*names: str, problem: str, cure: str) -> Check:
-    """None of these attributes is given a value that is not empty or 0."""
+def without_attributes(*names: str, cure: str) -> Check:
+    """None of these attributes, which the parser does not read, is given a value that is not empty or 0."""
 
-    def check(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
+    def reading(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
         for name in names:
             if node.attributes.get(name) not in (None, 0, "", "none", "stretch", []):
-                yield Remark(problem.format(name=name), cure)
+                yield Remark(f"{name} is ignored, silently", cure)
 
-    return check
-
-
-def at_most_inputs(count: int, problem: str, cure: str) -> Check:
-    """No more than `count` inputs are given."""
-
-    def check(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
-        if any(node.inputs[count:]):
-            yield Remark(problem, cure)
-
-    return check
+    return Check(f"no {', '.join(names)} (ignored)", reading)
 
 
-def values_in(attribute: str, allowed: tuple[str, ...], default: str, cure: str) -> Check:
-    """An attribute that is a word is one of these."""
+def values_in(attribute: str, allowed: tuple[str | int, ...], default: str | int, cure: str, source: str = "") -> Check:
+    """An attribute has one of these values."""
+    listed = ", ".join(map(str, allowed))
 
-    def check(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
-        word = node.attributes.get(attribute, default)
-        if word not in allowed:
-            yield Remark(f"{attribute} is {word!r}; {', '.join(allowed)} are read", cure)
+    def reading(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
+        value = node.attributes.get(attribute, default)
+        if value not in allowed:
+            yield Remark(f"{attribute} is {value!r}; only {listed} is read", cure)
 
-    return check
+    return Check(f"{attribute} is one of {listed}", reading, source)
 
 
-def ones(attribute: str, problem: str, cure: str) -> Check:
+def ones(attribute: str, problem: str, cure: str, source: str = "") -> Check:
     """An attribute that is a list of numbers holds ones only."""
 
-    def check(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
+    def reading(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
         if any(n != 1 for n in node.attributes.get(attribute, ())):
             yield Remark(problem, cure)
 
-    return check
+    return Check(f"{attribute} are 1", reading, source)
 
 
-def not_of(i: int, kinds: tuple[str, ...], cure: str) -> Check:
-    """Input `i` is of none of these types."""
+def given_sizes(*indices: int) -> Check:
+    """These inputs, which are sizes or positions, are no inputs of the network."""
 
-    def check(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
-        kind = model.kind_of(node.input(i))
-        if kind in kinds:
-            yield Remark(f"its input {i} is {kind}, which this operator does not take there", cure)
+    def reading(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
+        for name in (node.input(i) for i in indices):
+            if name and name in model.inputs:
+                yield Remark(
+                    f"its sizes {name} are an input of the network: an engine of fixed sizes cannot be built",
+                    f"make {name} an initializer",
+                )
 
-    return check
+    return Check("sizes are no inputs of the network", reading, basis="NvInfer.h")
