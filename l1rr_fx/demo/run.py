@@ -114,7 +114,7 @@ def run(output: Path, *, budget: float = BUDGET, effort: Effort = Effort(), cons
         raise VerifyError(f"the pruned detector differs from the zeroed one by {deviation:.1e} of its largest output")
     console.print(f"pruned and zeroed outputs on the test image agree to {deviation:.1e} (relative, float64)")
     with _step(console, "finding the trees in the test image"):
-        models = {"dense": dense, "dense, trained on": trained, "zeroed": zeroed, "pruned": pruned}
+        models = {"dense": dense, "dense, fine-tuned": trained, "zeroed": zeroed, "pruned": pruned}
         found = {name: detected(model, scene) for name, model in models.items()}
         judged = {name: average_precision(each, scene.boxes, THRESHOLDS) for name, each in found.items()}
     with _step(console, "timing dense and pruned in turn"):

@@ -147,7 +147,7 @@ class Rule:
     family = "unknown"
     """The name of the family in reports."""
     reason: str | None = "unknown operator"
-    """Why a call reads its inputs whole, where it does; None for a family that is normally followed."""
+    """The reason to report for a call that is not followed; None for a family whose calls are normally followed."""
 
     # --- Traits: what other stages ask about the operator
 
