@@ -274,8 +274,11 @@ def reduce_log_sum_exp(n: Node) -> None:
 
 
 def _has_its_maximum_taken_off(n: Node) -> bool:
-    made_by = n.tensor(0).made_by
-    return made_by is not None and made_by.op_type == "Sub"
+    value = n.tensor(0)
+    if value.made_by is None or value.made_by.op_type != "Sub":
+        return False
+    taken = value.made_from[1]
+    return taken is not None and taken.made_by is not None and taken.made_by.op_type == "ReduceMax"
 
 
 def arg_reduction(operation: str) -> Importer:

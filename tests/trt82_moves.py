@@ -49,7 +49,7 @@ def reshape(n: Node) -> None:
     value = n.tensor(0)
     n.check(n.opset < 14 or n.get("allowzero") is not None, "importReshape: attribute allowzero is not found")
     if n.opset >= 5:
-        n.shape_weights(1)
+        n.sizes(1)
     n.layer("Shuffle")
     moves_bool(n, value, "Shuffle")
 
@@ -58,14 +58,14 @@ def expand(n: Node) -> None:
     value = n.tensor(0)
     shape = n.input(1)
     n.check(shape is not None and shape.rank == 1, "importExpand: the shape is no vector, or has no values")
-    n.shape_weights(1)
+    n.sizes(1)
     n.layer("Slice")
     moves_bool(n, value, "Slice")
 
 
 def tile(n: Node) -> None:
     value = n.tensor(0)
-    n.shape_weights(1)
+    n.sizes(1)
     n.layer("Slice", mode="WRAP")
     moves_bool(n, value, "Slice")
 
@@ -100,7 +100,7 @@ def slice_(n: Node) -> None:
     value = n.tensor(0)
     if n.opset >= 10:
         n.check(3 <= len(n.inputs) <= 5, f"importSlice: {len(n.inputs)} inputs")
-        parts = [n.shape_weights(i) for i in range(1, len(n.inputs))]
+        parts = [n.sizes(i) for i in range(1, len(n.inputs))]
         if len(n.inputs) > 3:
             n.weights(3, "importSlice: axes")
         axes = parts[2] if len(parts) > 2 else None
@@ -118,7 +118,7 @@ def split(n: Node) -> None:
     value = n.tensor(0)
     n.returned = len(n.proto.output)
     axis = n.axis("axis", 0, value.rank)
-    sizes = n.get("split") if n.opset < 13 else n.shape_weights(1) if len(n.inputs) == 2 else None
+    sizes = n.get("split") if n.opset < 13 else n.sizes(1) if len(n.inputs) == 2 else None
     n.check(sizes is None or len(sizes) == n.returned, f"importSplit: {len(sizes or ())} sizes, {n.returned} outputs")
     if sizes is None and value.shape is not None and len(n.inputs) < 2:
         size = value.shape[axis]
@@ -130,7 +130,7 @@ def split(n: Node) -> None:
 
 def pad(n: Node) -> None:
     value = n.tensor(0)
-    pads = [int(pad) for pad in n.get("pads", ())] if n.opset < 11 else n.shape_weights(1)
+    pads = [int(pad) for pad in n.get("pads", ())] if n.opset < 11 else n.sizes(1)
     mode = n.get("mode", "constant")
     amount, given = 0.0, n.input(2) if n.opset >= 11 else None
     if n.opset < 11:
@@ -201,6 +201,7 @@ def constant(n: Node) -> None:
 
 def constant_of_shape(n: Node) -> None:
     n.tensor(0)
+    n.sizes(0)
     n.layer("Slice")
 
 

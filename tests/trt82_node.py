@@ -34,6 +34,7 @@ class Value:
     """A tensor, or weights: a constant that importers can read.
 
     `tensor` names the tensor that it is: an importer that returns its own input gives one tensor a second name.
+    `made_by` and `made_from` are the node that computes it and that node's inputs.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Value:
     read: Callable[[], Any] | None = None
     empty: bool = False
     made_by: onnx.NodeProto | None = None
+    made_from: tuple[Value | None, ...] = ()
 
     @property
     def rank(self) -> int | None:
@@ -126,16 +128,15 @@ class Node:
         assert value is not None and value.read is not None
         return value.read()
 
-    def shape_weights(self, i: int) -> list[int] | None:
-        """`ShapeTensor` of its i-th input: None where it is computed, which needs a profile to build."""
+    def sizes(self, i: int) -> list[int] | None:
+        """`ShapeTensor` of its i-th input: None where it is computed. Sizes that the engine is given need a profile."""
         value = self.input(i)
         self.check(value is not None, f"input {i} is left out, and the importer does not expect that")
         assert value is not None
-        if value.read is None:
-            if value.made_by is None:
-                self.warn(f"input {i} is a shape that the engine is given: it cannot be built without a profile")
-            return None
-        return [int(number) for number in np.atleast_1d(value.read())]
+        if value.read is not None:
+            return [int(number) for number in np.atleast_1d(value.read())]
+        self.builder(value.made_by is not None, f"input {i}, by which sizes are set, is an input of the engine")
+        return None
 
     def axis(self, name: str, default: int, rank: int | None) -> int:
         """`convertAxis` of an attribute."""

@@ -136,17 +136,13 @@ class _Parse:
         readers = [node for node in self.model.graph.node if name in node.input]
         return all(node.op_type == "Slice" and node.input[0] != name for node in readers)
 
-    def _typed(self, name: str, made_by: onnx.NodeProto | None = None) -> Value:
+    def _typed(self, name: str, by: onnx.NodeProto | None = None, given: tuple[Value | None, ...] = ()) -> Value:
         kind, shape = self.types.get(name, ("", None))
-        return Value(KINDS.get(kind, kind), shape, name, made_by=made_by)
+        return Value(KINDS.get(kind, kind), shape, name, made_by=by, made_from=given)
 
     def _node(self, proto: onnx.NodeProto, opset: int) -> Iterator[Judgement]:
-        node = Node(
-            proto,
-            opset,
-            tuple(self.values.get(name, self._typed(name)) if name else None for name in proto.input),
-            tuple(self._typed(name, proto) for name in proto.output),
-        )
+        given = tuple(self.values.get(name, self._typed(name)) if name else None for name in proto.input)
+        node = Node(proto, opset, given, tuple(self._typed(name, proto, given) for name in proto.output))
         try:
             self._imported(node)
         except RefusedError as error:

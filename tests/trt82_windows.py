@@ -156,7 +156,7 @@ def resize(n: Node) -> None:
         n.check(len(n.get("axes")) == value.rank, "importResize: the axes are not read, and there are not all sizes")
     if by_sizes:
         n.tensor(3)
-        n.shape_weights(3)
+        n.sizes(3)
         factors = _factors(value, n.meant[0])
     else:
         scales = n.weights(2 if n.opset >= 11 else 1, "importResize: scales")
@@ -247,6 +247,8 @@ def recurrent(n: Node) -> None:
 def range_(n: Node) -> None:
     values = [n.tensor(i) for i in range(3)]
     static = all(value.is_weights for value in values)
+    for i in range(3):
+        n.sizes(i)
     n.check(values[0].kind == "INT32" or (static and values[0].kind == "FLOAT"), f"importRange: {values[0].kind}")
     n.layer("Fill")
 
