@@ -34,7 +34,8 @@ from l1rr_fx.lowering.bundle.writing import SCRIPT, lower
 from passes.errors import InputError, LoweringError
 
 FILES = {
-    "README.md", "build_and_measure.py", "expected.npz", "inputs.npz", "manifest.json", "model.onnx", "model_fp16.onnx"
+    "README.md", "build_and_measure.py", "expected.npz", "inputs.npz", "manifest.json", "model.onnx", "model_fp16.onnx",
+    "config.pbtxt", "nvinfer.txt",
 }  # fmt: skip
 
 
@@ -404,7 +405,7 @@ def test_a_folder_is_replaced_only_if_it_is_a_bundle_and_only_if_asked(bundle: P
             lower(*linear(), out=tmp_path / name, overwrite=overwrite)
     assert (tmp_path / "other" / "thesis.txt").read_text() == "years of work"
     lower(*linear(), out=tmp_path / "bundle", overwrite=True, half_model=False)
-    assert {path.name for path in (tmp_path / "bundle").iterdir()} == FILES - {"model_fp16.onnx"}
+    assert {path.name for path in (tmp_path / "bundle").iterdir()} == FILES - {"model_fp16.onnx", "nvinfer.txt"}
 
 
 @pytest.fixture

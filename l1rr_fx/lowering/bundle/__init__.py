@@ -2,6 +2,7 @@
 
 writing             `lower`: writes the folder: models, inputs, expected outputs, script, README
 half_precision      whether FP16 holds the network's numbers, by module
+deploy_files        configurations for Triton and DeepStream
 instructions        the commands and the README of a bundle
 build_and_measure   the script in the folder, for Python 3.6 and the TensorRT that is installed there
 remote              `measure`: copies a bundle to another machine through ssh, runs it and brings results.json back

@@ -23,6 +23,8 @@ needs Python 3.6, numpy and TensorRT. It says in results.json what it used, and 
 | model.onnx | the network in FP32, ONNX opset {opset}, sizes fixed |
 | model_fp16.onnx | the same in FP16 (optional): TensorRT 11 and TensorRT for RTX take the precision from the file |
 {before_nms}| inputs.npz, expected.npz | an input, and what torch computes for it |
+| config.pbtxt | for the Triton Inference Server |
+| nvinfer.txt | for DeepStream (only if the input is a picture): set colours and scale to those of the training |
 | manifest.json | the hashes of all files, tolerances, and the kernels of which the prediction is made |
 
 Outputs are accepted if they deviate from what is expected, relative to each output's largest value, by at most

@@ -21,9 +21,11 @@ from torch.utils import _pytree as pytree
 
 from l1rr_fx.latency.kernels import Kernel, kernels
 from l1rr_fx.latency.prediction import DEVICES, Latency, Prediction
+from l1rr_fx.lowering.bundle.deploy_files import write_deploy_files
 from l1rr_fx.lowering.bundle.half_precision import HalfPrecision, half_precision
 from l1rr_fx.lowering.bundle.instructions import commands, readme
 from l1rr_fx.lowering.onnx.emission import TOLERANCE, Emitted, check_module, in_order, to_onnx
+from l1rr_fx.lowering.onnx.heads import check_head
 from l1rr_fx.lowering.onnx.nms import Nms, check_detections, check_nms
 from l1rr_fx.lowering.onnx.runtime import Trial
 from l1rr_fx.lowering.onnx_target import target_named
@@ -89,11 +91,11 @@ def lower(
     """Write the bundle of a network, pruned or not, to the new folder `out`: all of it or, on any failure, nothing.
 
     It holds the ONNX file, the inputs `args` with the outputs of torch for them, a script that needs nothing but Python
-    3.6, numpy and TensorRT, a manifest with hashes, and a README with the commands. `label` is what comparisons call
-    the network (default: the folder's name). `half_model` adds a file in FP16, which TensorRT 11 needs, unless its
-    outputs are not those of the network: then a note says so. `metadata` goes into the ONNX files. `nms` ends them with
-    TensorRT's plugin, and adds them as they are before it. `args` should then show objects: else there is nothing to
-    suppress when an engine is checked, and a note says so.
+    3.6, numpy and TensorRT, a manifest with hashes, a README with the commands, and files for Triton and DeepStream.
+    `label` is what comparisons call the network (default: the folder's name). `half_model` adds a file in FP16, which
+    TensorRT 11 needs, unless its outputs are not those of the network: then a note says so. `metadata` goes into the
+    ONNX files. `nms` ends them with TensorRT's plugin, and adds them as they are before it. `args` should then show
+    objects: else there is nothing to suppress when an engine is checked, and a note says so.
 
     Raises InputError for wrong arguments, a folder that is not empty (with `overwrite` a bundle is replaced, and
     nothing else is) or a disk that refuses, LoweringError for what the target cannot express, and the errors of
@@ -105,6 +107,7 @@ def lower(
     check_folder(folder, overwrite=overwrite)
     module = pruned.module if isinstance(pruned, Pruned) else pruned
     check_module(module, args)
+    check_head(nms, module, metadata)
     kwargs = in_order(module, kwargs)
     graph = capture(module, args, kwargs)
     work_list = kernels(graph)
@@ -122,6 +125,7 @@ def lower(
         advice = tuple(_noted(line) for line in (half.advice if half else ()))
         notes += nothing
         shutil.copyfile(Path(__file__).with_name(SCRIPT), work / SCRIPT)
+        write_deploy_files(work, target, half=half is None or half.holds)
         facts = {
             "label": label or folder.name,
             "target": target,
