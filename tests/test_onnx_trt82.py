@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from l1rr_fx.lowering import to_onnx
+from l1rr_fx.lowering import LoweringError, to_onnx
 from l1rr_fx.lowering.onnx.runtime import run_onnx
+from l1rr_fx.lowering.onnx.writer import Writer
+from l1rr_fx.lowering.onnx_target import target_named
 from tests.trt82_parser import assert_accepted
 
 TARGETS = ("jetson-tx2", "onnxruntime")
@@ -114,6 +119,10 @@ CASES: dict[str, Case] = {
     "relu of integers": Case(lambda w, i: F.relu(i), COUNTS, {"Max": 1}),
     "numbers as truth": Case(lambda w, x: (x.bool(), x.bool().float(), x.any(1), x.all(0), x.logical_not()), TRUTHS),
     "booleans in order": Case(lambda w, x: (*(x > 0).sort(dim=1, stable=True), *(x > 0).max(1)), TRUTHS),
+    "an axis before the last four": Case(
+        lambda w, x: (*x.topk(2, 0), *x.max(0), x.topk(1, 0, largest=False)[1], x.argmin(0, True), x.long().argmax(0)),
+        ((drawn(4, 3, 2, 1, 2),), (drawn(4, 3, 2, 1, 2, seed=1),)),
+    ),
     "a vector by a batch": Case(
         lambda w, x: (x[0, 0] @ x.mT, x @ x[0, 0], x[0, 0] @ x[0].T, x[0, 0] @ x[0, 0]), CUBES
     ),
@@ -156,3 +165,105 @@ def test_other_values_than_the_examples(name: str, target: str, tmp_path: Path) 
     if target == "jetson-tx2":
         assert_accepted(emitted.path)
         assert case.operators is None or emitted.operators == case.operators  # no more nodes than needed
+
+
+# Limits
+
+
+def test_more_than_the_target_sorts_is_refused(tmp_path: Path) -> None:
+    path, args = tmp_path / "model.onnx", (drawn(1, 5000),)
+    for order in (lambda w, x: x.sort(1), lambda w, x: x.argsort(1), lambda w, x: x.topk(3841, 1)[0]):
+        with pytest.raises(
+            LoweringError, match=r"the first \d+ of 5000 .* expected at most 3840 .* take fewer with topk"
+        ):
+            to_onnx(Function(order).eval(), args, path)
+    assert_accepted(to_onnx(Function(lambda w, x: x.topk(3840, 1)[0]).eval(), args, path, verify=False).path)
+
+
+AXES: dict[str, Callable[..., Any]] = {
+    "a value": lambda w, x: x.view(1, 2, 1, 2, 1, 2, 1, 2, 1) * 2,
+    "a constant": lambda w, x: x.view(2, 2, 2, 2) * w[:1, :1].view(1, 1, 1, 1, 1, 1, 1, 1, 1),
+    "an inner value": lambda w, x: x.view(1, 2, 1, 2, 1, 2, 1, 2).repeat_interleave(2, 0),
+}
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_more_than_eight_axes_are_refused(name: str, tmp_path: Path) -> None:
+    model = Function(AXES[name]).eval()
+    with pytest.raises(
+        LoweringError, match=r"a tensor of 9 axes, sizes \[.*\]; expected at most 8 on jetson-tx2.*\n  node "
+    ):
+        to_onnx(model, (drawn(16),), tmp_path / "model.onnx")
+    to_onnx(model, (drawn(16),), tmp_path / "model.onnx", target="onnxruntime")
+
+
+def test_an_input_of_nine_axes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoweringError, match="a tensor of 9 axes"):
+        to_onnx(Function(lambda w, x: x.flatten()).eval(), (drawn(*[1] * 8, 2),), tmp_path / "model.onnx")
+
+
+# Names
+
+
+def ports(path: Path) -> tuple[list[str], list[str]]:
+    graph = onnx.load(path).graph
+    return [port.name for port in graph.input], [port.name for port in graph.output]
+
+
+def test_engine_inputs_keep_their_names(tmp_path: Path) -> None:
+    def unmoved(w: Tensor, x: Tensor) -> Any:
+        return x.permute(0, 1).relu(), x.flatten(1).tanh(), x.transpose(0, 0).float() + 1, x.view(3, 4), x
+
+    path = to_onnx(Function(unmoved).eval(), SMALL[0], tmp_path / "model.onnx", input_names=("image",)).path
+    assert ports(path)[0] == ["image"]
+    assert_accepted(path)
+
+
+def test_a_transposition_that_keeps_the_order_is_not_written() -> None:
+    writer = Writer(target_named("jetson-tx2"))
+    assert writer.op("Transpose", "x", perm=[0, 1, 2]) == "x" and not writer.calls
+    assert writer.op("Transpose", "x", perm=[0, 2, 1]) != "x"
+    assert writer.op("Transpose", "x") != "x"  # without a permutation the axes are reversed
+
+
+@dataclass
+class Detections:
+    """What a detector returns."""
+
+    logits: Tensor
+    pred_boxes: Tensor
+    note: Any = None
+
+
+pytree.register_dataclass(Detections)
+Pair = namedtuple("Pair", "low high")
+RETURNED: dict[str, tuple[Callable[[Tensor], Any], list[str]]] = {
+    "a tensor": (lambda x: x + 1, ["output0"]),
+    "a dictionary": (lambda x: {"logits": x + 1, "pred_boxes": x - 1}, ["logits", "pred_boxes"]),
+    "a dataclass": (lambda x: Detections(x + 1, x - 1), ["logits", "pred_boxes"]),
+    "a named tuple": (lambda x: Pair(x - 1, x + 1), ["low", "high"]),
+    "a tensor and a dictionary": (lambda x: (x * 2, {"logits": x + 1}), ["output0", "logits"]),
+    "lists in a dictionary": (lambda x: {"maps": [x, x * 2], "logits": x + 1}, ["maps_0", "maps_1", "logits"]),
+    "dictionaries in a list": (lambda x: [{"a": x + 1}, {"a": x + 2}], ["output_0_a", "output_1_a"]),
+    "numbers as keys": (lambda x: {"0": x + 1, "pool": x * 2}, ["output_0", "pool"]),
+    "the name of an input": (lambda x: {"x": x + 1, "args_0": x * 2}, ["x", "args_0_"]),
+    "one value twice": (lambda x: (lambda y: {"a": y, "b": y})(x + 1), ["a", "b"]),
+    "names of inner values": (lambda x: {"mul": x + 1, "add": x * 2, "relu": x.relu() + 1}, ["mul", "add", "relu"]),
+}
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_outputs_have_the_names_of_their_fields(name: str, tmp_path: Path) -> None:
+    function, names = RETURNED[name]
+    model = Function(lambda w, x: function(x)).eval()
+    emitted = to_onnx(model, SMALL[0], tmp_path / "model.onnx")
+    assert ports(emitted.path)[1] == names
+    found = run_onnx(emitted.path.read_bytes(), SMALL[1])
+    for ours, theirs in zip(found, pytree.tree_leaves(model(*SMALL[1])), strict=False):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_picked_outputs_keep_their_names(tmp_path: Path) -> None:
+    model = Function(lambda w, x: {"logits": x + 1, "boxes": x - 1, "extra": (x, x * 2)}).eval()
+    to_onnx(model, SMALL[0], tmp_path / "model.onnx", outputs=(3, 1))
+    assert ports(tmp_path / "model.onnx")[1] == ["extra_1", "boxes"]

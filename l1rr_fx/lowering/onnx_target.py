@@ -16,6 +16,7 @@ NEWER: Mapping[str, int] = {
 UNREAD_BY_TRT82: Mapping[str, str] = {
     "TopK, largest=0": "the attribute is ignored: it gives the largest (until 8.5)",
     "TopK of integers": "refused",
+    "TopK, ArgMax, ArgMin along an axis before the last four": "excluded by NvInfer.h",
     "Celu": "it becomes a ReLU (until 8.4)",
     "Pad by a number that is not FLOAT": "the number is read as a FLOAT's bits, or as 0",
     "Pad of BOOL": "refused",

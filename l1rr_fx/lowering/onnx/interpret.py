@@ -28,8 +28,9 @@ from torch.fx.node import map_aggregate, map_arg
 from torch.utils import _pytree as pytree
 
 from l1rr_fx.latency.geometry import owner
-from l1rr_fx.lowering.onnx.lowered import Lowered, Port, checked_names, chosen_results, finished
+from l1rr_fx.lowering.onnx.lowered import Lowered, Port, checked_names, chosen_places, finished
 from l1rr_fx.lowering.onnx.operators import form_of
+from l1rr_fx.lowering.onnx.output_names import field_names
 from l1rr_fx.lowering.onnx.writer import Symbol, Writer
 from passes.audit.verify import source_line
 from passes.errors import CaptureError, InputError, LoweringError, first_line
@@ -91,11 +92,15 @@ class _Run:
                     results = map_arg(node.args[0], self._read)
                 elif node.op != "placeholder":
                     self.values[node] = self._value(node)
-        return finished(self.writer, self.inputs, chosen_results(pytree.tree_leaves(results), outputs), output_names)
+        leaves, fields = pytree.tree_leaves(results), field_names(self.module, results)
+        places = chosen_places(leaves, outputs)
+        chosen = [leaves[i] for i in places]
+        return finished(self.writer, self.inputs, chosen, output_names, [fields[i] for i in places])
 
     def _input(self, node: Node, leaf: Tensor, names: list[str] | None) -> Symbol:
         wanted = names.pop(0) if names else str(node.target)
         symbol = Symbol(self.writer.free(wanted), self.fakes.from_tensor(leaf.detach()))
+        self.writer.check_axes(symbol.shape)
         self.inputs.append(Port(symbol.name, symbol.like))
         if self.writer.type_of(leaf.dtype) == "FLOAT16":  # inputs and outputs stay FLOAT
             return Symbol(self.writer.op("Cast", symbol, to="FLOAT16"), symbol.like)
@@ -162,9 +167,11 @@ class _Run:
         if form is None:
             return self._decomposed(node, target, args, kwargs)
         first, *rest = _bound(target, args, kwargs)
-        if isinstance(first, Tensor):  # what is computed comes second: forms ask the first for its shape
-            first = Symbol(self.writer.name_of(first), self.fakes.from_tensor(first.detach()))
         try:
+            for leaf in pytree.tree_leaves(fake):
+                self.writer.check_axes(getattr(leaf, "shape", ()))
+            if isinstance(first, Tensor):  # what is computed comes second: forms ask the first for its shape
+                first = Symbol(self.writer.name_of(first), self.fakes.from_tensor(first.detach()))
             written = form(self.writer, fake, first, *rest)
         except LoweringError as error:
             raise LoweringError(f"{error}\n  {_where(node)}") from error

@@ -31,26 +31,49 @@ class Lowered:
 
 
 def finished(
-    writer: Writer, inputs: Sequence[Port], results: Sequence[Any], output_names: Sequence[str] | None
+    writer: Writer,
+    inputs: Sequence[Port],
+    results: Sequence[Any],
+    output_names: Sequence[str] | None,
+    fields: Sequence[str | None],
 ) -> Lowered:
-    """What a writer collected: outputs are named, and calls that no output depends on are left out."""
-    names = checked_names(output_names, len(results), "output_names") or [
-        _unused(writer, f"output{i}") for i in range(len(results))
-    ]
+    """What a writer collected: outputs are named, and calls that no output depends on are left out.
+
+    Outputs are named by `output_names`, or else by their fields; those without are output0, output1 ...
+    """
     writer.origin, writer.hint = None, ""
-    own = {output for call in writer.calls for output in call.outputs}
-    renamed: dict[str, str] = {}
-    ports = []
-    for value, wanted in zip(results, names, strict=True):
-        name = _own_name(writer, value, own - renamed.keys())
-        if writer.is_taken(wanted):
+    given = checked_names(output_names, len(results), "output_names")
+    inner = {output for call in writer.calls for output in call.outputs}
+    own: list[str] = []
+    for value in results:
+        own.append(_own_name(writer, value, inner - set(own)))
+    inner |= set(own)
+    names = given or _default_names(writer, inner, fields)
+    for wanted in names:
+        if writer.is_taken(wanted) and wanted not in inner:
             raise InputError(f"the output name {wanted!r} is taken by another value: choose output_names")
-        renamed[name] = wanted
-        ports.append(Port(wanted, value.like if isinstance(value, Symbol) else value))
+    renamed = dict(zip(own, names, strict=True))
+    # An inner value that has the name of an output gives way.
+    renamed = {name: writer.free(name) for name in names if name in inner - renamed.keys()} | renamed
+    ports = [
+        Port(name, value.like if isinstance(value, Symbol) else value)
+        for name, value in zip(names, results, strict=True)
+    ]
     calls = _live([_renamed(call, renamed) for call in writer.calls], {port.name for port in ports})
     read = {name for call in calls for name in call.inputs}
     constants = {name: held for name, held in writer.constants.items() if name in read}
     return Lowered(tuple(inputs), tuple(ports), tuple(calls), constants)
+
+
+def _default_names(writer: Writer, inner: set[str], fields: Sequence[str | None]) -> list[str]:
+    """The names of fields, or output0, output1 ...; distinct, and none that an input or a constant has."""
+    names: list[str] = []
+    for i, field in enumerate(fields):
+        name = field or f"output{i}"
+        while name in names or (writer.is_taken(name) and name not in inner):
+            name += "_"
+        names.append(name)
+    return names
 
 
 def _own_name(writer: Writer, value: Symbol | Tensor, free: set[str]) -> str:
@@ -65,16 +88,10 @@ def _own_name(writer: Writer, value: Symbol | Tensor, free: set[str]) -> str:
     return name if name in free else writer.op("Identity", value)
 
 
-def _unused(writer: Writer, name: str) -> str:
-    while writer.is_taken(name):
-        name += "_"
-    return name
-
-
-def chosen_results(results: Sequence[Any], wanted: Sequence[int] | None) -> list[Any]:
-    """The tensors among the outputs, or those whose numbers are given."""
+def chosen_places(results: Sequence[Any], wanted: Sequence[int] | None) -> list[int]:
+    """The numbers of the tensors among the outputs, or those that are given."""
     if wanted is None:
-        found = [each for each in results if isinstance(each, (Symbol, Tensor))]
+        found = [i for i, each in enumerate(results) if isinstance(each, (Symbol, Tensor))]
         if not found:
             raise InputError("the network gives no tensor")
         return found
@@ -85,7 +102,7 @@ def chosen_results(results: Sequence[Any], wanted: Sequence[int] | None) -> list
     for i in wanted:
         if not isinstance(results[i], (Symbol, Tensor)):
             raise InputError(f"output {i} is a {type(results[i]).__name__}, not a tensor")
-    return [results[i] for i in wanted]
+    return list(wanted)
 
 
 def checked_names(given: Sequence[str] | None, count: int, argument: str) -> list[str] | None:

@@ -81,8 +81,10 @@ class Writer:
         """Write an ONNX node with one result and return the result's name.
 
         `kind` is ONNX's operator; keyword arguments are its attributes (None: left out). An optional input that is
-        missing is "".
+        missing is "". A Transpose that keeps the order is left out: a reader may name its input for it.
         """
+        if kind == "Transpose" and list(attributes.get("perm", ())) == sorted(attributes.get("perm", (1, 0))):
+            return self.name_of(inputs[0])
         return self.ops(kind, 1, *inputs, **attributes)[0]
 
     def ops(self, kind: str, count: int, *inputs: Operand, **attributes: Any) -> tuple[str, ...]:
@@ -122,6 +124,15 @@ class Writer:
 
     # Constants
 
+    def check_axes(self, shape: Sequence[int]) -> None:
+        """Raise LoweringError for a shape of more axes than the target has."""
+        most = self.target.most_axes
+        if most is not None and len(shape) > most:
+            raise LoweringError(
+                f"a tensor of {len(shape)} axes, sizes {[int(n) for n in shape]}; expected at most {most} on "
+                f"{self.target.name}: merge some of them, or split the batch, before"
+            )
+
     def called(self, tensor: Tensor, name: str) -> None:
         """Store a constant under its name in the model, if a call reads it unchanged."""
         self._known.setdefault(("name", id(tensor)), name)
@@ -129,6 +140,7 @@ class Writer:
 
     def constant(self, tensor: Tensor, stored: str | None = None) -> str:
         """The name of a constant, stored once. `stored` overrides its ONNX type."""
+        self.check_axes(tensor.shape)
         kind = stored or self.type_of(tensor.dtype)
         key: Any = ("id", id(tensor), kind)
         if key in self._known:
@@ -200,6 +212,7 @@ class Writer:
             return x.reshape(tuple(shape))
         if isinstance(x, Symbol) and x.shape == tuple(shape):
             return x
+        self.check_axes(shape)
         return self.op("Reshape", x, self.integers(shape))
 
     def slice(self, x: Operand, axis: int, start: int, stop: int, step: int = 1) -> str:

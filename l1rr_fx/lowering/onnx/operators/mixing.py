@@ -101,7 +101,8 @@ def _extreme(kind: str) -> Form:
 
     def form(w: Writer, out: Any, x: Symbol, dim: int, keepdim: bool = False) -> tuple[Operand, Operand]:
         axis = dim % x.rank
-        where = _place(w, f"Arg{kind}", Symbol(w.name_of(_numbers(w, x)), x.like), axis, keepdim)
+        numbers = torch.empty(x.shape, dtype=torch.float32, device="meta") if x.like.dtype == torch.bool else x.like
+        where = _place(w, f"Arg{kind}", Symbol(w.name_of(_numbers(w, x)), numbers), axis, keepdim)
         return _reduced(w, out[0], f"Reduce{kind}", x, [axis], keepdim), where
 
     return form
@@ -110,8 +111,10 @@ def _extreme(kind: str) -> Form:
 def _argument(kind: str) -> Form:
     def form(w: Writer, out: Tensor, x: Symbol, dim: int | None = None, keepdim: bool = False) -> Operand:
         if dim is None:
-            flat = Symbol(w.name_of(w.reshape(x, (math.prod(x.shape),))), x.like)
-            return w.reshape(_place(w, kind, flat, 0, False), out.shape)
+            size = math.prod(x.shape)
+            flat = Symbol(w.name_of(w.reshape(x, (size,))), torch.empty(size, dtype=x.like.dtype, device="meta"))
+            found = _place(w, kind, flat, 0, False)
+            return w.reshape(found, out.shape) if out.dim() else found
         return _place(w, kind, x, dim % x.rank, keepdim)
 
     return form
@@ -119,6 +122,10 @@ def _argument(kind: str) -> Form:
 
 def _place(w: Writer, kind: str, x: Symbol, axis: int, keepdim: bool) -> str:
     """Where the first largest or smallest element is: of integers where the first is that equals it."""
+    source = _last_four(w, x, axis)
+    if source is not x:
+        shape = (*x.shape[:axis], *(1,) * keepdim, *x.shape[axis + 1 :])
+        return w.name_of(w.reshape(_place(w, kind, source, axis, keepdim), shape))
     numbers: Operand = x
     if is_integral(x.like.dtype) and not w.target.reads("ArgMax, ArgMin of integers"):
         best = w.reduce(kind.replace("Arg", "Reduce"), x, [axis], keepdims=True)
@@ -191,6 +198,11 @@ def _topk(
 
 def _ordered(w: Writer, x: Symbol, k: int, axis: int, largest: bool, in_order: bool) -> tuple[str, str]:
     """The first `k` in order and their places; where only the largest are given, the smallest by their negatives."""
+    source = _last_four(w, x, axis)
+    if source is not x:
+        found, places = _ordered(w, source, k, axis, largest, in_order)
+        shape = (*x.shape[:axis], k, *x.shape[axis + 1 :])
+        return w.name_of(w.reshape(found, shape)), w.name_of(w.reshape(places, shape))
     numbers, kind = _numbers(w, x), w.type_of(x.like.dtype)
     rounded = is_integral(x.like.dtype) and not w.target.reads("TopK of integers")  # beyond 2**24, see the docs
     if rounded:
@@ -204,6 +216,14 @@ def _ordered(w: Writer, x: Symbol, k: int, axis: int, largest: bool, in_order: b
     if negated:
         found = w.op("Neg", found)
     return (w.op("Cast", found, to=kind) if rounded else found), places
+
+
+def _last_four(w: Writer, x: Symbol, axis: int) -> Symbol:
+    """`x` with the axes behind `axis` as one, where a reader orders along the last four alone."""
+    if x.rank - axis <= 4 or w.target.reads("TopK, ArgMax, ArgMin along an axis before the last four"):
+        return x
+    shape = (*x.shape[: axis + 1], math.prod(x.shape[axis + 1 :]))
+    return Symbol(w.name_of(w.reshape(x, shape)), torch.empty(shape, dtype=x.like.dtype, device="meta"))
 
 
 def _numbers(w: Writer, x: Symbol) -> Operand:
