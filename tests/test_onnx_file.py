@@ -412,7 +412,7 @@ def test_a_size_that_depends_on_values_is_named(tmp_path: Path) -> None:
 
 def test_what_the_target_misreads_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(
-        LoweringError, match=r"would refuse or misread this network:\n  error: Conv .* weight is computed"
+        LoweringError, match=r"would refuse or misread this network:\n  error: Conv .* the network computes its weight"
     ):
         emitted(lambda s, x, w: F.conv2d(x * s, w), tmp_path / "m.onnx", *IMAGE, torch.rand(4, 3, 1, 1))
     done = emitted(lambda s, x, w: F.conv2d(x * s, w), tmp_path / "m.onnx", *IMAGE, torch.rand(4, 3, 1, 1),

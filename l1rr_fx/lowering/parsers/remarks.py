@@ -94,19 +94,24 @@ def constant_input(i: int, what: str, *, basis: Basis = "certain", source: str =
     def reading(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
         name = node.input(i)
         if name and not constant(model, name):
-            yield Remark(f"its {what} is computed by the network", f"make the {what} an initializer")
+            yield Remark(f"the network computes its {what}", f"make the {what} an initializer")
 
-    return Check(f"{what} is constant", reading, source, basis)
+    return Check(f"constant {what}", reading, source, basis)
+
+
+def _either(values: tuple[str | int, ...]) -> str:
+    *others, last = map(str, values)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def ranks(*allowed: int, cure: str, i: int = 0, basis: Basis = "certain", source: str = "") -> Check:
     """Input `i` has one of these numbers of axes."""
-    numbers = " or ".join(map(str, allowed))
+    numbers = _either(allowed)
 
     def reading(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
         rank = model.rank_of(node.input(i))
         if rank is not None and rank not in allowed:
-            yield Remark(f"its input {i} has {rank} axes; {numbers} are read", cure)
+            yield Remark(f"its input {i} has {rank} axes; expected {numbers}", cure)
 
     return Check(f"input {i} has {numbers} axes", reading, source, basis)
 
@@ -124,14 +129,14 @@ def without_attributes(*names: str, cure: str) -> Check:
 
 def values_in(attribute: str, allowed: tuple[str | int, ...], default: str | int, cure: str, source: str = "") -> Check:
     """An attribute has one of these values."""
-    listed = ", ".join(map(str, allowed))
+    listed = _either(allowed)
 
     def reading(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
         value = node.attributes.get(attribute, default)
         if value not in allowed:
-            yield Remark(f"{attribute} is {value!r}; only {listed} is read", cure)
+            yield Remark(f"{attribute} is {value!r}; expected {listed}", cure)
 
-    return Check(f"{attribute} is one of {listed}", reading, source)
+    return Check(f"{attribute} is {listed}", reading, source)
 
 
 def ones(attribute: str, problem: str, cure: str, source: str = "") -> Check:

@@ -109,7 +109,7 @@ def _types(model: OnnxModel, node: OnnxNode, entry: Entry) -> Iterator[Remark]:
         name = NAMES.get(kind or "")
         if name is not None and name not in entry.types:
             remark = Remark(
-                f"its input {i} is {kind}; {', '.join(entry.types)} are read",
+                f"its input {i} is {kind}; expected {', '.join(entry.types)}",
                 f"cast it to {'BOOL' if entry.types == ('BOOL',) else 'FLOAT'}",
                 "error" if entry.basis == "certain" else "warning",
             )

@@ -38,7 +38,7 @@ def _weight(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
     name = node.input(1)
     producer = model.producers.get(name)
     if not constant(model, name) and (producer is None or producer.kind != "DequantizeLinear"):
-        yield Remark("its weight is computed by the network", "make the weight an initializer")
+        yield Remark("the network computes its weight", "make the weight an initializer")
 
 
 def _bias(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
@@ -47,7 +47,7 @@ def _bias(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
     if not node.input(2):
         yield Remark("its bias is an empty name, which is not read as none", "leave the third input out")
     elif not constant(model, node.input(2)):
-        yield Remark("its bias is computed by the network", "make the bias an initializer")
+        yield Remark("the network computes its bias", "make the bias an initializer")
 
 
 def _even_pads(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
@@ -63,8 +63,8 @@ def _even_pads(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
 
 
 CONVOLUTION = (
-    Check("weight is constant, or dequantized", _weight, basis="NvInfer.h"),
-    Check("bias is constant, or left out", _bias),
+    Check("constant or dequantized weight", _weight, basis="NvInfer.h"),
+    Check("constant bias, or none", _bias),
 )
 SPATIAL = "reshape its input to 3 to 5 axes"
 
@@ -98,7 +98,7 @@ POOL = (
 def _computed_norm(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
     if not all(constant(model, name) for name in node.inputs[1:5]):
         yield Remark(
-            "its parameter is computed by the network, so that it becomes five element-wise layers",
+            "the network computes its parameters, so that it becomes five element-wise layers",
             "make all four parameters initializers",
             "warning",
         )
@@ -128,7 +128,7 @@ def _half_pixel_for_nearest(model: OnnxModel, node: OnnxNode) -> Iterator[Remark
 def _scales(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
     i = 2 if model.opset >= 11 else 1
     if not node.input(3) and not constant(model, node.input(i)):
-        yield Remark("its scales is computed by the network", "make the scales an initializer")
+        yield Remark("the network computes its scales", "make the scales an initializer")
 
 
 OUTER = Remark("it interpolates beyond the last 3 axes", "reshape its input so that the first axes are one")
@@ -210,7 +210,7 @@ LAYERS: Mapping[str, tuple[Check, ...]] = {
     ),
     "GlobalLpPool": (values_in("p", (2,), 2, "write it with ReduceL1, or with Abs, Pow and ReduceSum"),),
     "BatchNormalization": (
-        Check("parameters are constant (warning)", _computed_norm),
+        Check("constant parameters (warning)", _computed_norm),
         without_attributes("training_mode", cure="export it in eval mode"),
     ),
     "InstanceNormalization": (
@@ -230,7 +230,7 @@ LAYERS: Mapping[str, tuple[Check, ...]] = {
             "use half_pixel, asymmetric or align_corners",
         ),
         Check("tf_half_pixel_for_nn is nearest, round_prefer_floor", _half_pixel_for_nearest),
-        Check("scales are constant", _scales),
+        Check("constant scales", _scales),
         Check("linear over the last 3 axes, by scales", _linear_scales, helper("canUseLinearResize")),
         Check("linear over the last 3 axes, by sizes", _linear_sizes, importer("Resize"), "NvInfer.h"),
         given_sizes(3),

@@ -87,7 +87,7 @@ def _fill(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
 
 def _scalar(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
     if node.input(2) and not constant(model, node.input(2)) and model.rank_of(node.input(2)) != 0:
-        yield Remark("its constant_value is computed by the network and no scalar", "make it an initializer")
+        yield Remark("the network computes its constant_value, which is no scalar", "make it an initializer")
 
 
 def _axes_of_pad(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:

@@ -33,7 +33,7 @@ def _half_computed(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
 
 def _log_softmax(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
     yield Remark(
-        "it becomes the logarithm of a softmax: minus infinity 104 below the maximum in FP32, 17 below in FP16",
+        "it becomes the logarithm of a softmax: minus infinity where that is 0 (FP16: 17 below the maximum)",
         "write it as x - max - Log(ReduceSum(Exp(x - max)))",
     )
 
@@ -136,14 +136,14 @@ def _dropout(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
 
 def _range(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
     if model.kind_of(node.output(0)) in ("FLOAT", "DOUBLE") and not all(constant(model, name) for name in node.inputs):
-        yield Remark("its FLOAT limits are computed by the network", "make them initializers, or use INT32")
+        yield Remark("the network computes its FLOAT limits", "make them initializers, or use INT32")
 
 
 VALUES: Mapping[str, tuple[Check, ...]] = {
     "Celu": (Check("not read (becomes a ReLU)", _celu),),
     "Clip": (
         Check("bounds are FLOAT", _half_bounds),
-        Check("bounds of FLOAT16 values are constant", _half_computed),
+        Check("constant bounds of FLOAT16 values", _half_computed),
     ),
     "TopK": (
         constant_input(1, "K"),
@@ -168,6 +168,6 @@ VALUES: Mapping[str, tuple[Check, ...]] = {
         Check("to BOOL from INT32 (warning)", _to_bool, importer("Cast"), "NvInfer.h"),
     ),
     "Dropout": (Check("not in training mode", _dropout),),
-    "Range": (Check("FLOAT limits are constant", _range), given_sizes(0, 1, 2)),
+    "Range": (Check("constant limits, if they are FLOAT", _range), given_sizes(0, 1, 2)),
 }
 """The checks of each operator, by name."""
