@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph import _PyTreeCodeGen
 
 from l1rr_fx.lowering.onnx.choices import deviation_given_choices
+from l1rr_fx.lowering.onnx.heads import check_head
 from l1rr_fx.lowering.onnx.interpret import lower_graph
 from l1rr_fx.lowering.onnx.lowered import Lowered
 from l1rr_fx.lowering.onnx.nms import TRANSPOSE, Nms, add_nms, check_nms
@@ -110,6 +111,7 @@ def to_onnx(
         raise InputError(f"metadata is a {type(metadata).__name__}; expected a mapping or None")
     kwargs = in_order(module, kwargs)
     check_nms(nms, target)
+    check_head(nms, module, metadata)
     clock = Clock()
     trial = Trial(args, kwargs, outputs)
     with clock("capture"):

@@ -84,6 +84,11 @@ def add_nms(model: Any, nms: Nms) -> None:
             f"nms: output {found.name!r} is {tuple(shape)}; expected (images, 4 + classes, anchors): "
             "pick another one with Nms(output=...)"
         )
+    if choice := _choice_before(model.graph, found.name):
+        raise InputError(
+            f"nms: output {found.name!r} depends on {choice}, which chooses the best: this head is end-to-end, and its "
+            "output are detections already; expected no nms, or a head that gives all candidates (end2end=False)"
+        )
     kind = found.type.tensor_type.elem_type
     _append_nodes(onnx, model.graph, nms, found.name, shape[1])
     ports = zip(
@@ -95,6 +100,21 @@ def add_nms(model: Any, nms: Nms) -> None:
     del model.graph.output[:]
     model.graph.output.extend(outputs)
     model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+
+
+def _choice_before(graph: Any, output: str) -> str:
+    """The name of a TopK on which an output of an ONNX graph depends; "" if there is none."""
+    makers = {value: node for node in graph.node for value in node.output}
+    seen, waiting = {output}, [output]
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is None:
+            continue
+        if node.op_type == "TopK":
+            return str(node.name)
+        waiting.extend(name for name in node.input if name not in seen)
+        seen.update(node.input)
+    return ""
 
 
 def _shapes(images: int, most: int) -> tuple[list[int], ...]:
