@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, float32 by default, Hypothesis profiles.
+"""What holds for every test: one thread, float32 by default, Hypothesis profiles, files that TensorRT 8.2 reads.
 
 `HYPOTHESIS_PROFILE=smoke` runs a few examples of each property; `ci`, the default, 2,000 in all. More: `make fuzz`.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +39,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def one_thread() -> None:
     """Small networks gain nothing from threads, and timings and sums become reproducible."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def every_emitted_file_is_judged() -> Iterator[None]:
+    """What `to_onnx` writes for the Jetson TX2 goes through the judge of TensorRT 8.2's parser, apart from the lint."""
+    if find_spec("onnx") is None:
+        yield
+        return
+    from l1rr_fx.lowering.onnx import emission
+    from l1rr_fx.lowering.parsers.lint import lint
+    from tests.trt82_parser import assert_accepted
+
+    def lint_and_judge(model: Any, target: str) -> Any:
+        findings = lint(model, target)
+        if all(finding.severity != "error" for finding in findings):
+            assert_accepted(model)
+        return findings
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(emission, "lint", lint_and_judge)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import torch
+from torch import nn
+
+from l1rr_fx.lowering import to_onnx
+from tests import trt82_parser
 from tests.trt82_cases import CASES, FLOAT, X2, c, single, z
 from tests.trt82_parser import assert_accepted, judged, network, verdict_of
 
@@ -30,3 +36,10 @@ def test_what_is_refused_is_named_with_its_node_and_reason() -> None:
         assert_accepted(model)
     assert_accepted(model, but=("Sign",))
     assert_accepted(CASES["Einsum of three"][1]())
+
+
+def test_emitted_files_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(trt82_parser.IMPORTERS, "Relu")
+    with pytest.raises(AssertionError, match="no importer is registered for Relu"):
+        to_onnx(nn.ReLU().eval(), (torch.ones(2),), tmp_path / "a.onnx")
+    to_onnx(nn.ReLU().eval(), (torch.ones(2),), tmp_path / "a.onnx", target="onnxruntime")
