@@ -27,6 +27,7 @@ ROW: dict[str, Shape] = {"x": (1, 4, 9)}
 NINE: dict[str, Shape] = {"x": (1, 1, 1, 1, 1, 1, 1, 1, 2)}
 INTEGERS, TRUTHS = {"x": INT64, "y": INT64}, {"x": BOOL, "z": BOOL, "y": BOOL}
 ONE = np.float32(1)
+LIMITS = {"k": i64(3), "i": f32(1), "t": f32(1)}
 NN = "tf_half_pixel_for_nn"
 
 
@@ -215,6 +216,13 @@ REPORT: tuple[tuple[str, Model, str, str, Model], ...] = (
     ("UINT8 zero point", quantized("z", z=np.uint8(0)), "becomes INT8", "error", quantized("z", z=np.int8(0))),
     ("computed bound in FP16", Model(node("Clip", "x", "l"), {"x": (2, 3), "l": ()}, kinds=dict.fromkeys(
         "xly", FLOAT16)), "computed or left out", "error", Model(node("Clip", "x", "l"), {"x": (2, 3), "l": ()})),
+    ("bounds of INT8", Model(node("Clip", "x", "l"), PAIR, {"l": np.int8(0)}, dict.fromkeys("xy", TensorProto.INT8)),
+     "its INT8 bounds", "error", Model(node("Clip", "x", "l"), PAIR, {"l": np.int32(0)}, INTEGERS)),
+    *((f"computed {what}", Model(node("NonMaxSuppression", *"xskit"), {"x": (1, 5, 4), "s": (1, 2, 5), name: (1,)}, {
+        n: value for n, value in LIMITS.items() if n != name}, {"y": INT64, **({name: INT64} if name == "k" else {})}),
+       f"computes its {what}", "error", Model(node("NonMaxSuppression", *"xskit"), {"x": (1, 5, 4), "s": (1, 2, 5)},
+                                              LIMITS, {"y": INT64}))
+      for name, what in (("k", "number of boxes"), ("i", "IoU"), ("t", "threshold of scores"))),
     *((f"{kind} over the first of five axes", Model(node(kind, "x", axis=0), {"x": (2,) * 5}, kinds={"y": INT64}),
        "none of the last four", "error", Model(node(kind, "x", axis=1), {"x": (2,) * 5}, kinds={"y": INT64}))
       for kind in ("ArgMax", "ArgMin")),

@@ -29,8 +29,6 @@ SAMPLE = (
 
 DIFFERENCES: Mapping[tuple[str, str], str] = {
     ("Einsum", "lint"): "an ellipsis is read by the parser and excluded by NvInfer.h: a warning of the judge",
-    ("Clip", "judge"): "Clip of INT8, which stands in quantised networks alone: the lint does not look at it",
-    ("NonMaxSuppression", "judge"): "the lint warns of it as experimental, whatever its inputs are",
 }
 """By operator and who alone refuses it: the reason why lint and judge differ."""
 

@@ -240,6 +240,9 @@ LAYERS: Mapping[str, tuple[Check, ...]] = {
         constant_input(1, "scales"),
         Check("linear over the last 3 axes, by scales", _linear_scales, helper("canUseLinearResize")),
     ),
+    "NonMaxSuppression": (
+        *(constant_input(i, what) for i, what in ((2, "number of boxes"), (3, "IoU"), (4, "threshold of scores"))),
+    ),
     "LSTM": (
         *RECURRENT,
         values_in("input_forget", (0,), 0, "export it with separate gates"),

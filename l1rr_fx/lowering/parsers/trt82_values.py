@@ -9,6 +9,7 @@ from l1rr_fx.lowering.parsers.remarks import Check, Remark, constant, constant_i
 
 READABLE = ("FLOAT", "FLOAT16", "DOUBLE", "INT8", "INT32", "INT64", "BOOL")
 """The types that the parser reads; it refuses all others, those of later versions too."""
+NARROW = ("FLOAT16", "INT8")
 MOST = 3840
 """ITopKLayer::setK of NvInfer.h."""
 
@@ -22,13 +23,15 @@ def _celu(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
 
 def _half_bounds(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
     for name in node.inputs[1:]:
-        if name in model.constants and model.constants[name].kind == "FLOAT16":
-            yield Remark("its FLOAT16 bounds are read as FLOAT: garbage, silently", "store the bounds as FLOAT")
+        held = model.constants.get(name)
+        if held is not None and held.kind in NARROW:
+            yield Remark(f"its {held.kind} bounds are read as FLOAT: garbage, silently", "store the bounds as FLOAT")
 
 
 def _half_computed(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
-    if model.kind_of(node.input(0)) == "FLOAT16" and not all(constant(model, name) for name in node.inputs[1:]):
-        yield Remark("a bound of FLOAT16 values is computed or left out", "clip in FLOAT, or use Max and Min")
+    kind = model.kind_of(node.input(0))
+    if kind in NARROW and not all(constant(model, name) for name in node.inputs[1:]):
+        yield Remark(f"a bound of {kind} values is computed or left out", "clip in FLOAT, or use Max and Min")
 
 
 def _log_softmax(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
@@ -143,7 +146,7 @@ VALUES: Mapping[str, tuple[Check, ...]] = {
     "Celu": (Check("not read (becomes a ReLU)", _celu),),
     "Clip": (
         Check("bounds are FLOAT", _half_bounds),
-        Check("constant bounds of FLOAT16 values", _half_computed),
+        Check("constant bounds of FLOAT16 and INT8", _half_computed),
     ),
     "TopK": (
         constant_input(1, "K"),
