@@ -330,7 +330,7 @@ def test_only_results_are_compared(given: Any) -> None:
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ([], "1 results are given; expected at least two"),
+        ([], "1 results are given; at least two are compared"),
         ([replace(DENSE, engine="ONNX Runtime 1.8")], "times of different engines"),
         ([replace(DENSE, runs=(replace(DENSE.runs[0], precision="fp32"),))], "no precision in common"),
         ([replace(DENSE, runs=(replace(DENSE.runs[0], nms=True),))], "NMS .*: dense without, dense with"),

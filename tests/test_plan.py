@@ -326,7 +326,7 @@ def test_wrong_types_are_refused(net: Net, plan: Plan) -> None:
     nothing: Any = None
     for call, message in (
         (lambda: plan.zero_(nothing), "model is a NoneType"),
-        (lambda: plan.diff(nothing), "other is a NoneType; a Plan"),
+        (lambda: plan.diff(nothing), "other is a NoneType; expected a Plan"),
         (lambda: Plan.from_json(nothing), "the plan is a NoneType"),
         (lambda: recalibrate_batch_norm(nothing, [ONES]), "module is a NoneType"),
         (lambda: recalibrate_batch_norm(net, nothing), "batches is a NoneType"),
