@@ -17,6 +17,7 @@ import pytest
 from onnx import numpy_helper
 
 from l1rr_fx.lowering import lint
+from tests.trt82_cases import CASES
 from tests.trt82_parser import judged
 
 SAMPLE = (
@@ -31,6 +32,11 @@ DIFFERENCES: Mapping[tuple[str, str], str] = {
     ("Einsum", "lint"): "an ellipsis is read by the parser and excluded by NvInfer.h: a warning of the judge",
 }
 """By operator and who alone refuses it: the reason why lint and judge differ."""
+
+STRICTER: Mapping[str, str] = {
+    "Einsum of three": "the parser reads it, and NvInfer.h excludes it: an error of the lint"
+}
+"""By case: the reason why the lint has an error where the parser accepted the model."""
 
 
 def at_opset_13(model: onnx.ModelProto) -> onnx.ModelProto | None:
@@ -95,6 +101,14 @@ def sample_of_cases() -> list[Any]:
             importlib.import_module(f"onnx.backend.test.case.node.{name}")
     wanted = {name.replace("_", "") for name in SAMPLE}
     return [case for case in node._NodeTestCases if case.model.graph.node[0].op_type.lower() in wanted]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_lint_agrees_with_the_verdict_of_the_parser(name: str) -> None:
+    verdict, model = CASES[name]
+    severities = {finding.severity for finding in lint(model())}
+    assert ("error" in severities) == (verdict in ("refused", "misread") or name in STRICTER)
+    assert verdict != "warning" or severities & {"warning", "error"}
 
 
 def test_lint_and_judge_agree_on_a_sample_of_the_node_models() -> None:
