@@ -7,6 +7,7 @@ It read each of these files, and the network that it recorded was executed and c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,50 @@ def turned_constant() -> onnx.ModelProto:
     """A Transpose of a constant of integers."""
     nodes = [helper.make_node("Transpose", ["w"], ["t"]), helper.make_node("Concat", ["t", "x"], ["y"], axis=0)]
     return of_nodes(nodes, {"x": np.zeros((1, 2), np.int64)}, {"y": (INT64, (4, 2))}, c("w", I2))
+
+
+def turned_weight() -> onnx.ModelProto:
+    """A Conv whose weight is the Transpose of a constant, which the parser computes itself."""
+    nodes = [
+        helper.make_node("Transpose", ["w"], ["t"], perm=[1, 0, 2, 3]),
+        helper.make_node("Conv", ["x", "t"], ["y"], kernel_shape=[3, 3]),
+    ]
+    return of_nodes(nodes, {"x": X4}, {"y": (FLOAT, (1, 6, 4, 4))}, c("w", z(4, 6, 3, 3)))
+
+
+def vector_by_batch() -> onnx.ModelProto:
+    """A vector by a batch of matrices, with the vector as a matrix of one row."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "first"], ["row"]),
+        helper.make_node("MatMul", ["row", "w"], ["rows"]),
+        helper.make_node("Squeeze", ["rows", "last"], ["y"]),
+    ]
+    held = c("first", [0]), c("last", [1]), c("w", z(5, 3, 4))
+    return of_nodes(nodes, {"x": z(3)}, {"y": (FLOAT, (5, 4))}, *held)
+
+
+def quantised() -> onnx.ModelProto:
+    """To UINT8 and back."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "p"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "p"], ["y"]),
+    ]
+    return of_nodes(nodes, {"x": X2}, {"y": (FLOAT, (2, 3))}, c("s", np.float32(0.1)), c("p", np.uint8(0)))
+
+
+def beside_another_domain(spelled: str) -> onnx.ModelProto:
+    """A model of two domains, ONNX's own spelled out or not."""
+    model = single("Relu", {"x": X2}, (2, 3))
+    del model.opset_import[:]
+    model.opset_import.extend([helper.make_opsetid(spelled, 13), helper.make_opsetid("TRT", 1)])
+    return model
+
+
+def on_integers(operator: str, *constants: TensorProto, opset: int = 14, **attributes: Any) -> onnx.ModelProto:
+    """An operator on INT32."""
+    shape = (2, 1) if operator.startswith(("Reduce", "Arg")) else (2, 3)
+    kind = INT64 if operator == "ArgMin" else TensorProto.INT32
+    return single(operator, {"x": I2.astype(np.int32)}, shape, *constants, kind=kind, opset=opset, **attributes)
 
 
 CASES: Mapping[str, tuple[str, Callable[[], onnx.ModelProto]]] = {
@@ -156,5 +201,34 @@ CASES: Mapping[str, tuple[str, Callable[[], onnx.ModelProto]]] = {
         num_outputs=2)),
     "ReduceLogSum, axes as an input (opset 18)": ("accepted", lambda: single(
         "ReduceLogSum", {"x": abs(X4) + 0.5}, (1, 4, 1, 1), c("a", [2, 3]), opset=18)),
+    # Said of the parser in prose.
+    **{f"{name} of INT32": ("refused", partial(on_integers, name)) for name in ("Sqrt", "Relu", "ArgMin")},
+    **{f"{name} of INT32": ("refused", partial(on_integers, name, axes=[1])) for name in (
+        "ReduceL2", "ReduceLogSum", "ReduceLogSumExp")},
+    "PRelu of INT32": ("refused", partial(on_integers, "PRelu", c("s", np.int32(2)))),
+    **{f"{name} of INT32": ("accepted", partial(on_integers, name, axes=[1])) for name in (
+        "ReduceMax", "ReduceMin", "ReduceMean", "ReduceProd", "ReduceL1", "ReduceSumSquare")},
+    "ReduceSum of INT32": ("accepted", partial(on_integers, "ReduceSum", c("a", [1]))),
+    "Clip of INT32": ("accepted", partial(on_integers, "Clip", c("l", np.int32(1)), c("h", np.int32(3)))),
+    "Conv by a turned constant": ("accepted", turned_weight),
+    "Conv by what is computed": ("refused", lambda: single("Conv", {"x": X4, "w": z(6, 4, 3, 3)}, (1, 6, 4, 4))),
+    "Conv, its bias left out by name": ("refused", lambda: single(
+        "Conv", {"x": X4}, (1, 6, 4, 4), c("w", z(6, 4, 3, 3)), "")),
+    "ConvTranspose 3-D, uneven pads": ("refused", lambda: single(
+        "ConvTranspose", {"x": z(1, 4, 3, 3, 3)}, (1, 2, 4, 4, 4), c("w", z(4, 2, 3, 3, 3)), pads=[0, 0, 0, 1, 1, 1])),
+    "MatMul by a constant": ("accepted", lambda: single("MatMul", {"x": X2}, (2, 4), c("w", z(3, 4)))),
+    "MatMul of a row by a batch": ("accepted", vector_by_batch),
+    "QuantizeLinear to UINT8": ("misread", quantised),
+    "ai.onnx beside another domain": ("refused", partial(beside_another_domain, "ai.onnx")),
+    "a plain domain beside another": ("accepted", partial(beside_another_domain, "")),
+    "Reshape to sizes that are given": ("refused", lambda: single(
+        "Reshape", {"x": X2, "s": np.array([3, 2])}, (3, 2))),
+    "Transpose of a constant of five axes": ("refused", lambda: of_nodes(
+        [helper.make_node("Transpose", ["w"], ["t"]), helper.make_node("Add", ["t", "x"], ["y"])],
+        {"x": z(1)}, {"y": (FLOAT, (2, 1, 1, 1, 1))}, c("w", z(1, 1, 1, 1, 2)))),
+    "LogSoftmax written out": ("accepted", lambda: of_nodes(
+        [helper.make_node("ReduceMax", ["x"], ["m"], axes=[1]), helper.make_node("Sub", ["x", "m"], ["d"]),
+         helper.make_node("ReduceLogSumExp", ["d"], ["l"], axes=[1]), helper.make_node("Sub", ["d", "l"], ["y"])],
+        {"x": X2}, {"y": (FLOAT, (2, 3))})),
 }  # fmt: skip
 """By name: the parser's verdict, and the model."""

@@ -18,13 +18,12 @@ Importer = Callable[[Node], None]
 
 def flatten(n: Node) -> None:
     value = n.tensor(0)
-    axis = n.axis("axis", 1, value.rank)
+    n.axis("axis", 1, value.rank)
     if value.rank is None or value.rank > 2:
         n.layer("Shuffle")
-        return
-    n.gives(value.shape)
-    n.returns_input()
-    del axis
+    else:
+        n.gives(value.shape)
+        n.returns_input()
 
 
 def transpose(n: Node) -> None:
@@ -194,6 +193,7 @@ def shape(n: Node) -> None:
 def constant(n: Node) -> None:
     for name in ("sparse_value", "value_string", "value_strings"):
         n.check(n.get(name) is None, f"importConstant: {name}")
+    n.check(n.opset >= 12 or n.get("value") is not None, "importConstant: before opset 12 it has the attribute value")
     for name in ("value_int", "value_ints"):
         if np.any(n.get(name, 0)):
             n.misread(f"importConstant: the numbers of {name} are stored as floats and read as integers")

@@ -108,7 +108,8 @@ class _Parse:
             if value.rank is not None and value.rank > MAX_DIMS:
                 yield Judgement("", "", "misread", f"convertOnnxDims: input {port.name} has {value.rank} axes, over 8")
             if value.shape is None or None in value.shape:
-                yield Judgement("", "", "warning", f"the sizes of input {port.name} are not fixed: it needs a profile")
+                reason = f"the sizes of input {port.name} are not fixed: it needs a profile (by NvInfer.h)"
+                yield Judgement("", "", "refused", reason)
 
     def _constants(self) -> Iterator[Judgement]:
         for tensor in self.model.graph.initializer:
@@ -126,9 +127,9 @@ class _Parse:
         self.values[name] = value
         if kind == "FLOAT16" and len(tensor.int32_data):
             yield Judgement("", "", "misread", f"constant {name} keeps FLOAT16 in int32_data, half of which is read")
-        if kind == "INT64" and not value.empty and not self._only_bounds(name):
-            numbers = value.read() if value.read is not None else np.zeros(0)
-            if numbers.max() > INT32.max or numbers.min() < INT32.min:
+        if kind == "INT64" and not value.empty and value.read is not None:
+            numbers = value.read()
+            if (numbers.max() > INT32.max or numbers.min() < INT32.min) and not self._only_bounds(name):
                 yield Judgement("", "", "misread", f"convertINT64: constant {name} is clamped to 32 bits")
 
     def _only_bounds(self, name: str) -> bool:
