@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import configparser
+import os
+import shutil
 import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import onnx
@@ -19,7 +22,9 @@ from torch.export import Dim
 import l1rr_fx
 from l1rr_fx import InputError
 from l1rr_fx.lowering import Nms, lower
+from l1rr_fx.lowering.onnx.nms import NAMES
 from l1rr_fx.testing import kill, randomised
+from tests.test_docs import blocks, run, text
 from tests.test_size_guards import Pair, Pooled
 
 ROUNDING = 1e-12
@@ -28,9 +33,9 @@ ROUNDING = 1e-12
 ALONE = """
 import sys
 sys.modules["l1rr_fx"] = sys.modules["passes"] = None  # as if they were not installed
-import torch
+{torch}
 {run}
-assert "l1rr_fx" not in str(sorted(name for name, module in sys.modules.items() if module is not None))
+assert not [name for name, module in sys.modules.items() if module and name.split(".")[0] in ("l1rr_fx", "passes")]
 """
 
 
@@ -88,9 +93,10 @@ def small(model: nn.Module, *args: Tensor, layer: str = "stem.0", **options: Any
     return l1rr_fx.prune(model, args, **options), model
 
 
-def alone(run: str) -> str:
+def alone(code: str, torch: str = "import torch") -> str:
     """What a new process prints, which cannot import l1rr_fx or passes."""
-    result = subprocess.run([sys.executable, "-c", ALONE.format(run=run)], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", ALONE.format(run=code, torch=torch)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stdout
 
@@ -249,6 +255,74 @@ def test_a_file_is_replaced_if_asked(tmp_path: Path) -> None:
     x = image(2, 3, 8, 8)
     network = torch.export.load(tmp_path / "small.pt2").module()
     torch.testing.assert_close(network(x), model(x), rtol=ROUNDING, atol=ROUNDING)
+
+
+# docs/deploy.md
+
+PAGE = "docs/deploy.md"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor]:
+    """The folder in which the page's first block wrote its files, and what the network gives for the page's input."""
+    folder = tmp_path_factory.mktemp("page")
+    example = ModuleType("example")
+    run(blocks("python")[0], vars(example))
+    names: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "example", example)
+        patch.chdir(folder)
+        run(blocks("python", PAGE)[0], names, PAGE)
+    with torch.no_grad():
+        scores = names["pruned"].module(torch.linspace(0, 1, 2 * 3 * 64 * 64).reshape(2, 3, 64, 64))
+    return folder, scores
+
+
+def test_the_blocks_of_the_page_run_elsewhere(written: tuple[Path, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, scores = written
+    monkeypatch.chdir(folder)
+    _, with_torch, with_onnxruntime = blocks("python", PAGE)
+    torch.save(scores, "scores.pt")
+    compared = "assert (scores - torch.load('scores.pt')).abs().max() < 1e-5"  # FP32, scores below 1
+    alone(f"{with_torch}\n{compared}")
+    (folder / "scores.txt").write_text(repr(scores.tolist()))
+    compared = "assert abs(scores - numpy.array(eval(open('scores.txt').read()))).max() < 1e-5"
+    alone(f"sys.modules['torch'] = None\n{with_onnxruntime}\n{compared}", torch="")
+
+
+@pytest.mark.fuzz
+@pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("c++")), reason="no cmake or no C++ compiler")
+def test_the_program_in_cpp_compiles_and_runs(written: tuple[Path, Tensor]) -> None:
+    folder, scores = written
+    for language in ("cpp", "cmake"):
+        (code,) = blocks(language, PAGE)
+        name = code.splitlines()[0].split()[1].rstrip(":")
+        (folder / name).write_text(code)
+    assert {"deploy.cpp", "CMakeLists.txt"} <= {path.name for path in folder.iterdir()}
+    (commands,) = blocks("sh", PAGE)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-ec", commands], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    rows = [[float(number) for number in line.split()] for line in done.stdout.splitlines()[-2:]]
+    torch.testing.assert_close(torch.tensor(rows), scores, rtol=1e-4, atol=1e-5)  # printed with six digits
+
+
+def test_the_page_shows_the_commands_and_files_of_a_bundle(written: tuple[Path, Tensor]) -> None:
+    folder, _ = written
+    page, readme = text(PAGE), (folder / "bundle" / "README.md").read_text()
+    (command,) = (line for line in page.splitlines() if "trtexec --onnx" in line)
+    assert f"    {command} " in readme
+    for name in ("config.pbtxt", "nvinfer.txt", "build_and_measure.py"):
+        assert f"`{name}`" in page and (folder / "bundle" / name).exists()
+    settings = (folder / "bundle" / "nvinfer.txt").read_text()
+    for shown in ("network-type=100", "output-tensor-meta=1"):
+        assert f"`{shown}`" in page and shown in settings.splitlines()
+    for name in ("model-color-format", "net-scale-factor", "output-blob-names", "batch-size"):
+        assert f"`{name}`" in page and f"\n{name}=" in settings
+    for name in NAMES:
+        assert f"| `{name}`" in page
 
 
 # Servers: the files of a bundle

@@ -19,6 +19,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "docs/code.md",
     "docs/conformance.md",
+    "docs/deploy.md",
     "docs/design.md",
     "docs/glossary.md",
     "docs/integrations.md",
