@@ -40,6 +40,12 @@ def lower_command(
     label: Annotated[str, typer.Option(help="What comparisons call the network.")] = "",
     half_model: Annotated[bool, typer.Option(help="Add a file in FP16, for TensorRT 11.")] = True,
     nms: Annotated[str | None, typer.Option(metavar="NAME=NUMBER,...", help=NMS_HELP)] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A picture that shows objects, as the first input.")
+    ] = None,
+    dense: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The network before pruning, to predict it beside: as NETWORK.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that is there.")] = False,
 ) -> None:
     """Write a folder that builds, checks and measures the network on its target, and print the predicted latency."""
@@ -50,8 +56,9 @@ def lower_command(
         suppression = None if nms is None else from_text(Nms, nms, "--nms")
         check_folder(output, overwrite=overwrite)
         subject = network_subject(network, shape or [])
+        before = None if dense is None else in_eval_mode(network_subject(dense, shape or []).model)
         bundle = lower(
-            in_eval_mode(subject.model),
+            subject.pruned or in_eval_mode(subject.model),
             subject.args,
             subject.kwargs,
             target=target,
@@ -59,6 +66,8 @@ def lower_command(
             label=label,
             half_model=half_model,
             nms=suppression,
+            image=image,
+            dense=before,
             overwrite=overwrite,
         )
     console = Console()

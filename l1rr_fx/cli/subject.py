@@ -12,7 +12,7 @@ import torch
 import typer
 from torch import nn
 
-from l1rr_fx.pruning.pruned import load
+from l1rr_fx.pruning.pruned import Pruned, load
 from l1rr_fx.support.functions import called
 from passes.errors import InputError, first_line
 
@@ -31,6 +31,7 @@ class Subject:
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    pruned: Pruned | None = None
 
 
 def load_subject(spec: str) -> Subject:
@@ -83,7 +84,8 @@ def network_subject(spec: str, shapes: list[str]) -> Subject:
             f"{spec} is a saved network, which holds no example input: say its --shape, such as 1x3x640x640"
         )
     torch.manual_seed(0)
-    return Subject(load(spec).module.eval(), tuple(torch.rand(_sizes(shape)) for shape in shapes), {})
+    pruned = load(spec)
+    return Subject(pruned.module.eval(), tuple(torch.rand(_sizes(shape)) for shape in shapes), {}, pruned)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,8 +52,11 @@ def lower(
     """The bundle for a device; see `l1rr_fx.lower`, whose options these are. `source` is what was pruned."""
     model = load(source)
     module = pruned.module if isinstance(pruned, Pruned) else pruned
-    given = {"metadata": onnx_metadata(model, imgsz), **options}
-    return bundle.lower(_Outputs(module, _outputs(model)).eval(), (blank_image(model, imgsz),), out=out, **given)
+    numbers, image = _outputs(model), blank_image(model, imgsz)
+    given = {"metadata": onnx_metadata(model, imgsz), "dense": _Outputs(model, numbers).eval(), **options}
+    chosen = _Outputs(module, numbers).eval()
+    network = replace(pruned, module=chosen) if isinstance(pruned, Pruned) else chosen
+    return bundle.lower(network, (image,), out=out, **given)
 
 
 class _Outputs(nn.Module):

@@ -1,6 +1,7 @@
 """Bundles: in goes a network, out comes a folder that measures itself on a device, and the results it brings back.
 
 writing             `lower`: writes the folder: models, inputs, expected outputs, script, README
+examples            images as example inputs
 half_precision      whether FP16 holds the network's numbers, by module
 deploy_files        configurations for Triton and DeepStream
 instructions        the commands and the README of a bundle

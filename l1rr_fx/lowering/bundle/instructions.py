@@ -73,7 +73,8 @@ def _flags() -> tuple[tuple[str, str], ...]:
 def readme(facts: Mapping[str, Any]) -> str:
     """The README of a bundle, from its manifest."""
     predicted = [
-        f"Predicted, not measured, {precision.upper()} at {each['gpu_ghz']:.2f} GHz: {each['ms']:.2f} ms."
+        f"Predicted, not measured, {precision.upper()} at {each['gpu_ghz']:.2f} GHz: {each['ms']:.2f} ms"
+        + (f" (dense: {facts['dense'][precision]['ms']:.2f} ms)." if precision in facts["dense"] else ".")
         for precision, each in facts["predicted"].items()
     ]
     nms = facts["nms"]

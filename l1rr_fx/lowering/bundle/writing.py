@@ -9,7 +9,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from l1rr_fx.latency.kernels import Kernel, kernels
 from l1rr_fx.latency.prediction import DEVICES, Latency, Prediction
 from l1rr_fx.lowering.bundle.deploy_files import write_deploy_files
+from l1rr_fx.lowering.bundle.examples import Image, emptiness, with_image
 from l1rr_fx.lowering.bundle.half_precision import HalfPrecision, half_precision
 from l1rr_fx.lowering.bundle.instructions import commands, readme
 from l1rr_fx.lowering.onnx.emission import TOLERANCE, Emitted, check_module, in_order, to_onnx
@@ -33,7 +34,7 @@ from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.support.files import move_to, new_directory_beside, size_and_hash, synced
 from l1rr_fx.support.packages import required
 from passes.audit.verify import run_graph
-from passes.errors import InputError, VerifyError
+from passes.errors import CaptureError, InputError, VerifyError, first_line
 from passes.frontend.capture import capture
 from passes.graph.isolation import run_aside
 
@@ -56,9 +57,13 @@ Emit = Callable[..., Emitted]
 
 @dataclass(frozen=True)
 class Bundle:
-    """A folder that was written, what its ONNX file holds, and the predicted latencies by precision (empty if the
-    target has no latency model). `half` says whether FP16 holds the network's numbers (None: ONNX Runtime is not
-    installed; print it for what to do). `notes` say what was left out."""
+    """A folder that was written, what its ONNX file holds, and the predicted latencies by precision.
+
+    `predictions` are empty if the target has no latency model. `dense` are those of the network before pruning, where
+    it was given. `pruned_for` is the machine that the network was pruned for ("": not known). `half` says whether FP16
+    holds the network's numbers (None: ONNX Runtime is not installed; print it for what to do). `notes` say what was
+    left out, and what is to be known of the network.
+    """
 
     path: Path
     target: str
@@ -66,13 +71,20 @@ class Bundle:
     predictions: Mapping[str, Prediction]
     notes: tuple[str, ...] = ()
     half: HalfPrecision | None = None
+    dense: Mapping[str, Prediction] = field(default_factory=dict)
+    pruned_for: str = ""
 
     def __str__(self) -> str:
         half = "" if self.half is None or self.half.holds else "FP16 does not hold its numbers: print(bundle.half)"
-        times = ", ".join(f"{name.upper()} predicted {each.ms:.2f} ms" for name, each in self.predictions.items())
-        return f"{self.path}: {self.emitted.nodes} nodes for {self.target}" + "".join(
+        pruned_for = self.pruned_for and f" (pruned for {self.pruned_for})"
+        times = ", ".join(f"{name.upper()} predicted {self._ms(name)}" for name in self.predictions)
+        return f"{self.path}: {self.emitted.nodes} nodes for {self.target}{pruned_for}" + "".join(
             f"; {each}" for each in (times, half, *self.notes) if each
         )
+
+    def _ms(self, precision: str) -> str:
+        found = f"{self.predictions[precision].ms:.2f} ms"
+        return f"{found} (dense {self.dense[precision].ms:.2f} ms)" if precision in self.dense else found
 
 
 def lower(
@@ -86,6 +98,8 @@ def lower(
     metadata: Mapping[str, object] | None = None,
     half_model: bool = True,
     nms: Nms | None = None,
+    image: Image | None = None,
+    dense: nn.Module | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Write the bundle of a network, pruned or not, to the new folder `out`: all of it or, on any failure, nothing.
@@ -94,8 +108,10 @@ def lower(
     3.6, numpy and TensorRT, a manifest with hashes, a README with the commands, and files for Triton and DeepStream.
     `label` is what comparisons call the network (default: the folder's name). `half_model` adds a file in FP16, which
     TensorRT 11 needs, unless its outputs are not those of the network: then a note says so. `metadata` goes into the
-    ONNX files. `nms` ends them with TensorRT's plugin, and adds them as they are before it. `args` should then show
-    objects: else there is nothing to suppress when an engine is checked, and a note says so.
+    ONNX files. `nms` ends them with TensorRT's plugin, and adds them as they are before it. `image`, the
+    path of a picture or its pixels, takes the place of the first input (see `examples.with_image`): without an image
+    that shows objects, FP16 and NMS are hardly checked, and notes say so. `dense` is the network before pruning, whose
+    predicted latency is shown beside.
 
     Raises InputError for wrong arguments, a folder that is not empty (with `overwrite` a bundle is replaced, and
     nothing else is) or a disk that refuses, LoweringError for what the target cannot express, and the errors of
@@ -106,16 +122,19 @@ def lower(
     check_nms(nms, target)
     check_folder(folder, overwrite=overwrite)
     module = pruned.module if isinstance(pruned, Pruned) else pruned
+    args = with_image(args, image)
     check_module(module, args)
     check_head(nms, module, metadata)
     kwargs = in_order(module, kwargs)
     graph = capture(module, args, kwargs)
     work_list = kernels(graph)
     predictions = _predictions(target, work_list)
+    before, about = _dense_predictions(dense, target, args, kwargs)
+    about += tuple(_noted(note) for note in (*emptiness(Trial(args, kwargs, None).tensors()), *_about(pruned, target)))
     emit = partial(to_onnx, module, args, kwargs=kwargs, metadata=metadata)
     with _written(folder) as work:
         emitted = _write_model(emit, work / MODEL, nms, target=target)
-        notes = _write_half_model(emit, work / HALF_MODEL, nms) if half_model else ()
+        notes = about + (_write_half_model(emit, work / HALF_MODEL, nms) if half_model else ())
         onnx_model = required("onnx", extra="onnx").load(str(work / (MODEL if nms is None else BEFORE_NMS[MODEL])))
         file = onnx_model.graph
         expected = _write_tensors(work, file, _outputs(module, graph, args, kwargs), args, kwargs)
@@ -136,12 +155,14 @@ def lower(
             "notes": [*notes, *advice],
             "half": None if half is None else half.facts(),
             "predicted": {name: {"ms": p.ms, "gpu_ghz": p.clock} for name, p in predictions.items()},
+            "dense": {name: {"ms": p.ms} for name, p in before.items()},
             "kernels": [asdict(kernel) for kernel in work_list],
             "nodes": _makers(file),
         }
         (work / "README.md").write_text(readme(facts), encoding="utf-8")
         _write_manifest(work, facts)
-    return Bundle(folder, target, replace(emitted, path=folder / MODEL), predictions, notes, half)
+    pruned_for = pruned.report.target if isinstance(pruned, Pruned) else ""
+    return Bundle(folder, target, replace(emitted, path=folder / MODEL), predictions, notes, half, before, pruned_for)
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
@@ -176,6 +197,33 @@ def _predictions(target: str, found: tuple[Kernel, ...]) -> dict[str, Prediction
     if target not in DEVICES:
         return {}
     return {precision: Latency(target, precision=precision).of_kernels(found) for precision in ("fp16", "fp32")}
+
+
+def _dense_predictions(
+    dense: nn.Module | None, target: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Prediction], tuple[str, ...]]:
+    """The predictions for the network before pruning, or a note why there are none."""
+    if dense is None or target not in DEVICES:
+        return {}, ()
+    check_module(dense, args)
+    try:
+        return _predictions(target, kernels(capture(dense, args, in_order(dense, kwargs)))), ()
+    except CaptureError as error:
+        return {}, (_noted(f"the dense network was not predicted: {first_line(error)}"),)
+
+
+def _about(pruned: Pruned | nn.Module, target: str) -> Iterator[str]:
+    """A note if a network was pruned for another machine than it is lowered for."""
+    chosen = pruned.report.target if isinstance(pruned, Pruned) else target
+    if chosen == target or chosen.startswith(f"{target}-") or (chosen == "none" and target not in DEVICES):
+        return
+    if target not in DEVICES:
+        yield f"the network was pruned for {chosen}, and is lowered for {target}, which has no cost model: measure it"
+        return
+    yield (
+        f"the network was pruned for {chosen}, and is lowered for {target}: prune(..., target={target!r}) chooses "
+        "between copies and multiplications by what they cost there"
+    )
 
 
 @contextlib.contextmanager
