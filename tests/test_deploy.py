@@ -190,6 +190,20 @@ def test_no_batch_stays_in_memory() -> None:
     assert stored.is_meta and stored.shape == (2, 3, 8, 8) and stored.dtype == torch.float64
 
 
+def test_a_network_that_changed_its_dtype_since(tmp_path: Path) -> None:
+    def way(network: nn.Module, x: Tensor, index: Tensor) -> Tensor:
+        out: Tensor = network(x)[index]
+        return out
+
+    pruned, model = small(Wrapped(way), image(2, 3, 8, 8), torch.tensor([1]), layer="network.stem.0")
+    pruned.module.float()
+    pruned.export(tmp_path / "small.pt2")
+    x, index = image(2, 3, 8, 8), torch.tensor([0, 1])[1:]
+    found = torch.export.load(tmp_path / "small.pt2").module()(x.float(), index)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), model(x, index), rtol=1e-4, atol=1e-4)  # FP32
+
+
 def loaded(tmp_path: Path) -> l1rr_fx.Pruned:
     small(Net(), image(2, 3, 8, 8))[0].save(tmp_path / "saved")
     return l1rr_fx.load(tmp_path / "saved")

@@ -11,7 +11,7 @@ from torch import nn
 from l1rr_fx.machines.by_name import machine
 from l1rr_fx.pruning.partition.pieces import prune_pieces
 from l1rr_fx.pruning.pruned import Pruned
-from l1rr_fx.pruning.pt2_file import Example
+from l1rr_fx.pruning.pt2_file import Example, float_type
 from l1rr_fx.pruning.report import Report
 from l1rr_fx.pruning.size_guards import check_sizes
 from l1rr_fx.pruning.verification import check, check_pieces
@@ -71,7 +71,7 @@ def prune(
             deviation = check(model, result.module, args, kwargs or {}, zeroed, result)
     accounts = accounts_of(result.plan, result.rewritten, clock.seconds)
     report = Report(accounts, options.mode, deviation, options.target.name, notes=notes)
-    example = Example(args, kwargs or {}, dynamic_shapes).without_values()
+    example = Example(args, kwargs or {}, dynamic_shapes, float_type(result.module)).without_values()
     return Pruned(result.module, report, result.rewritten.kept, example)
 
 

@@ -6,7 +6,7 @@ import operator
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +29,42 @@ BUILT_IN = (tuple, list, dict, OrderedDict)
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """The call that a network was captured for: its arguments, and the sizes that may change."""
+    """The call that a network was captured for: its arguments, the sizes that may change, and its parameters' dtype."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     dynamic_shapes: Any = None
+    dtype: torch.dtype | None = None
 
     def without_values(self) -> Example:
-        """The same with tensors that have a shape and a dtype alone, so that no batch stays in memory."""
-        args, kwargs = pytree.tree_map_only(
-            Tensor, lambda tensor: tensor.detach().to("meta"), (self.args, dict(self.kwargs))
-        )
-        return Example(args, kwargs, self.dynamic_shapes)
+        """The same with tensors that have sizes and a dtype alone, so that no batch stays in memory."""
 
-    def with_zeros(self, device: torch.device) -> Example:
-        """The same with zeros in the place of tensors without values. To export, a network is run on no values."""
-        args, kwargs = pytree.tree_map_only(
-            Tensor,
-            lambda tensor: torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor,
-            (self.args, dict(self.kwargs)),
-        )
-        return Example(args, kwargs, self.dynamic_shapes)
+        def emptied(tensor: Tensor) -> Tensor:
+            return tensor.detach().to("meta") if tensor.layout is torch.strided else tensor
+
+        args, kwargs = pytree.tree_map_only(Tensor, emptied, (self.args, dict(self.kwargs)))
+        return replace(self, args=args, kwargs=kwargs)
+
+    def for_module(self, module: nn.Module) -> Example:
+        """The same with zeros in the place of tensors without values: an export does not depend on them.
+
+        They are on the module's device. Those that had the dtype of its parameters have the dtype that these have now.
+        """
+        device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+        dtype = float_type(module)
+
+        def filled(tensor: Tensor) -> Tensor:
+            if not tensor.is_meta:
+                return tensor
+            return torch.zeros_like(tensor, device=device, dtype=dtype if tensor.dtype is self.dtype else tensor.dtype)
+
+        args, kwargs = pytree.tree_map_only(Tensor, filled, (self.args, dict(self.kwargs)))
+        return replace(self, args=args, kwargs=kwargs)
+
+
+def float_type(module: nn.Module) -> torch.dtype | None:
+    """The dtype of a module's first floating-point parameter."""
+    return next((parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()), None)
 
 
 def write_pt2(module: nn.Module, example: Example, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -64,8 +79,7 @@ def write_pt2(module: nn.Module, example: Example, path: str | os.PathLike[str],
             "the module is in training mode, in which networks compute something else; "
             "expected one in eval mode: call pruned.module.eval() first"
         )
-    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    call = example.with_zeros(device)
+    call = example.for_module(module)
     shapes = call.dynamic_shapes
     if shapes is None:
         shapes = _free_sizes(module, call.args, call.kwargs)
