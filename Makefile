@@ -11,7 +11,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 TRAINERS := lightning lightning-utilities torchmetrics accelerate
 FRAME := pyproject.toml constraints.txt
 
-.PHONY: help demo test lint zoo fuzz mutate bench clean
+.PHONY: help demo test check lint zoo fuzz mutate bench clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -24,6 +24,10 @@ demo: $(VENV)/.demo ## zero, prune and compare a trained detector on a real aeri
 test: lint ## lint and the tests, in less than 15 minutes
 	@echo "== tests: $(JOBS) processes"
 	@$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS)
+
+check: test ## the tests, and those that take too long for `make test` (marked fuzz): before a release
+	@echo "== tests that are marked fuzz"
+	@$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) -m fuzz
 
 lint: $(VENV)/.test ## ruff, mypy and import-linter
 	@echo "== ruff: rules"
