@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from l1rr_fx.lowering import to_onnx
-from tests import trt82_parser
+from tests import trt82_parser, trt82_read_cases
 from tests.trt82_cases import CASES, FLOAT, X2, c, single, z
 from tests.trt82_parser import assert_accepted, judged, network, verdict_of
 
@@ -17,6 +17,12 @@ from tests.trt82_parser import assert_accepted, judged, network, verdict_of
 @pytest.mark.parametrize("name", CASES)
 def test_each_verdict_is_that_of_the_parser(name: str) -> None:
     verdict, model = CASES[name]
+    assert verdict_of(model()) == verdict, [str(judgement) for judgement in judged(model())]
+
+
+@pytest.mark.parametrize("name", trt82_read_cases.CASES)
+def test_each_verdict_is_what_the_source_implies(name: str) -> None:
+    verdict, model = trt82_read_cases.CASES[name]
     assert verdict_of(model()) == verdict, [str(judgement) for judgement in judged(model())]
 
 

@@ -87,7 +87,7 @@ def dropout(n: Node) -> None:
 
 
 def is_nan(n: Node) -> None:
-    _compared(n, n.tensor(0), n.tensor(0))
+    n.tensor(0)
     n.layer("Elementwise", operation="EQUAL")
 
 
@@ -138,10 +138,6 @@ def elementwise(operation: str) -> Importer:
         n.layer("Elementwise", operation=operation)
 
     return importer
-
-
-def _compared(n: Node, first: Value, second: Value) -> None:
-    n.check("BOOL" not in (first.kind, second.kind), "elementwiseHelper: EQUAL of BOOL")
 
 
 def where(n: Node) -> None:
@@ -220,7 +216,6 @@ def _fully_connected(n: Node, a: Value, b: Value, c: Value | None) -> None:
     n.builder(c.shape[0] == outer, f"importGemm: C has {c.shape[0]} elements for {outer} outputs")
     n.builder(a.shape[1] == inner, f"importGemm: the input has {a.shape[1]} columns for {inner} rows of weights")
     n.layer("FullyConnected", transA=(0, int(n.get("transA", 0))))
-    n.gives((a.shape[0], outer))
 
 
 def _matrix_product(n: Node, a: Value, b: Value, c: Value | None) -> None:
@@ -252,7 +247,6 @@ def reduction(operation: str, *steps: str, axes_input: bool = False) -> Importer
             n.builder(bool(axes), "reduceTensor: reduces over no axis")
             meant = sorted(positive(axes, value.rank))
         elif axes is None and given is not None:
-            n.check(value.rank is not None, "the rank is not known")
             meant = None if given.read is None else sorted(positive(given.read().tolist(), value.rank))
             if meant != list(range(value.rank or 0)):
                 n.misread(f"reduceTensor: axes as an input are not read: all axes are reduced, {meant} are meant")

@@ -205,7 +205,7 @@ def _types(model: onnx.ModelProto) -> dict[str, tuple[str, tuple[int | None, ...
     known = {port.name for port in (*graph.value_info, *graph.output)}
     if any(name not in known for node in graph.node for name in node.output):
         try:
-            graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+            graph = onnx.shape_inference.infer_shapes(_light(model), data_prop=True).graph
         except (onnx.shape_inference.InferenceError, ValueError):  # the second: over 2 GiB
             pass
     found = {}
@@ -216,3 +216,19 @@ def _types(model: onnx.ModelProto) -> dict[str, tuple[str, tuple[int | None, ...
             shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
         found[port.name] = (onnx_kind(tensor.elem_type), shape)
     return found
+
+
+def _light(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its large constants as inputs: inference copies a model twice, and reads the small ones alone."""
+    made = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph = model.graph
+    made.graph.MergeFrom(onnx.GraphProto(name=graph.name, node=graph.node, input=graph.input, output=graph.output))
+    made.graph.value_info.extend(graph.value_info)
+    given = {port.name for port in graph.input}
+    for tensor in graph.initializer:
+        if len(tensor.raw_data) <= 1024 and tensor.data_location != tensor.EXTERNAL:
+            made.graph.initializer.append(tensor)
+        elif tensor.name not in given:
+            shape = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            made.graph.input.append(shape)
+    return made
