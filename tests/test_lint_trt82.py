@@ -236,6 +236,9 @@ REPORT: tuple[tuple[str, Model, str, str, Model], ...] = (
     *((f"no reduction by {kind}", Model(node(kind, "x", noop_with_empty_axes=1), PAIR, opset=18),
        "noop_with_empty_axes is ignored", "error", Model(node(kind, "x"), PAIR, opset=18))
       for kind in CHECKS if kind.startswith("Reduce") and kind != "ReduceSum"),
+    *((f"{kind} of a scalar", Model(node(kind, "x"), {"x": ()}), "is a scalar", "error",
+       Model(node(kind, "x"), {"x": (1,)}))
+      for kind in CHECKS if kind.startswith("Reduce")),
     ("FLOAT limits that are computed", Model(node("Range", "x", "z", "u"), {"x": ()}, {
         "z": np.float32(3), "u": np.float32(1)}), "FLOAT limits", "error", Model(node("Range", "x", "z", "u"), {}, {
             "x": np.float32(0), "z": np.float32(3), "u": np.float32(1)})),

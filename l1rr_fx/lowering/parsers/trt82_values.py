@@ -96,13 +96,20 @@ def _reduces_nothing(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
         yield Remark("noop_with_empty_axes is ignored: everything is reduced, silently", "replace it by Identity")
 
 
+def _scalar(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
+    if model.rank_of(node.input(0)) == 0:
+        yield Remark("its input is a scalar: it reduces over no axis", "remove it, or give the input an axis")
+
+
 REDUCING = helper("reduceTensor")
 NOTHING = Check("no noop_with_empty_axes without axes (ignored)", _reduces_nothing, REDUCING)
-BY_ATTRIBUTE = (Check("no axes as an input (ignored)", _axes_input), NOTHING)
+AN_AXIS = Check("no reduction of a scalar", _scalar, REDUCING, "NvInfer.h")
+BY_ATTRIBUTE = (Check("no axes as an input (ignored)", _axes_input), NOTHING, AN_AXIS)
 BY_INPUT = (
     constant_input(1, "axes", source=REDUCING),
     Check("axes are not empty", _empty_axes, REDUCING, "NvInfer.h"),
     NOTHING,
+    AN_AXIS,
 )
 
 
