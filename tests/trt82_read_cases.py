@@ -110,6 +110,14 @@ CASES: Mapping[str, tuple[str, Callable[[], onnx.ModelProto]]] = {
         "BatchNormalization", {"x": X4}, X4.shape, *(c(name, ONES) for name in "sbmv"), training_mode=1, opset=14)),
     "InstanceNormalization of two axes": ("refused", lambda: single(
         "InstanceNormalization", {"x": z(1, 4)}, (1, 4), c("s", ONES), c("b", ONES))),
+    "InstanceNormalization, FLOAT16 scale": ("misread", lambda: single(
+        "InstanceNormalization", {"x": X4.astype(np.float16)}, X4.shape, c("s", ONES.astype(np.float16)),
+        c("b", ONES.astype(np.float16)), kind=FLOAT16)),
+    "NonMaxSuppression": ("warning", lambda: single(
+        "NonMaxSuppression", {"b": z(1, 5, 4), "s": z(1, 2, 5)}, (10, 3), c("k", [5]), kind=INT64)),
+    "Range of computed FLOAT": ("refused", lambda: of_nodes(
+        [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Range", ["a", "l", "d"], ["y"])],
+        {"x": z(1)[0]}, {"y": (FLOAT, (2,))}, c("l", np.float32(3)), c("d", np.float32(1)))),
     "GRU, layout": ("misread", lambda: single(
         "GRU", {"x": z(2, 4, 3)}, {"y": (FLOAT, (2, 4, 1, 5))}, c("W", z(1, 15, 3)), c("R", z(1, 15, 5)),
         hidden_size=5, layout=1, opset=14)),
@@ -131,6 +139,19 @@ CASES: Mapping[str, tuple[str, Callable[[], onnx.ModelProto]]] = {
         output_padding=[1, 1])),
     "ConvTranspose by what is computed": ("refused", lambda: single(
         "ConvTranspose", {"x": X4, "w": z(4, 3, 3, 3)}, (1, 3, 8, 8))),
+    "Conv 4-D": ("refused", lambda: single(
+        "Conv", {"x": z(1, 2, 3, 3, 3, 3)}, (1, 2, 3, 3, 3, 3), c("w", z(2, 2, 1, 1, 1, 1)))),
+    "MaxPool 4-D": ("refused", lambda: single(
+        "MaxPool", {"x": z(1, 2, 4, 4, 4, 4)}, (1, 2, 2, 2, 2, 2), kernel_shape=[2] * 4, strides=[2] * 4)),
+    "ConvTranspose, output_shape": ("warning", lambda: single(
+        "ConvTranspose", {"x": X4}, (1, 3, 12, 12), c("w", z(4, 3, 3, 3)), strides=[2, 2], output_shape=[12, 12])),
+    # quantisation
+    "DequantizeLinear without a zero point": ("refused", lambda: single(
+        "DequantizeLinear", {"x": np.ones((2, 3), np.int8)}, (2, 3), c("s", np.float32(1)))),
+    "DequantizeLinear, a zero point": ("refused", lambda: single(
+        "DequantizeLinear", {"x": np.ones((2, 3), np.int8)}, (2, 3), c("s", np.float32(1)), c("p", np.int8(1)))),
+    "DequantizeLinear": ("accepted", lambda: single(
+        "DequantizeLinear", {"x": np.ones((2, 3), np.int8)}, (2, 3), c("s", np.float32(1)), c("p", np.int8(0)))),
     # products
     "Gemm, transA, not square": ("refused", lambda: single(
         "Gemm", {"x": z(3, 2)}, (2, 4), c("w", z(3, 4)), c("b", z(4)), transA=1)),
@@ -180,6 +201,8 @@ CASES: Mapping[str, tuple[str, Callable[[], onnx.ModelProto]]] = {
     "integers beyond 32 bits": ("misread", lambda: single("Add", {"x": I2}, (2, 3), c("b", 2**40), kind=INT64)),
     "bounds beyond 32 bits": ("accepted", lambda: single(
         "Slice", {"x": X2}, (1, 3), c("b", [1]), c("e", [2**62]), c("a", [0]))),
+    "DepthToSpace of BOOL": ("refused", lambda: single(
+        "DepthToSpace", {"x": X4 > 0}, (1, 1, 12, 12), kind=BOOL, blocksize=2)),
     # interpolation
     "Resize, cubic": ("refused", lambda: single(
         "Resize", {"x": X4}, (1, 4, 12, 12), "", c("s", np.array([1, 1, 2, 2], "f")), mode="cubic")),

@@ -24,6 +24,7 @@ def conv(n: Node) -> None:
         made_by = kernel.made_by.op_type if kernel.made_by is not None else "no node"
         n.builder(made_by == "DequantizeLinear", f"convMultiInput: the kernel is computed by {made_by}")
     _kernel_fits(n, value, kernel, "importConv")
+    n.builder(value.rank in (3, 4, 5, None), f"a convolution of {value.rank} axes")
     assert kernel.shape is not None
     group = int(n.get("group", 1))
     if value.shape is not None and value.shape[1] is not None:
