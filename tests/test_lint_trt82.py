@@ -119,6 +119,8 @@ REPORT: tuple[tuple[str, Model, str, str, Model], ...] = (
      pad(0, 1, 0, 1)),
     ("M5 Flatten at axis 0", Model(node("Flatten", "x", axis=0), PAIR), "nothing is flattened", "error",
      Model(node("Flatten", "x", axis=0), IMAGE)),
+    ("Flatten of a vector", Model(node("Flatten", "x"), {"x": (3,)}), "of 1 axes nothing", "error",
+     Model(node("Flatten", "x"), IMAGE)),
     ("M7 no reduction", reduced(noop_with_empty_axes=1), "noop_with_empty_axes is ignored", "error",
      reduced("a", noop_with_empty_axes=1)),
     ("M8 transA", gemm(transA=1), "transA is ignored", "error", gemm(transA=1, alpha=2.0)),
