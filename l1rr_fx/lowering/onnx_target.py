@@ -27,6 +27,8 @@ UNREAD_BY_TRT82: Mapping[str, str] = {
     "Pow of integers": "refused",
     "Cast of FLOAT to BOOL": "not among the conversions that NvInfer.h lists",
     "Einsum of any equation": "letters a to z alone, two operands, no diagonals, equal sizes",
+    "Conv, ConvTranspose with a computed bias": "refused",
+    "ConvTranspose along one or three axes, with output_padding": "a number is not set; ends have to be padded alike",
     "MatMul of a vector by a batch": "it squeezes the wrong axis, and fails",
 }
 """Forms that TensorRT 8.2 refuses or misreads, and what it makes of them.
@@ -40,7 +42,6 @@ class OnnxTarget:
     """An ONNX version, and what its reader lacks.
 
     `parser` names the table of operators that `lint` holds a model against (None: only ONNX's own rules).
-    `planar`: convolutions and pools along a single axis are not read, so they are written for an image one pixel high.
     `unread` names the forms (a table such as `UNREAD_BY_TRT82`) that it refuses or misreads; others take their place.
     `most_axes` and `most_sorted` are the most axes of a tensor, and the most elements that TopK gives.
     """
@@ -49,7 +50,6 @@ class OnnxTarget:
     opset: int
     ir_version: int
     parser: str | None = None
-    planar: bool = False
     unread: Mapping[str, str] = field(default_factory=dict)
     most_axes: int | None = None
     most_sorted: int | None = None
@@ -68,9 +68,7 @@ TARGETS: Mapping[str, OnnxTarget] = {
     target.name: target
     for target in (
         # TensorRT 8.2.1 of JetPack 4.6: built against ONNX 1.8, reads opset 13 and no later one rightly.
-        OnnxTarget(
-            "jetson-tx2", 13, 7, parser="trt82", planar=True, unread=UNREAD_BY_TRT82, most_axes=8, most_sorted=3840
-        ),
+        OnnxTarget("jetson-tx2", 13, 7, parser="trt82", unread=UNREAD_BY_TRT82, most_axes=8, most_sorted=3840),
         OnnxTarget("onnxruntime", 18, 8),
         OnnxTarget("tensorrt-10", 18, 8),
         OnnxTarget("tensorrt-11", 18, 8),

@@ -39,14 +39,9 @@ def spread(value: Any, axes: int) -> list[int]:
     return values * axes if len(values) == 1 else values
 
 
-def images(w: Writer, x: Symbol, axes: int) -> tuple[Operand, bool]:
-    """A value as a batch of images with this many spatial axes, and whether a single axis became two.
-
-    torch takes an image without a batch, ONNX does not; some readers know no convolution along a single axis.
-    """
-    shape = x.shape if x.rank == axes + 2 else (1, *x.shape)
-    flat = w.target.planar and axes == 1
-    return w.reshape(x, (*shape[:2], 1, shape[2]) if flat else shape), flat
+def images(w: Writer, x: Symbol, axes: int) -> Operand:
+    """A value as a batch of images with this many spatial axes: torch takes one without a batch, ONNX does not."""
+    return w.reshape(x, x.shape if x.rank == axes + 2 else (1, *x.shape))
 
 
 def unary(kind: str, **attributes: float) -> Form:

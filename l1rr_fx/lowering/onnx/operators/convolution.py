@@ -15,26 +15,33 @@ from l1rr_fx.lowering.onnx.writer import Symbol, Writer
 aten = torch.ops.aten
 
 
-def bias_of(bias: Any) -> Any:
-    """An optional operand; ONNX writes a missing one as an empty name."""
-    return "" if bias is None else bias
-
-
 def _convolution(
     w: Writer, out: Tensor, x: Symbol, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Any:
     kernel = [int(n) for n in weight.shape[2:]]
     strides, gaps = spread(stride, len(kernel)), spread(dilation, len(kernel))
     before, after = _padding(padding, kernel, gaps)
-    source, flat = images(w, x, len(kernel))
-    if flat:
-        weight, kernel = w.reshape(weight, (*weight.shape[:2], 1, *kernel)), [1, *kernel]
-        strides, gaps, before, after = [1, *strides], [1, *gaps], [0, *before], [0, *after]
+    source, inner, added = images(w, x, len(kernel)), *_bias(w, bias)
     found = w.op(
-        "Conv", source, weight, bias_of(bias),
+        "Conv", source, weight, inner,
         kernel_shape=kernel, strides=strides, pads=before + after, dilations=gaps, group=groups,
     )  # fmt: skip
-    return found if source is x else w.reshape(found, out.shape)
+    return _finished(w, out, found, x.rank, len(kernel), added)
+
+
+def _bias(w: Writer, bias: Any) -> tuple[Any, Any]:
+    """The bias that a convolution reads ("": none), and the one that is added to its result (None: none)."""
+    if bias is None:
+        return "", None
+    inside = isinstance(bias, Tensor) or w.target.reads("Conv, ConvTranspose with a computed bias")
+    return (bias, None) if inside else ("", bias)
+
+
+def _finished(w: Writer, out: Tensor, found: str, rank: int, axes: int, bias: Any) -> Any:
+    """The result of a convolution with its bias added, without a batch where its input had none."""
+    if bias is not None:
+        found = w.op("Add", found, w.reshape(bias, (*bias.shape, *(1,) * axes)))
+    return found if rank == axes + 2 else w.reshape(found, out.shape)
 
 
 def _padding(padding: Any, kernel: Sequence[int], gaps: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -60,15 +67,24 @@ def _transposed(
 ) -> Any:
     kernel = [int(n) for n in weight.shape[2:]]
     strides, pads, extra, gaps = (spread(v, len(kernel)) for v in (stride, padding, output_padding, dilation))
-    source, flat = images(w, x, len(kernel))
-    if flat:
-        weight, kernel, strides = w.reshape(weight, (*weight.shape[:2], 1, *kernel)), [1, *kernel], [1, *strides]
-        pads, extra, gaps = [0, *pads], [0, *extra], [1, *gaps]
+    known = len(kernel) == 2 or w.target.reads("ConvTranspose along one or three axes, with output_padding")
+    cut, grown = [0] * len(kernel), [0] * len(kernel)
+    if not known:  # the result has to be longer at its end: pad less on both sides, and cut the start
+        cut = [min(p, n) for p, n in zip(pads, extra, strict=True)]
+        grown = [n - c for n, c in zip(extra, cut, strict=True)]
+        pads, extra = [p - c for p, c in zip(pads, cut, strict=True)], [0] * len(kernel)
+    source = images(w, x, len(kernel))
+    inner, added = ("", bias) if any(grown) else _bias(w, bias)  # what grows has the bias, too
     found = w.op(
-        "ConvTranspose", source, weight, bias_of(bias),
-        kernel_shape=kernel, strides=strides, pads=pads + pads, output_padding=extra, dilations=gaps, group=groups,
+        "ConvTranspose", source, weight, inner,
+        kernel_shape=kernel, strides=strides, pads=pads + pads, output_padding=extra if any(extra) else None,
+        dilations=gaps, group=groups,
     )  # fmt: skip
-    return found if source is x else w.reshape(found, out.shape)
+    for axis, (start, n) in enumerate(zip(cut, out.shape[-len(kernel) :], strict=True), 2):
+        found = w.slice(found, axis, start, start + int(n)) if start else found
+    if any(grown):
+        found = w.op("Pad", found, w.integers([0] * (len(kernel) + 4) + grown))
+    return _finished(w, out, found, x.rank, len(kernel), added)
 
 
 def _any_convolution(

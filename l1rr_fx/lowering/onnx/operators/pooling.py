@@ -41,10 +41,7 @@ def _pool(w: Writer, out: Tensor, kind: str, x: Symbol, window: Sequence[list[in
     kernel, stride, pad, gap = window
     after = [p + n for p, n in zip(pad, _beyond(x, out, window), strict=True)]
     dilations: list[int] | None = gap if any(n != 1 for n in gap) else None
-    source, flat = images(w, x, len(kernel))
-    if flat:
-        kernel, stride, pad, after = [1, *kernel], [1, *stride], [0, *pad], [0, *after]
-        dilations = None if dilations is None else [1, *dilations]
+    source = images(w, x, len(kernel))
     found = w.op(
         kind, source,
         kernel_shape=kernel, strides=stride, pads=pad + after, dilations=dilations, **attributes,
@@ -114,7 +111,7 @@ def _adaptive(kind: str, axes: int) -> Form:
         wanted = [int(n) for n in out.shape[-axes:]]
         given = x.shape[-axes:]
         if set(wanted) == {1}:
-            source, _ = images(w, x, axes)
+            source = images(w, x, axes)
             found = w.op(f"Global{kind}Pool", source)
             return found if source is x else w.reshape(found, out.shape)
         if all(n % m == 0 for n, m in zip(given, wanted, strict=True)):
