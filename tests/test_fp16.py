@@ -130,7 +130,7 @@ def ranges(network: Any, *inputs: Tensor, modules: tuple[str, ...] = ()) -> list
 
 
 def test_a_partial_sum_is_the_largest_that_an_order_of_summation_reaches() -> None:
-    """3 * 10 - 2 * 20 + 1 = -9, but 31 is reached if the positive terms come first, and -40 if the negative one does."""
+    """3 * 10 - 2 * 20 + 1 = -9, but 31 is reached with the positive terms first, and -40 with the negative one."""
     weight, bias = constant("w", [[3.0], [-2.0]]), constant("b", [1.0])
     gemm = model(node("Gemm", ["x", "w", "b"]), inputs={"x": [1, 2]}, constants=(weight, bias))
     (found,) = ranges(gemm, torch.tensor([[10.0, 20.0]]))

@@ -76,7 +76,8 @@ class HalfPrecision:
                 f"{allowed}), but the network chooses (top-k, argmax), and rounding may choose otherwise: judge the "
                 "FP16 engine by its accuracy on labelled data",
             )
-        cure = "do what the next lines say" if self.beyond else "no number is too large, but rounding accumulates"
+        small = "no number is too large: those below 6e-08 vanish, or rounding accumulates"
+        cure = "do what the next lines say" if self.beyond else f"{small}. Scale small weights up"
         return (
             f"FP16: with each result rounded to FP16 the outputs deviate by {self.deviation:.3g} from torch (allowed: "
             f"{allowed}): {cure}, or build the engine in FP32 alone (build_and_measure.py --precision fp32)",
@@ -124,7 +125,9 @@ class HalfPrecision:
         shown = self.modules[: max(SHOWN, sum(node.largest > LARGEST for node in self.modules))]
         for node in shown:
             cells = (_number(n) for n in (node.activation, node.weight, node.partial_sum))
-            table.add_row(Text(place(node)), Text(node.node), *cells, f"{node.largest / LARGEST:.1%}")
+            table.add_row(
+                Text(place(node)), Text(node.node if node.after else node.kind), *cells, f"{node.largest / LARGEST:.1%}"
+            )
         lines = [f"{len(self.modules) - len(shown)} more modules have smaller numbers"] * (
             len(shown) < len(self.modules)
         )
