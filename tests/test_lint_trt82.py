@@ -190,6 +190,9 @@ REPORT: tuple[tuple[str, Model, str, str, Model], ...] = (
      "error", Model(node("Conv", "x", "w"), constants={"w": f32(4, 4, 3, 3)})),
     ("uneven pads in 3-D", deconvolution(pads=[1, 1, 1, 0, 0, 0]), "of a 3-D layer", "error",
      deconvolution(pads=[0, 0, 0, 1, 1, 1], output_padding=[1, 1, 1], strides=[2, 2, 2])),
+    ("output_padding in 1-D", Model(node("ConvTranspose", "x", "w", output_padding=[1], strides=[2]), ROW, {
+        "w": f32(4, 2, 3)}), "of one axis", "error", Model(node("ConvTranspose", "x", "w", strides=[2]), ROW, {
+        "w": f32(4, 2, 3)})),
     ("ConvTranspose of rank 6", Model(node("ConvTranspose", "x", "w"), {"x": (1, 4, 2, 2, 2, 2)}, {
         "w": f32(4, 2, 1, 1, 1, 1)}), "6 axes", "error", deconvolution()),
     ("AveragePool of rank 6", Model(node("AveragePool", "x", kernel_shape=[2] * 4), {"x": (1, 4, 2, 2, 2, 2)}),
@@ -244,6 +247,9 @@ REPORT: tuple[tuple[str, Model, str, str, Model], ...] = (
     ("FLOAT limits that are computed", Model(node("Range", "x", "z", "u"), {"x": ()}, {
         "z": np.float32(3), "u": np.float32(1)}), "FLOAT limits", "error", Model(node("Range", "x", "z", "u"), {}, {
             "x": np.float32(0), "z": np.float32(3), "u": np.float32(1)})),
+    ("Slice with an empty name", Model(node("Slice", "x", "s", "e", "", "t"), PAIR, {
+        "s": i64(0, 0), "e": i64(2, 3), "t": i64(2, 1)}), "empty name", "error",
+     Model(node("Slice", "x", "s", "e"), PAIR, {"s": i64(0, 0), "e": i64(2, 3)})),
     ("too few starts", Model(node("Slice", "x", "s", "e"), PAIR, {"s": i64(0), "e": i64(1)}), "1 starts for 2 axes",
      "error", Model(node("Slice", "x", "s", "e"), PAIR, {"s": i64(0, 0), "e": i64(1, 1)})),
     ("transposed, five axes", transposed(1, 1, 1, 2, 3), "with 5 axes", "error", transposed(1, 1, 2, 3)),

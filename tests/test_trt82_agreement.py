@@ -44,9 +44,6 @@ APART: Mapping[str, str] = {
     "Gemm, K=1, a bias of two axes": "right by the rank of the bias alone, which the lint does not look at",
     "ReduceMean, all axes as an input": "right because the axes are all of them, which the lint does not look at",
     "Conv, a bias of another size": "not for the lint: no ONNX reader takes such a file",
-    "ConvTranspose 1-D, output_padding": "unknown to the lint; to_onnx does not write it",
-    "Expand to the shape of a scalar": "unknown to the lint: it takes the empty constant for the shape of a scalar",
-    "Slice with steps and without axes": "unknown to the lint; to_onnx gives the axes",
     "two outputs that are one tensor": "unknown to the lint, which reads node by node",
 }
 """By case of the source: the reason why lint and judge differ."""

@@ -62,6 +62,14 @@ def _even_pads(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
         )
 
 
+def _grown(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
+    if model.rank_of(node.input(0)) == 3 and "output_padding" in node.attributes:
+        yield Remark(
+            "its output_padding is that of one axis, and the parser reads a second number that is not set",
+            "pad its output, or write it over an image one pixel high",
+        )
+
+
 CONVOLUTION = (
     Check("constant or dequantized weight", _weight, basis="NvInfer.h"),
     Check("constant bias, or none", _bias),
@@ -196,6 +204,7 @@ LAYERS: Mapping[str, tuple[Check, ...]] = {
         *CONVOLUTION,
         ranks(3, 4, 5, cure=SPATIAL),
         Check("pads of a 3-D layer are even", _even_pads),
+        Check("no output_padding of a 1-D layer", _grown),
     ),
     "MaxPool": (*POOL, Check("one output", _max_pool)),
     "AveragePool": (

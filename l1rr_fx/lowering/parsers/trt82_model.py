@@ -142,7 +142,7 @@ def _axes(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
 
 OPTIONAL = {("Resize", 1), ("Resize", 2), ("ReduceSum", 1), ("ReduceLogSum", 1), ("Pad", 1), ("Squeeze", 1)}
 """Inputs that may be empty, or have a check of their own."""
-SHAPE_INPUTS = {("Reshape", 1), ("Expand", 1), ("Tile", 1), ("ConstantOfShape", 0)}
+SHAPE_INPUTS = {("Reshape", 1), ("Tile", 1), ("ConstantOfShape", 0)}
 """An empty constant in these is the shape of a scalar, which the parser reads as meant."""
 
 

@@ -118,6 +118,11 @@ def _starts(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
         yield Remark(f"it has {starts[0]} starts for {rank} axes, and no axes", "give its axes as the input axes")
 
 
+def _axes_of_slice(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
+    if len(node.inputs) > 3 and not node.input(3):
+        yield Remark("its axes are an empty name, which is not read as none", "give its axes as the input axes")
+
+
 def _gather(model: OnnxModel, node: OnnxNode) -> Iterator[Remark]:
     rank = model.rank_of(node.input(0))
     if not constant(model, node.input(0)) and rank is not None and rank >= 3:
@@ -138,7 +143,12 @@ SHAPES: Mapping[str, tuple[Check, ...]] = {
     "Expand": (SIZES,),
     "Tile": (SIZES,),
     "ConstantOfShape": (given_sizes(0),),
-    "Slice": (constant_input(3, "axes"), Check("without axes, a start for each axis", _starts), given_sizes(1, 2, 4)),
+    "Slice": (
+        constant_input(3, "axes"),
+        Check("without axes, a start for each axis", _starts),
+        Check("axes that are left out are no empty name", _axes_of_slice),
+        given_sizes(1, 2, 4),
+    ),
     "Squeeze": (constant_input(1, "axes"),),
     "Unsqueeze": (constant_input(1, "axes"),),
     "Pad": (
