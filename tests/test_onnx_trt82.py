@@ -198,6 +198,25 @@ def test_other_values_than_the_examples(name: str, target: str, tmp_path: Path) 
         assert case.operators is None or emitted.operators == case.operators  # no more nodes than needed
 
 
+HALF: dict[str, Callable[..., Any]] = {
+    "padded by a number": lambda w, x: F.pad(x, (1, 2), value=1.0),
+    "bounds": lambda w, x: (x.clamp(-1, 1), F.relu6(x), x.clamp(min=0.5), x.clamp(max=0.5), F.normalize(x)),
+    "groups": lambda w, x: (F.group_norm(x[None], 5), F.instance_norm(x)),
+    "orders": lambda w, x: (x.sort(1)[0], x.logsumexp(1), F.log_softmax(20 * x, 1), (2 * x).long().sort(1)[0]),
+}
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_constants_of_half_precision(name: str, tmp_path: Path) -> None:
+    model = Function(HALF[name]).eval()
+    emitted = to_onnx(model, CUBES[0], tmp_path / "model.onnx", precision="fp16", verify=False)
+    assert_accepted(emitted.path)
+    for ours, theirs in zip(
+        run_onnx(emitted.path.read_bytes(), CUBES[1]), pytree.tree_leaves(model(*CUBES[1])), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-2, atol=1e-2)
+
+
 # Limits
 
 

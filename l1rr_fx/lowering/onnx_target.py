@@ -20,6 +20,7 @@ UNREAD_BY_TRT82: Mapping[str, str] = {
     "Celu": "it becomes a ReLU (until 8.4)",
     "Pad by a number that is not FLOAT": "the number is read as a FLOAT's bits, or as 0",
     "Pad of BOOL": "refused",
+    "Clip, InstanceNormalization with constants of FLOAT16": "their bits are read as those of FLOAT",
     "ReduceLogSumExp, LogSoftmax": "computed without the maximum: infinite for large values",
     "Sign of integers": "refused",
     "Equal of BOOL": "refused",

@@ -63,8 +63,8 @@ class Writer:
     """Collects the ONNX calls of a graph for a target.
 
     A form writes with `op` and `ops`, makes constants with `number`, `integers`, `constant` and `cast`, may use the
-    shorthands `reduce`, `reshape`, `slice` and `split`, and reads `target.opset`. All else is for the interpreter.
-    `float_type` is the ONNX type of every floating-point tensor: "FLOAT" or "FLOAT16".
+    shorthands `reduce`, `reshape`, `slice`, `split`, `clip` and `truth`, and reads `target.opset`.
+    All else is for the interpreter. `float_type` is the ONNX type of every floating-point tensor: "FLOAT" or "FLOAT16".
     """
 
     target: OnnxTarget
@@ -205,6 +205,15 @@ class Writer:
         if self.target.opset >= 18 or kind == "ReduceSum":
             return self.op(kind, x, self.integers(axes), keepdims=int(keepdims))
         return self.op(kind, x, axes=[int(a) for a in axes], keepdims=int(keepdims))
+
+    def clip(self, x: Operand, low: float | None, high: float | None) -> Operand:
+        """Floating-point numbers within bounds, which None leaves open."""
+        bounds = {"Max": low, "Min": high}
+        if self.float_type == "FLOAT" or self.target.reads("Clip, InstanceNormalization with constants of FLOAT16"):
+            return self.op("Clip", x, *("" if bound is None else self.number(bound) for bound in bounds.values()))
+        for kind, bound in bounds.items():
+            x = x if bound is None else self.op(kind, x, self.number(bound))
+        return x
 
     def reshape(self, x: Operand, shape: Sequence[int]) -> Operand:
         """The elements of `x`, in order, in another shape: a constant at once."""

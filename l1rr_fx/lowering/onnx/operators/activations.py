@@ -106,8 +106,7 @@ def _threshold(w: Writer, out: Tensor, x: Operand, threshold: float, value: floa
 def _clamp(w: Writer, out: Tensor, x: Any, low: Any = None, high: Any = None) -> Any:
     found = w.cast(x, out.dtype)
     if out.dtype.is_floating_point and not any(isinstance(bound, (Tensor, Symbol)) for bound in (low, high)):
-        bounds = ["" if bound is None else w.number(float(bound), out.dtype) for bound in (low, high)]
-        return w.op("Clip", found, *bounds)
+        return w.clip(found, *(None if bound is None else float(bound) for bound in (low, high)))
     if low is not None:
         found = w.op("Max", found, w.cast(low, out.dtype))
     return found if high is None else w.op("Min", found, w.cast(high, out.dtype))

@@ -42,8 +42,12 @@ def group_norm(
 ) -> Operand:
     """Each group is an instance's channel: TensorRT has a kernel for that, and none for groups."""
     rows = w.reshape(x, (x.shape[0], groups, math.prod(x.shape[1:]) // groups))
-    ones, zeros = torch.ones(groups, dtype=out.dtype), torch.zeros(groups, dtype=out.dtype)
-    found = w.reshape(w.op("InstanceNormalization", rows, ones, zeros, epsilon=eps), x.shape)
+    half = w.float_type == "FLOAT16" and not w.target.reads("Clip, InstanceNormalization with constants of FLOAT16")
+    kind = "FLOAT" if half else w.float_type
+    ones, zeros = w.constant(torch.ones(groups), kind), w.constant(torch.zeros(groups), kind)
+    rows = w.op("Cast", rows, to=kind) if half else rows
+    normal = w.op("InstanceNormalization", rows, ones, zeros, epsilon=eps)
+    found = w.reshape(w.op("Cast", normal, to=w.float_type) if half else normal, x.shape)
     return _affine(w, found, *(_by_channel(w, each, x.rank) for each in (weight, bias)))
 
 

@@ -115,7 +115,7 @@ def _pixels(w: Writer, place: Operand, size: int, zeros: bool, align_corners: bo
 
 
 def _bounded(w: Writer, place: str, size: int) -> str:
-    return w.op("Clip", place, w.number(0.0), w.number(float(size - 1)))
+    return w.name_of(w.clip(place, 0.0, float(size - 1)))
 
 
 def _neighbours(w: Writer, place: str, size: int) -> list[tuple[str, str, str]]:
