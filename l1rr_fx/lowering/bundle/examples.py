@@ -65,7 +65,8 @@ def _pixels(path: str | os.PathLike[str], channels: int) -> Tensor:
     try:
         with pillow.open(path) as file:
             picture = file.convert("L" if channels == 1 else "RGB")
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, ImportError, pillow.DecompressionBombError) as error:
+        # ImportError: Ultralytics replaces Image.open by one that asks for a package where a file is no picture
         raise InputError(f"image: {path}: no picture that can be read: {error}") from error
     return torch.from_numpy(required("numpy", extra="onnx").array(picture))
 
