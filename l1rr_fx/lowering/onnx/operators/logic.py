@@ -43,7 +43,7 @@ def _isfinite(w: Writer, out: Tensor, x: Any) -> str:
 def truth(w: Writer, kind: str, a: Any, b: Any) -> str:
     """And, Or or Xor of two values as booleans."""
     left, right = w.cast(a, torch.bool), w.cast(b, torch.bool)
-    if kind == "Xor":  # TensorRT 8.2 has neither Xor nor Equal of truth values
+    if kind == "Xor" and not w.target.reads("Equal of BOOL"):  # TensorRT 8.2 has neither Xor nor Equal of truth values
         return w.op("And", w.op("Or", left, right), w.op("Not", w.op("And", left, right)))
     return w.op(kind, left, right)
 
