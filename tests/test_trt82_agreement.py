@@ -72,9 +72,9 @@ def with_constants(model: onnx.ModelProto, values: Any) -> onnx.ModelProto | Non
     made = onnx.ModelProto()
     made.CopyFrom(model)
     given = list(zip(model.graph.input, values))[1:]
-    if not given or not all(isinstance(value, np.ndarray) for _, value in given):
+    if not given or not all(isinstance(value, np.ndarray | np.generic) for _, value in given):
         return None
-    made.graph.initializer.extend(numpy_helper.from_array(value, port.name) for port, value in given)
+    made.graph.initializer.extend(numpy_helper.from_array(np.asarray(value), port.name) for port, value in given)
     del made.graph.input[1:]
     return made if valid(made) else None
 
