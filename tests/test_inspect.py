@@ -357,3 +357,31 @@ def test_training_mode_makes_no_difference() -> None:
     for case in ("squeeze_excite", "depthwise", "shared_head", "returned_features"):
         model, args = next(each for each in cases_of("patterns") if each.name == case).build()
         assert inspect(model.train(), args) == inspect(model.eval(), args)
+
+
+class SumOverChannels(nn.Module):
+    """A dead channel adds nothing to the sum, so that nothing more is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(1, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.second(self.first(x).sum(1, keepdim=True))
+        return result
+
+
+class SoftmaxOverChannels(SumOverChannels):
+    """A dead channel still takes its share of one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.second(self.first(x).softmax(1).sum(1, keepdim=True))
+        return result
+
+
+def test_a_sum_over_channels_loses_nothing_more() -> None:
+    images = (torch.randn(1, 3, 8, 8),)
+    assert l1rr_fx.inspect(SumOverChannels(), images).layers[0].blocked is None
+    assert l1rr_fx.inspect(SoftmaxOverChannels(), images).layers[0].loses_more is not None
+    sites = {site.name: site.blocked for site in l1rr_fx.channel_sites(SumOverChannels(), images)}
+    assert sites["first"] is None

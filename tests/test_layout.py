@@ -289,3 +289,10 @@ def test_sizes_of_a_small_reshape(data: st.DataObject) -> None:
 )
 def test_sizes_by_example(before: Shape, after: Shape, small: Shape, labelled: Shape, sizes: list[int] | None) -> None:
     assert Reshape.sizes(before, after, small, [bool(may) for may in labelled]) == sizes
+
+
+def test_a_layout_prints_its_ranges() -> None:
+    scattered = Layout.along(4, 1, 100, torch.arange(0, 100, 2))
+    assert str(scattered) == "axis 1: 50 of 100 [0 2 4 6 8 10 12 14 16 18 20 22 and 38 more]"
+    assert str(Layout.along(4, 1, 8, torch.tensor([0, 1, 2, 5]))) == "axis 1: 4 of 8 [0-2 5]"
+    assert str(Layout.whole(4)) == "whole"

@@ -226,6 +226,15 @@ def test_a_name_that_is_no_tensor() -> None:
         planned(Residual(), RESIDUAL).explain("nothing")
 
 
+def test_what_is_no_node() -> None:
+    plan = planned(Residual(), RESIDUAL)
+    with pytest.raises(InputError, match="node is a NoneType; expected a node of the graph or its name"):
+        plan.explain(None)  # type: ignore[arg-type]
+    stranger = planned(Residual(), RESIDUAL)
+    with pytest.raises(InputError, match="'conv2d_1' is no tensor"):
+        plan.explain(next(node for node in stranger.layout if node.name == "conv2d_1"))
+
+
 UNION = """
 value     layout                          reason
 x         axis 1: all 3                   as it is given

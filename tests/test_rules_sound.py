@@ -263,3 +263,11 @@ def test_a_rule_is_registered_once() -> None:
         register_rule(swish, pointwise.POINTWISE)
     with pytest.raises(InputError, match="no rule was registered"):
         unregister_rule(aten.relu.default)
+
+
+def test_a_rule_with_names_of_before_is_refused() -> None:
+    class Old(pointwise.Pointwise):
+        def wants(self) -> None: ...
+
+    with pytest.raises(InputError, match="Old defines wants; expected requests, its name since version 0.2"):
+        register_rule(torch.ops.aten.bernoulli, Old())

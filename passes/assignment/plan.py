@@ -100,11 +100,13 @@ class LayoutPlan:
         """A table of the layouts that were considered for a tensor: what each costs and saves, and which was chosen.
 
         `node` is a node of the original graph or its name. Costs are in the unit of the target (bytes for "none");
-        "never" is a cost that no saving outweighs.
+        "never" is a cost that no saving outweighs, "always" a saving that outweighs every cost.
         Raises InputError for a node that is no tensor of the small network.
         """
+        if not isinstance(node, (str, Node)):
+            raise InputError(f"node is a {type(node).__name__}; expected a node of the graph or its name")
         name = node if isinstance(node, str) else node.name
-        found = next((each for each in self.layout if each.name == name), None)
+        found = next((each for each in self.layout if each is node or each.name == node), None)
         if found is None:
             raise InputError(f"{name!r} is no tensor of the small network; str(plan) lists them")
         chosen = self.layout[found]
@@ -120,9 +122,10 @@ class LayoutPlan:
     def _row(self, node: Node, each: Candidate, live: int) -> tuple[str, ...]:
         """One candidate as a row; of those that were not chosen the reason says what they would have been."""
         is_chosen, dead = each.layout.same(self.layout[node]), each.layout.labels.numel() - live
-        reason = LIVE if not dead else each.reason if is_chosen else AS_ZEROS
+        reason = LIVE if not dead else self._reason(node) if is_chosen else AS_ZEROS
         cost = "never" if each.cost >= PROHIBITIVE else f"{each.cost:.4g}"
-        return ("*" if is_chosen else "", str(each.layout), str(dead), cost, f"{each.saved:.4g}", reason)
+        saved = "always" if each.saved >= PROHIBITIVE else f"{each.saved:.4g}"
+        return ("*" if is_chosen else "", str(each.layout), str(dead), cost, saved, reason)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -153,15 +153,17 @@ class Layout:
         return values.expand(self.compact).reshape(-1)[self.labels]
 
 
-def ranges(indices: Sequence[int]) -> str:
-    """Indices as text, consecutive ones as a range: [0, 1, 2, 5] is "0-2 5"."""
+def ranges(indices: Sequence[int], most: int = 12) -> str:
+    """Indices as text, consecutive ones as a range: [0, 1, 2, 5] is "0-2 5". Beyond `most` ranges they are counted."""
     found: list[list[int]] = []
     for index in indices:
         if found and index == found[-1][-1] + 1:
             found[-1].append(index)
         else:
             found.append([index])
-    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in found)
+    shown = " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in found[:most])
+    rest = sum(map(len, found[most:]))
+    return f"{shown} and {rest} more" if rest else shown
 
 
 def product(compact: Shape, kept: Sequence[Tensor | None]) -> Layout:

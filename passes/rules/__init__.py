@@ -66,6 +66,15 @@ OVERLOADS: Mapping[str, Rule] = {
 REGISTERED: dict[str, Rule] = {}
 """Rules that users registered, by qualified operator name ("mylib::gate")."""
 
+RENAMED: Mapping[str, str] = {
+    "settle": "legalise",
+    "wants": "requests",
+    "native": "gives",
+    "trim": "narrowed",
+    "filler": "stand_in",
+}
+"""Methods of a rule before 0.2 and what they are called now: a rule that defines them would not be asked."""
+
 Operator = OpOverload | OpOverloadPacket | CustomOpDef
 
 
@@ -78,6 +87,9 @@ def register_rule(operator: Operator, rule: Rule) -> None:
     """
     if not isinstance(rule, Rule):
         raise InputError(f"the rule is a {type(rule).__name__}; expected an instance of passes.rules.base.Rule")
+    for old, new in RENAMED.items():
+        if hasattr(rule, old):
+            raise InputError(f"{type(rule).__name__} defines {old}; expected {new}, its name since version 0.2")
     overloads = overloads_of(operator)
     name = overloads[0]._schema.name
     if any(_known(overload) is not None for overload in overloads):
