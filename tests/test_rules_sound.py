@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -271,3 +271,20 @@ def test_a_rule_with_names_of_before_is_refused() -> None:
 
     with pytest.raises(InputError, match="Old defines wants; expected requests, its name since version 0.2"):
         register_rule(torch.ops.aten.bernoulli, Old())
+
+
+@torch.library.custom_op("l1rr_tests::by_vector", mutates_args=())
+def by_vector(x: Tensor, scale: Sequence[float]) -> Tensor:
+    return x * torch.tensor(scale, dtype=x.dtype).view(-1, *[1] * (x.dim() - 2))
+
+
+by_vector.register_fake(lambda x, scale: torch.empty_like(x))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_facts_that_hold_with_a_network_that_does_not_run(seed: int) -> None:
+    """Element by element is right about zeros and needs; the small network has fewer channels than the vector."""
+    with pytest.raises(AssertionError, match="does not run"):
+        assert_rule_is_sound(
+            by_vector, [(image(2, 6, 4, 4), [1.0, 0.0, 2.0, 0.5, 0.0, 3.0])], rule=pointwise.POINTWISE, seed=seed
+        )

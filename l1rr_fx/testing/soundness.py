@@ -26,7 +26,7 @@ from passes.analysis.liveness import channel_facts
 from passes.analysis.program import Program
 from passes.assignment.assign import plan_layouts
 from passes.audit.verify import relative_deviation
-from passes.errors import InputError
+from passes.errors import InputError, first_line
 from passes.rewriting.rewriter import rewrite
 from passes.rules import rule_for
 from passes.rules.base import Rule
@@ -152,11 +152,12 @@ class _Trial:
             problem = false_zero(site, facts, values) or false_unneeded(site, facts, values, turn)
             if problem:
                 return f"{name}: {problem}"
-        if self.turn is not None:
-            return None
         expected = self.module(*_copies(self.inputs))
-        small = rewrite(plan_layouts(program, facts)).module
-        deviation = relative_deviation(expected, small(*_copies(self.inputs)))
+        try:
+            found = rewrite(plan_layouts(program, facts)).module(*_copies(self.inputs))
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            return f"{name}: the small network cannot be made, or does not run: {first_line(error)}"
+        deviation = relative_deviation(expected, found)
         return f"{name}: the small network deviates by {deviation:.3g}" if not deviation <= TOLERANCE else None
 
     def _leaf(self, leaf: Any) -> Any:
