@@ -167,14 +167,14 @@ def _is_refilled(plan: LayoutPlan, node: Node) -> bool:
 def _makes_other(plan: LayoutPlan, function: Site) -> bool:
     """Whether a function, or all that read its results, make another value of zero.
 
-    A reduction over channels that is zero for zeros, such as a sum, ends the search: a dead channel adds nothing to it.
+    A reduction over channels that is zero for zeros, such as a sum, does not: a dead channel adds nothing to it.
     """
     outs = [out for out in function.outputs if out is not None]
-    whole = [torch.ones_like(plan.facts.zero[node]) for node in function.inputs]
-    of_zeros = function.rule.zero(function, whole)
-    if not all(bool(mask.all()) for mask, out in zip(of_zeros, function.outputs, strict=True) if out is not None):
-        return True
-    return all(bool(plan.facts.zero[out].any()) and _is_refilled(plan, out) for out in outs)
+    if all(bool(plan.facts.zero[out].any()) for out in outs):
+        return all(_is_refilled(plan, out) for out in outs)
+    of_zeros = function.rule.zero(function, [torch.ones_like(plan.facts.zero[node]) for node in function.inputs])
+    used = [mask for mask, out in zip(of_zeros, function.outputs, strict=True) if out is not None]
+    return not all(bool(mask.all()) for mask in used)
 
 
 def _filled(program: Program, halved: _Halved, uses: Sequence[Producer], reach: _Reach) -> str | None:
