@@ -6,16 +6,22 @@ depthwise convolution. The connected components of this networkx graph are the g
 
 from __future__ import annotations
 
-import networkx as nx
+from typing import TYPE_CHECKING
+
 from torch.fx import Node
 
 from passes.analysis.program import Program
 from passes.rules.base import Site
 
+if TYPE_CHECKING:
+    import networkx as nx
+
 
 def channel_groups(program: Program) -> nx.Graph:
     """The coupling graph: tensors (nodes, attribute `channels`), joined where their channels are the same (edges,
     attribute `site`: the call site that couples them)."""
+    import networkx as nx  # late: a large part of the time that importing the package takes
+
     graph = nx.Graph()
     for value in program.tensors:
         shape = program.shape(value)
@@ -45,6 +51,8 @@ def is_meeting(site: Site) -> bool:
 
 def residual_values(program: Program) -> frozenset[Node]:
     """Every tensor that is coupled with a sum of branches."""
+    import networkx as nx  # late: a large part of the time that importing the package takes
+
     graph = channel_groups(program)
     found: set[Node] = set()
     for site in program.sites:

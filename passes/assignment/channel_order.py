@@ -20,7 +20,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import networkx as nx
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -50,6 +49,8 @@ def arrange(program: Program, facts: Facts) -> Arrangement:
     meetings = [site for site in program.sites if is_meeting(site) and _differ(site, facts)]
     if not meetings:
         return Arrangement({}, ())
+    import networkx as nx  # late: a large part of the time that importing the package takes
+
     ranks: dict[Node, Tensor] = {}
     families = []
     graph = channel_groups(program)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
-import networkx as nx
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
@@ -16,6 +16,9 @@ from passes.analysis.liveness import Facts, channel_facts
 from passes.analysis.program import Program
 from passes.errors import InputError
 from passes.rules.base import Site
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 ROOT = "inputs"
 
@@ -27,6 +30,8 @@ def found_feature_maps(program: Program) -> tuple[Node, ...]:
     image; and for each size of map the input of the heads: the nearest tensor from which all predictions of that size
     are computed (their nearest common dominator). InputError if no layer before the outputs gives a map.
     """
+    import networkx as nx  # late: a large part of the time that importing the package takes
+
     facts = channel_facts(program)
     layers = _prediction_layers(program, facts)
     if not layers:
@@ -152,6 +157,8 @@ def _read(site: Site, facts: Facts) -> tuple[Node, ...]:
 
 def _flow(program: Program, facts: Facts) -> nx.DiGraph:
     """Which tensor is computed from which, from one root before all inputs."""
+    import networkx as nx  # late: a large part of the time that importing the package takes
+
     flow = nx.DiGraph()
     flow.add_node(ROOT)
     for node in program.tensors:

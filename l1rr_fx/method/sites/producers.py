@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import networkx as nx
 from torch import nn
 from torch.fx import Node
 
@@ -67,6 +66,8 @@ def producers_of(layer: Site, found: Sequence[Producer]) -> tuple[Producer, ...]
 
 def units(program: Program, found: Sequence[Producer]) -> Mapping[str, str]:
     """For each key the first key of its unit: what a depthwise convolution reads and what it makes are one unit."""
+    import networkx as nx  # late: a large part of the time that importing the package takes
+
     results = {each.site.node: each.key for each in found}
     joined = nx.Graph()
     joined.add_nodes_from(each.key for each in found)
@@ -79,6 +80,8 @@ def units(program: Program, found: Sequence[Producer]) -> Mapping[str, str]:
 
 def group_numbers(program: Program, nodes: Sequence[Node]) -> Mapping[Node, int]:
     """For each tensor the number of its group of coupled channels, counted from 1 in the order of `nodes`."""
+    import networkx as nx  # late: a large part of the time that importing the package takes
+
     components = enumerate(nx.connected_components(channel_groups(program)))
     component = {node: index for index, found in components for node in found}
     numbers: dict[int, int] = {}
