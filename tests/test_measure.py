@@ -295,7 +295,7 @@ SLOW_CLOCK = replace(HALF, runs=(replace(HALF.runs[0], gpu_ghz=1.12),))
 @pytest.mark.parametrize(
     ("dense", "other", "warning"),
     [
-        (DENSE, replace(HALF, environment={"board": "quill"}), "compared: board (dense: not told, pruned: quill)"),
+        (DENSE, replace(HALF, environment={"board": "quill"}), "compared: board (dense: unknown, pruned: quill)"),
         (replace(DENSE, environment={"nvpmodel": "MAXN"}), replace(HALF, environment={"nvpmodel": "MAXQ"}),
          "times of different machines or settings are compared: nvpmodel (dense: MAXN, pruned: MAXQ)"),
         (replace(DENSE, environment={"gpu": "RTX 4090, 550, 2520 MHz"}), replace(HALF, environment={"gpu": "T4, 550"}),

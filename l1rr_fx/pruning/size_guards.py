@@ -97,7 +97,7 @@ class _Checks:
             limits = environment.var_to_range[expression]
             if isinstance(limits.upper, sympy.Integer):
                 self.conditions[sympy.Le(expression, limits.upper)] = None
-            if limits.lower > 2:  # 0 and 1 are told apart where it matters
+            if limits.lower > 2:  # 0 and 1 are distinguished where it matters
                 self.conditions[sympy.Ge(expression, limits.lower)] = None
             self.conditions.update(dict.fromkeys(assumptions(environment)))
 

@@ -46,12 +46,10 @@ class Weighted(Rule):
     reason = None
 
     def __init__(self, *, transposed: bool = False, linear: bool = False) -> None:
-        self.weight = WeightForm(linear=linear, transposed=transposed)
-        self.transposed = transposed
-        self.linear = linear
+        self.weight = self.form = WeightForm(linear=linear, transposed=transposed)
 
     def keeps_channels(self, site: Site) -> bool:
-        return not self.linear and self.is_depthwise(self.widths(site))
+        return not self.form.linear and self.is_depthwise(self.widths(site))
 
     def takes_any_order(self, site: Site, zeros: Sequence[Tensor], *, cut: bool) -> bool:
         return self.keeps_channels(site) or (self.owns_parameters(site) and self.groups(site) == 1)
@@ -63,10 +61,10 @@ class Weighted(Rule):
 
     def axis(self, site: Site) -> int:
         """The channel axis of the input and of the result."""
-        return len(site.out_shape) - 1 if self.linear else 1
+        return len(site.out_shape) - 1 if self.form.linear else 1
 
     def groups(self, site: Site) -> int:
-        if self.linear:
+        if self.form.linear:
             return 1
         return int(site.argument(6, "groups", 1))
 
@@ -81,7 +79,7 @@ class Weighted(Rule):
         groups, shape = self.groups(site), site.shape(site.inputs[0])
         inputs, outputs = shape[self.axis(site)], site.out_shape[self.axis(site)]
         connected = self.nonzero(site, zeros)
-        if connected is not None and self.transposed:
+        if connected is not None and self.form.transposed:
             connected = connected.reshape(groups, inputs // groups, outputs // groups).transpose(1, 2)
         elif connected is not None:
             connected = connected.reshape(groups, outputs // groups, inputs // groups)
@@ -118,7 +116,7 @@ class Weighted(Rule):
                 if bias.op == "get_attr"
                 else zeros[site.inputs.index(bias)].view(-1)
             )
-        if not self.linear:
+        if not self.form.linear:
             return [along(zero, axis, rank)]
         alive_rows = collapse(zeros[0], [1 if a == axis else n for a, n in enumerate(zeros[0].shape)], every=True)
         return [
@@ -142,7 +140,7 @@ class Weighted(Rule):
         )
         if zeros[0].shape[axis] == 1:
             result = result.any(axis, keepdim=True)
-        if self.linear:
+        if self.form.linear:
             result = result & collapse(lives[0], [1 if a == axis else n for a, n in enumerate(lives[0].shape)])
         needed_x = collapse(result, zeros[0].shape).expand(zeros[0].shape)
         return [needed_x, *(self.needed_of_parameter(site, node, lives[0], zeros) for node in site.inputs[1:])]
@@ -155,7 +153,7 @@ class Weighted(Rule):
             return collapse(rows, zero.shape).expand(zero.shape)
         columns = ~self.channels(zeros[0], axis, widths.inputs, every=True)
         pairs = rows.view(widths.groups, -1, 1) & columns.view(widths.groups, 1, -1)
-        pairs = pairs.transpose(1, 2) if self.transposed else pairs
+        pairs = pairs.transpose(1, 2) if self.form.transposed else pairs
         pairs = pairs.reshape(site.shape(node)[:2]).view(*site.shape(node)[:2], *[1] * (zero.dim() - 2))
         return collapse(pairs, zero.shape).expand(zero.shape)
 
@@ -213,7 +211,7 @@ class Weighted(Rule):
         rows = outs[0].kept(axis)
         assert rows is not None
         if widths.groups == 1:
-            if not self.linear or set(outs[0].axes) <= {axis}:
+            if not self.form.linear or set(outs[0].axes) <= {axis}:
                 return [ANY_LAYOUT]
             live = self.channels(facts.reads(0), axis, widths.inputs)
             kept: list[Tensor | None] = [
@@ -247,8 +245,8 @@ class Weighted(Rule):
             if node is not weight_of(site.node):
                 requests.append(LayoutRequest(Layout.along(1, 0, widths.outputs, rows), live_rows[rows]))
                 continue
-            kept = (columns, rows) if self.transposed else (rows, columns)
-            first, second = (live_columns, live_rows) if self.transposed else (live_rows, live_columns)
+            kept = (columns, rows) if self.form.transposed else (rows, columns)
+            first, second = (live_columns, live_rows) if self.form.transposed else (live_rows, live_columns)
             box = product((*size[:2], *[1] * (len(size) - 2)), [*kept, *[None] * (len(size) - 2)])
             used = first.view(-1, 1) & second.view(1, -1)
             requests.append(LayoutRequest(box, box.of(used.view(box.compact))))
@@ -263,7 +261,7 @@ class Weighted(Rule):
         axis, widths = self.axis(site), self.widths(site)
         if have.axes == (axis,) or not have.axes:
             return have
-        if self.linear and have.is_product():
+        if self.form.linear and have.is_product():
             return have
         kept = have.coordinate(axis).unique() if have.compact[axis] != 1 else torch.arange(widths.inputs)
         return Layout.along(have.rank, axis, widths.inputs, kept)
@@ -286,7 +284,7 @@ class Weighted(Rule):
         columns = kept_or_all(ins[0], axis, widths.inputs) if ins[0].rank else torch.zeros(0, dtype=torch.int64)
         weight = weight_of(site.node)
         return [
-            weight_part(site.shape(weight), widths, rows, columns, transposed=self.transposed)
+            weight_part(site.shape(weight), widths, rows, columns, transposed=self.form.transposed)
             if p is weight
             else Selection((widths.outputs,), (rows,)).simplified()
             for p in site.parameters
@@ -339,7 +337,7 @@ class Weighted(Rule):
     def window(self, site: Site, positions: int) -> int:
         """How often each connection multiplies: positions of the result, times the taps of the kernel."""
         taps = math.prod(site.shape(weight_of(site.node))[2:])
-        if self.transposed:
+        if self.form.transposed:
             shape = site.shape(site.inputs[0])
             return taps * math.prod(n for a, n in enumerate(shape) if a != 1)
         return taps * positions

@@ -200,19 +200,19 @@ class Attention(Einsum):
             return Rule.needed(self, site, lives, zeros)
         query, key, value = zeros
         rows = lives[0].any(-1, keepdim=True)
-        asked = collapse(
+        of_query = collapse(
             rows & ~collapse(key, [1 if a == key.dim() - 2 else n for a, n in enumerate(key.shape)], every=True),
             _joined(rows, query),
         )
-        told = collapse(
+        of_key = collapse(
             rows.any(-2, keepdim=True)
             & ~collapse(query, [1 if a == query.dim() - 2 else n for a, n in enumerate(query.shape)], every=True),
             _joined(rows, key),
         )
-        read = lives[0].any(-2, keepdim=True)
+        of_value = lives[0].any(-2, keepdim=True)
         return [
             collapse(m.expand(torch.broadcast_shapes(m.shape, z.shape)), compact(z))
-            for m, z in ((asked, query), (told, key), (read, value))
+            for m, z in ((of_query, query), (of_key, key), (of_value, value))
         ]
 
     def contracted(self, operands: Sequence[str], out: str, lives: Sequence[Tensor]) -> str | None:

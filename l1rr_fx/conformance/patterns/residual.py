@@ -38,7 +38,7 @@ class ConvolutionsWithBias(Between):
 
 @pattern()
 class SigmoidBetween(Between):
-    """A dead channel becomes 0.5 and lives on."""
+    """A dead channel becomes the constant 0.5."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -133,11 +133,11 @@ def _warnings(results: Sequence[Results], runs: Sequence[Run]) -> Iterator[str]:
     """What the times may differ by beside the networks, and networks that are not one network, pruned."""
     labels = [result.label for result in results]
     facts = {name: [_fact(result, name) for result in results] for name in MACHINE}
-    if differing := [f"{name} ({_told(labels, found)})" for name, found in facts.items() if len({*found}) > 1]:
+    if differing := [f"{name} ({_labelled(labels, found)})" for name, found in facts.items() if len({*found}) > 1]:
         yield f"times of different machines or settings are compared: {', '.join(differing)}"
     clocks = [run.gpu_ghz for run in runs if run.gpu_ghz is not None]
     if clocks and max(clocks) > SAME_CLOCK * min(clocks):
-        said = _told(labels, ["" if run.gpu_ghz is None else f"{run.gpu_ghz:.2f} GHz" for run in runs])
+        said = _labelled(labels, ["" if run.gpu_ghz is None else f"{run.gpu_ghz:.2f} GHz" for run in runs])
         yield f"the GPU's clock differed while they were measured: {said}"
     for result in results[1:]:
         if unlike := _unlike(results[0], result):
@@ -152,8 +152,8 @@ def _fact(result: Results, name: str) -> str:
     return said.partition(",")[0] if name == "gpu" else said  # driver and clock of the moment follow its name
 
 
-def _told(labels: Sequence[str], facts: Sequence[str]) -> str:
-    return ", ".join(f"{label}: {fact or 'not told'}" for label, fact in zip(labels, facts, strict=True))
+def _labelled(labels: Sequence[str], facts: Sequence[str]) -> str:
+    return ", ".join(f"{label}: {fact or 'unknown'}" for label, fact in zip(labels, facts, strict=True))
 
 
 def _unlike(dense: Results, pruned: Results) -> list[str]:
@@ -197,8 +197,8 @@ def _reasons(dense: Results, before: Run, pruned: Results, after: Run) -> Iterat
     more = len(after.copies) - len(before.copies)
     if more > 0:
         ms = sum(layer.ms for layer in after.copies) - sum(layer.ms for layer in before.copies)
-        dearest = sorted(after.copies, key=lambda layer: -layer.ms)[:NAMED]
-        yield f"{more} more copies, {ms:+.3f} ms: {', '.join(layer.node for layer in dearest)}"
+        slowest = sorted(after.copies, key=lambda layer: -layer.ms)[:NAMED]
+        yield f"{more} more copies, {ms:+.3f} ms: {', '.join(layer.node for layer in slowest)}"
     if slow := list(_slow(dense, before, pruned, after)):
         yield f"{len(slow)} layers have fewer multiplications and take as long: {', '.join(slow[:NAMED])}"
     if after.precision == "fp16" and (odd := _odd(pruned)):
