@@ -21,7 +21,7 @@ from passes.frontend.capture import capture
 from passes.graph.isolation import run_aside
 from passes.graph.selection import Selection
 from passes.rewriting.recombine import Recombiner
-from passes.rewriting.rewriter import _Rewriter
+from passes.rewriting.rewriter import Rewriter
 from passes.rules.convolution import Weighted
 
 X = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -141,15 +141,15 @@ def test_a_broken_rule_is_found(case: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_broken_output_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def doubled(self: _Rewriter, node: Node) -> None:
+    def doubled(self: Rewriter, node: Node) -> None:
         right(self, node)
         output = next(iter(reversed(self.graph.nodes)))
         with self.graph.inserting_before(output):
             (value,) = output.args[0]
             output.args = ((self.graph.call_function(torch.ops.aten.add.Tensor, (value, value)),),)
 
-    right = _Rewriter._output
-    monkeypatch.setattr(_Rewriter, "_output", doubled)
+    right = Rewriter._output
+    monkeypatch.setattr(Rewriter, "_output", doubled)
     with pytest.raises(VerifyError, match=r"is at output \(output\), which deviates by 1$"):
         l1rr_fx.prune(Net(), (X,))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from l1rr_fx.latency.geometry import Geometry, geometry, owner, shape
 from passes.canonical.normalise import normalise_graph
@@ -60,8 +60,13 @@ def kernels(module: GraphModule) -> tuple[Kernel, ...]:
     The graph is brought into canonical form in place; its module is not to be run afterwards.
     """
     normalise_graph(module.graph)
+    return canonical_kernels(module.graph)
+
+
+def canonical_kernels(graph: Graph) -> tuple[Kernel, ...]:
+    """The kernels of a graph in canonical form, in the order in which they run."""
     fuser = _Fuser()
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         fuser.add(node)
     return tuple(group.kernel() for group in fuser.groups)
 

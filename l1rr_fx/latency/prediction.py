@@ -17,13 +17,15 @@ from rich.text import Text
 from torch import nn
 
 from l1rr_fx.latency.fit import Observation, Prior, fit
-from l1rr_fx.latency.kernels import KINDS, Kernel, kernels
+from l1rr_fx.latency.kernels import KINDS, Kernel, canonical_kernels, kernels
 from l1rr_fx.latency.model import Coefficients, Device, Work, check_precision, seconds
 from l1rr_fx.latency.published import MAXN
 from l1rr_fx.latency.results import Results, read_all
 from l1rr_fx.support.tables import printed
+from passes.assignment.plan import LayoutPlan
 from passes.errors import InputError
 from passes.frontend.capture import capture
+from passes.rewriting.sketch import sketch
 
 JETSON_TX2 = Device("jetson-tx2", flops_per_cycle=512, half_rate=2, clock=MAXN, bandwidth=59.7e9)
 """256 cores that multiply and add each cycle, twice as many in FP16; the clock is that of nvpmodel 0, MAXN."""
@@ -147,6 +149,10 @@ class Latency:
     def of(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Prediction:
         """The prediction for a network on one example input. Raises InputError and CaptureError as `capture` does."""
         return self.of_kernels(kernels(capture(module, args, kwargs)))
+
+    def of_plan(self, plan: LayoutPlan) -> Prediction:
+        """The prediction for the network that a layout plan describes, before it is written: that of `of`, sooner."""
+        return self.of_kernels(canonical_kernels(sketch(plan).graph))
 
     def predict(self, module: nn.Module, args: tuple[Any, ...]) -> float:
         """The predicted seconds of one forward pass: `Latency` is a latency predictor for budgets."""

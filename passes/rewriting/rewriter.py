@@ -47,10 +47,12 @@ class Rewritten:
 
 def rewrite(plan: LayoutPlan) -> Rewritten:
     """The small network that a layout plan describes; it shares no memory with the original."""
-    return _Rewriter(plan).run()
+    return Rewriter(plan).run()
 
 
-class _Rewriter:
+class Rewriter:
+    """Writes the graph of a layout plan, call by call; `passes.rewriting.sketch` writes it without parameters."""
+
     def __init__(self, plan: LayoutPlan) -> None:
         self.plan = plan
         self.old = plan.program.module
@@ -64,13 +66,20 @@ class _Rewriter:
         self.kept: dict[str, Selection] = {}
         self.cache: dict[tuple[Node, Node], list[tuple[Layout, Node]]] = defaultdict(list)
         self.names = free_names(self.old, "_recombine")  # of the buffers
-        self.recombine = Recombiner(self.graph, self._constant)
+        self.recombine = Recombiner(self.graph, self.constant)
         self.recombinations: list[Recombination] = []
-        self.ranks: dict[str, int] = {}  # of the results, by the name of the new call
+        self.given: dict[Node, tuple[Node, Layout]] = {}  # the original value and the layout of each call's result
         self.by_call = {item.site.node: item for item in plan.sites}
         self.parameters = StoredParameters(plan)
 
     def run(self) -> Rewritten:
+        """The small network."""
+        self.write()
+        module = self._module()
+        return Rewritten(module, self.kept, tuple(self.recombinations), self.values)
+
+    def write(self) -> None:
+        """Write all calls of the graph."""
         for node in self.old.graph.nodes:
             if node.op == "placeholder":
                 self.new[node] = (
@@ -84,8 +93,6 @@ class _Rewriter:
                 self._call(self.by_call[node])
             elif node.op == "output":
                 self._output(node)
-        module = self._module()
-        return Rewritten(module, self.kept, tuple(self.recombinations), self.values)
 
     # Values
 
@@ -154,9 +161,10 @@ class _Rewriter:
         else:
             place, _, _ = positions(Layout(shape, identity(shape)), layout)
             selection = Selection(shape, (None,) * len(shape), place)
-        return self._attribute(self.parameters.name(node), selection)
+        return self.attribute(self.parameters.name(node), selection)
 
-    def _attribute(self, name: str, selection: Selection) -> Node:
+    def attribute(self, name: str, selection: Selection) -> Node:
+        """The node of a stored part of a parameter or buffer."""
         if name not in self.tensors:
             original = attribute(self.old, name)
             data = selection.apply(original.detach())
@@ -166,7 +174,8 @@ class _Rewriter:
             self.kept[name] = selection
         return self.graph.get_attr(name)
 
-    def _constant(self, tensor: Tensor) -> Node:
+    def constant(self, tensor: Tensor) -> Node:
+        """The node of a constant of the rewrite: an index or a mask."""
         key = (tensor.shape, tensor.dtype, tuple(tensor.reshape(-1).tolist()))
         if key in self.constants:
             return self.graph.get_attr(self.constants[key])
@@ -204,7 +213,7 @@ class _Rewriter:
             if out is None or out not in self.plan.layout:
                 continue
             self._name(node, out)
-            self.ranks[node.name] = gives.rank
+            self.given[node] = (out, gives)
             self.new[out] = self._recombined(node, out, gives, wanted, out.name)
 
     def _emitter(self, item: SitePlan, inputs: list[Node | None]) -> Emitter:
@@ -231,7 +240,7 @@ class _Rewriter:
         free = ~want.refined(tuple(asked.shape)).of(asked)
         if not bool(free.any()):
             return found
-        return self.graph.call_function(aten.masked_fill.Scalar, (found, self._constant(free), number))
+        return self.graph.call_function(aten.masked_fill.Scalar, (found, self.constant(free), number))
 
     @staticmethod
     def _name(node: Node, old: Node) -> None:
@@ -243,7 +252,7 @@ class _Rewriter:
         for node, wanted in zip(item.site.parameters, self.parameters.selections[item.site], strict=True):
             name = self.parameters.name(node)
             stored = self.parameters.stored[name]
-            found = self._attribute(name, stored)
+            found = self.attribute(name, stored)
             nodes.append(self._subselected(found, stored, wanted))
         return nodes
 
@@ -259,12 +268,10 @@ class _Rewriter:
                 if not torch.equal(have, want):
                     where = torch.full((size,), -1)
                     where[have] = torch.arange(len(have))
-                    node = self.graph.call_function(
-                        aten.index_select.default, (node, axis, self._constant(where[want]))
-                    )
+                    node = self.graph.call_function(aten.index_select.default, (node, axis, self.constant(where[want])))
             return node
         flat = self.graph.call_function(aten.reshape.default, (node, [-1]))
-        picked = self.graph.call_function(aten.index_select.default, (flat, 0, self._constant(wanted.flat.reshape(-1))))
+        picked = self.graph.call_function(aten.index_select.default, (flat, 0, self.constant(wanted.flat.reshape(-1))))
         return self.graph.call_function(aten.reshape.default, (picked, list(wanted.flat.shape)))
 
     # Output
@@ -286,7 +293,8 @@ class _Rewriter:
         for old, new in self.new.items():
             if old in self.plan.layout:
                 held.setdefault(new, old.name)
-        replaced = restore_graph_modes(root, self.graph, self.ranks)
+        ranks = {node.name: layout.rank for node, (_, layout) in self.given.items()}
+        replaced = restore_graph_modes(root, self.graph, ranks)
         present = set(self.graph.nodes)
         now = {name: replaced.get(new, new) for new, name in held.items()}
         self.values = {name: node.name for name, node in now.items() if node in present}
