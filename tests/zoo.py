@@ -1,7 +1,7 @@
-"""The zoo: networks of torchvision, Ultralytics and timm, each built offline with random weights and a small input.
+"""The zoo: networks of torchvision, Ultralytics, timm and transformers, built offline with random weights.
 
     entry = by_name("tv/resnet18")
-    model, args, kwargs = entry.build()      # float32, eval mode
+    model, args, kwargs = entry.build()      # float32, eval mode, with a small input
 
 Ultralytics is AGPL: only tests and benchmarks build its networks, and nothing of ours imports it.
 """
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from tests.query_detectors import query_detector
 from tests.torchvision_shim import import_torchvision
 
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
@@ -122,7 +123,9 @@ def _ultralytics(name: str) -> nn.Module:
     from ultralytics.nn import tasks
 
     kind = next((kind for word, kind in YOLO_TASKS.items() if word in name), "DetectionModel")
-    model: nn.Module = getattr(tasks, kind)(f"{name}.yaml", verbose=False)
+    model: nn.Module = getattr(tasks, kind)(f"{name.removesuffix(END_TO_END)}.yaml", verbose=False)
+    if name.endswith(END_TO_END):
+        model.model[-1].end2end = True  # type: ignore[index, union-attr]  # a list of layers
     return model
 
 
@@ -204,7 +207,10 @@ YOLOS_WITH_ATTENTION = _names("""
     yolo11n-seg yolo11n-pose yolo11n-obb yolo11n-cls yolo12n-seg yolo12n-pose yolo12n-obb
     yolo26n-seg yolo26n-pose yolo26n-obb yolo26n-cls
     rtdetr-l rtdetr-x rtdetr-resnet50 rtdetr-resnet101 yolov8n-rtdetr
+    yolov10n-end2end yolo26n-end2end
 """)
+END_TO_END = "-end2end"
+"""The networks that choose their detections themselves, which Ultralytics leaves off unless it is asked."""
 
 TIMMS: Mapping[str, Size] = dict.fromkeys(
     _names("""
@@ -216,6 +222,7 @@ TIMMS: Mapping[str, Size] = dict.fromkeys(
 TIMM_TRANSFORMERS: Mapping[str, Size] = dict.fromkeys(
     _names("efficientvit_b0 edgenext_xx_small mobilevit_xxs poolformer_s12 pvt_v2_b0 convnextv2_atto"), 64
 ) | {"levit_128s": 224, "xcit_nano_12_p16_224": 64}
+QUERY_DETECTORS = _names("detr rt_detr d_fine")
 
 HEAVY = frozenset(
     f"tv/{name}"
@@ -241,6 +248,7 @@ def _entries() -> Iterator[Entry]:
         ("yolo", _ultralytics, dict.fromkeys(YOLOS_WITH_ATTENTION, 160), False),
         ("timm", _timm, TIMMS, True),
         ("timm", _timm, TIMM_TRANSFORMERS, False),
+        ("hf", query_detector, dict.fromkeys(QUERY_DETECTORS, 160), False),
     ):
         for name, size in sizes.items():
             yield Entry(f"{kind}/{name}", partial(make, name), size, convolutional, f"{kind}/{name}" in HEAVY)
