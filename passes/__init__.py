@@ -29,7 +29,8 @@ from passes.assignment.cost_model import ByteCount, Target
 from passes.assignment.options import Options
 from passes.assignment.plan import LayoutPlan
 from passes.assignment.pq_tree import Order, consecutive_order
-from passes.audit.verify import Difference, first_difference, relative_deviation
+from passes.audit.comparison import relative_deviation
+from passes.audit.verify import Difference, first_difference
 from passes.canonical.normalise import normalise
 from passes.compile import Removed, remove_zero_channels
 from passes.errors import (

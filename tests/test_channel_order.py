@@ -16,7 +16,7 @@ from passes.analysis.liveness import channel_facts
 from passes.analysis.program import Program
 from passes.assignment.channel_order import Arrangement, arrange
 from passes.assignment.cost_model import ByteCount
-from passes.audit.verify import relative_deviation
+from passes.audit.comparison import relative_deviation
 from passes.canonical.normalise import normalise_graph
 from passes.frontend.capture import capture
 from passes.rules import rule_for

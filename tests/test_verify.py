@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 import l1rr_fx
 from l1rr_fx.pruning.compiler import check
-from passes.audit.verify import first_difference, relative_deviation, run_graph, tolerance
+from passes.audit.comparison import relative_deviation, tolerance
+from passes.audit.verify import first_difference, run_graph
 from passes.compile import Removed, remove_zero_channels
 from passes.errors import VerifyError
 from passes.frontend.capture import capture

@@ -5,6 +5,7 @@ kept. A model that cannot be captured whole is pruned in pieces (`partition`).
 
     compiler        `prune`: capture, compile, verify, report
     verification    the small network held against the zeroed model
+    unusual         lines for the report: nothing was zero, outputs no longer depend on inputs
     size_guards     run-time checks of what capture assumed of the sizes of inputs
     pruned          the result, saved, loaded and exported
     pt2_file        a network as a file that torch loads without this package

@@ -7,14 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from torch.fx import GraphModule
 
 from l1rr_fx.machines.by_name import machine
+from l1rr_fx.pruning.partition.agreement import check_pieces
 from l1rr_fx.pruning.partition.pieces import prune_pieces
 from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.pruning.pt2_file import Example, float_type
 from l1rr_fx.pruning.report import Report
 from l1rr_fx.pruning.size_guards import check_sizes
-from l1rr_fx.pruning.verification import check, check_pieces
+from l1rr_fx.pruning.unusual import what_is_unusual
+from l1rr_fx.pruning.verification import Verified, check
 from l1rr_fx.support.clock import Clock
 from passes.assignment.cost_model import Target
 from passes.assignment.options import Options
@@ -50,17 +53,15 @@ def prune(
     check_arguments(model, args, kwargs)
     options = Options(mode, channel_multiple, machine(target))
     clock = Clock()
-    try:
-        with clock("capture"), collection_paused():
-            captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
-    except CaptureError as error:
-        return _in_pieces(model, args, kwargs or {}, error, clock, options, verify)
+    captured = _captured(model, args, kwargs, dynamic_shapes, clock)
+    if isinstance(captured, CaptureError):
+        return _in_pieces(model, args, kwargs or {}, captured, clock, options, verify)
     with collection_paused():
         result = remove_zero_channels(captured, options, clock=clock)
     notes: tuple[str, ...] = ()
     if dynamic_shapes is not None:
         notes = tuple(f"not checked: {each}" for each in check_sizes(result.module, captured))
-    deviation = None
+    verified = Verified(None, 0)
     if verify:
         with clock("verify"):
             zeroed, remembered = run_watched(model, args, kwargs or {})
@@ -68,11 +69,25 @@ def prune(
             failure = CaptureError(f"forward remembers in {', '.join(remembered)} what it saw, which a graph cannot")
             return _in_pieces(model, args, kwargs or {}, failure, clock, options, verify)
         with clock("verify"):
-            deviation = check(model, result.module, args, kwargs or {}, zeroed, result)
+            verified = check(model, result.module, args, kwargs or {}, zeroed, result)
     accounts = accounts_of(result.plan, result.rewritten, clock.seconds)
-    report = Report(accounts, options.mode, deviation, options.target.name, notes=notes)
+    notes = (*what_is_unusual(model, accounts, {"": result}), *notes, *verified.notes)
+    report = Report(
+        accounts, options.mode, verified.deviation, options.target.name, notes=notes, compared=verified.compared
+    )
     example = Example(args, kwargs or {}, dynamic_shapes, float_type(result.module)).without_values()
     return Pruned(result.module, report, result.rewritten.kept, example)
+
+
+def _captured(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, dynamic_shapes: Any, clock: Clock
+) -> GraphModule | CaptureError:
+    """The graph of the model, or the error that says why there is none: what is raised later is not caused by it."""
+    try:
+        with clock("capture"), collection_paused():
+            return capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+    except CaptureError as error:
+        return error
 
 
 def _in_pieces(
@@ -86,11 +101,13 @@ def _in_pieces(
 ) -> Pruned:
     """The model with its capturable parts pruned, in a copy of its own code."""
     pieces = prune_pieces(model, args, kwargs, failure, options=options, clock=clock)
-    deviation, notes = None, pieces.notes
+    verified = Verified(None, 0)
     if verify:
         with clock("verify"):
-            deviation, remarks = check_pieces(model, pieces.module, args, kwargs)
-            notes = (*notes, *remarks)
+            verified = check_pieces(model, pieces, args, kwargs)
     accounts = replace(pieces.accounts, seconds=dict(clock.seconds))
-    report = Report(accounts, options.mode, deviation, options.target.name, pieces=pieces.names, notes=notes)
+    notes = (*pieces.notes, *what_is_unusual(model, accounts, pieces.removed), *verified.notes)
+    report = Report(
+        accounts, options.mode, verified.deviation, options.target.name, pieces.names, notes, verified.compared
+    )
     return Pruned(pieces.module, report, pieces.kept)

@@ -22,9 +22,10 @@ SHOWN_REASONS = 12
 class Report:
     """What was removed, what is left and why.
 
-    `deviation` is the largest relative deviation from the zeroed model (None: not verified), `target` the machine whose
-    cost model chose between copies and multiplications. `pieces` names the submodules that were captured one by one
-    where the whole model could not be; it is empty otherwise.
+    `deviation` is the largest relative deviation from the zeroed model on the example, over the `compared` numbers
+    (None: not verified, or no number could be compared; `notes` then say why). `target` is the machine whose cost model
+    chose between copies and multiplications. `pieces` names the submodules that were captured one by one where the
+    whole model could not be; it is empty otherwise.
     """
 
     accounts: Accounts
@@ -33,6 +34,7 @@ class Report:
     target: str = "none"
     pieces: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    compared: int = 0
 
     @property
     def before(self) -> Cost:
@@ -74,7 +76,8 @@ class Report:
         if self.deviation is None:
             lines.append("not verified against the zeroed model")
         else:
-            lines.append(f"largest deviation from the zeroed model: {self.deviation:.2e} (relative)")
+            count = f", {self.compared:,} numbers compared" if self.compared else ""
+            lines.append(f"largest deviation from the zeroed model: {self.deviation:.2e} (relative{count})")
         if self.pieces:
             lines.append(f"captured in {len(self.pieces)} pieces: {', '.join(self.pieces)}")
         return Text("\n".join(lines))

@@ -25,7 +25,7 @@ from l1rr_fx.testing.claims import TOLERANCE, changed_where, false_unneeded, fal
 from passes.analysis.liveness import channel_facts
 from passes.analysis.program import Program
 from passes.assignment.assign import plan_layouts
-from passes.audit.verify import relative_deviation
+from passes.audit.comparison import relative_deviation
 from passes.errors import InputError, first_line
 from passes.rewriting.rewriter import rewrite
 from passes.rules import rule_for

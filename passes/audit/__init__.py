@@ -5,5 +5,9 @@ there is one.
 
     costs         MACs and parameters of calls and of layout plans
     accounting    the accounts: costs before, after and at the limit, and what explains the difference
-    verify        both networks run against each other
+    leaves        outputs taken apart, down to their numbers
+    comparison    how far two outputs are apart, and what was compared
+    sets          rows of outputs compared without their order
+    verify        both networks run against each other, node by node
+    dependence    outputs that do not depend on the inputs
 """

@@ -22,59 +22,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
 from passes.assignment.plan import LayoutPlan
+from passes.audit.comparison import TOLERANCE, ComparedLeaf, Comparison, compare, compared_tensors
+from passes.audit.comparison import relative_deviation as relative_deviation
 from passes.graph.layout import Layout
 from passes.graph.modes import DROPOUTS
 from passes.rewriting.rewriter import Rewritten
-
-TOLERANCE: Mapping[torch.dtype, float] = {
-    torch.float64: 1e-10,
-    torch.float32: 1e-4,
-    torch.float16: 3e-2,
-    torch.bfloat16: 2e-1,
-}
-"""The largest relative deviation that the reassociation of sums explains, by dtype.
-
-Deep detectors stay a hundred times below it in float32 and float64; half precision loses more.
-"""
-
-
-def relative_deviation(zeroed: Any, pruned: Any) -> float:
-    """The largest |zeroed - pruned| of any output tensor, relative to that tensor's largest |zeroed|.
-
-    Infinite for outputs of different structure or shape, and where one has a NaN or an infinity and the other has none.
-    """
-    left, right = pytree.tree_leaves(zeroed), pytree.tree_leaves(pruned)
-    if len(left) != len(right):
-        return float("inf")
-    worst = 0.0
-    for a, b in zip(left, right, strict=True):
-        if isinstance(a, Tensor) != isinstance(b, Tensor):
-            return float("inf")
-        if isinstance(a, Tensor):
-            worst = max(worst, _deviation(a, b))
-    return worst
-
-
-def _deviation(a: Tensor, b: Tensor) -> float:
-    if a.shape != b.shape:
-        return float("inf")
-    if a.numel() == 0:
-        return 0.0
-    x, y = a.detach().double(), b.detach().double()
-    if any(not torch.equal(kind(x), kind(y)) for kind in (torch.isnan, torch.isposinf, torch.isneginf)):
-        return float("inf")
-    finite = x.isfinite()
-    if not bool(finite.any()):
-        return 0.0
-    difference = float((x - y)[finite].abs().max())
-    scale = float(x[finite].abs().max())
-    return difference / scale if scale > 0 else difference
-
-
-def tolerance(outputs: Any) -> float:
-    """The deviation allowed between outputs: that of their least precise tensor."""
-    dtypes = [t.dtype for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
-    return max((TOLERANCE.get(d, 1e-4) for d in dtypes), default=TOLERANCE[torch.float64])
 
 
 @dataclass(frozen=True)
@@ -116,23 +68,23 @@ def first_difference(
             if old.op == "output" or old.name in rewritten.values:
                 waiting["output" if old.op == "output" else old.name] = (old, found)
         old, found = waiting.pop(name)
-        deviation = relative_deviation(found, value) if name == "output" else _held_deviation(plan, old, found, value)
-        if not deviation <= TOLERANCE[torch.float64]:
-            return Difference(old.name, str(old.target), deviation, source_line(old))
+        held = compare(found, value) if name == "output" else _held(plan, old, found, value)
+        if not held.within(TOLERANCE[torch.float64]):
+            return Difference(old.name, str(old.target), held.deviation, source_line(old))
     return None
 
 
-def _held_deviation(plan: LayoutPlan, old: Node, value: Any, held: Any) -> float:
-    """The deviation of those elements of an original value that the small network holds and that are needed."""
+def _held(plan: LayoutPlan, old: Node, value: Any, held: Any) -> Comparison | ComparedLeaf:
+    """Those elements of an original value compared that the small network holds and that are needed."""
     if not isinstance(value, Tensor) or not isinstance(held, Tensor):
-        return 0.0 if type(value) is type(held) else float("inf")
+        return ComparedLeaf(old.name, 0.0 if type(value) is type(held) else float("inf"))
     layout = plan.layout[old]
     expected = _elements(value, layout)
     needed = plan.facts.needed.get(old)
     if needed is None or expected.shape != held.shape:
-        return _deviation(expected, held)
+        return compared_tensors(expected, held)
     compared = _elements(needed.to(value.device).expand(value.shape), layout)
-    return _deviation(torch.where(compared, expected, 0), torch.where(compared, held, 0))
+    return compared_tensors(torch.where(compared, expected, 0), torch.where(compared, held, 0))
 
 
 def _elements(value: Tensor, layout: Layout) -> Tensor:

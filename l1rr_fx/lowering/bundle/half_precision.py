@@ -18,7 +18,7 @@ from l1rr_fx.lowering.onnx.half import LARGEST
 from l1rr_fx.lowering.onnx.ranges import NodeRange, node_ranges
 from l1rr_fx.lowering.onnx.runtime import run_in_half
 from l1rr_fx.support.tables import printed
-from passes.audit.verify import relative_deviation
+from passes.audit.comparison import relative_deviation
 from passes.errors import InputError
 
 SHOWN = 5

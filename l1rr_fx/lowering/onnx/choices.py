@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from l1rr_fx.lowering.onnx.lowered import Lowered
 from l1rr_fx.lowering.onnx.runtime import Trial, run_onnx
 from l1rr_fx.support.packages import required
-from passes.audit.verify import relative_deviation
+from passes.audit.comparison import relative_deviation
 
 aten = torch.ops.aten
 

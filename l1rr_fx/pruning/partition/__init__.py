@@ -1,6 +1,7 @@
 """Models that cannot be captured whole: in goes such a model, out comes a copy with its capturable submodules pruned.
 
-calls     one forward pass recorded: how each submodule is called, and who reads its parameters
-pieces    the largest submodules that can be captured, pruned and put back in the copy
-piece     a pruned submodule, which refuses calls that its graph cannot serve
+calls      one forward pass recorded: how each submodule is called, and who reads its parameters
+pieces     the largest submodules that can be captured, pruned and put back in the copy
+piece      a pruned submodule, which refuses calls that its graph cannot serve
+agreement  whether the pieces, and the code around them, compute what the zeroed model does
 """

@@ -42,13 +42,20 @@ LONGEST_NOTE = 240
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """A copy of the model with its pieces pruned; `names` are theirs, `notes` say what was left whole and why."""
+    """A copy of the model with its pieces pruned; `notes` say what was left whole and why.
+
+    `removed` has for each piece, by its name, the layout plan and the small network.
+    """
 
     module: nn.Module
     accounts: Accounts
     kept: Mapping[str, Selection]
-    names: tuple[str, ...]
+    removed: Mapping[str, Removed]
     notes: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.removed)
 
 
 def prune_pieces(
@@ -79,8 +86,8 @@ def prune_pieces(
             _put_back(work, found.module, found.piece)
     dense = sum(parameter.numel() for parameter in model.parameters())
     small = sum(parameter.numel() for parameter in work.parameters())
-    names = tuple(found.name for found in search.found if found.piece is not None)
-    return Pieces(work, _sum(search.found, dense, small), _kept(work, search.found), names, tuple(notes))
+    removed = {found.name: found.removed for found in search.found if found.piece is not None}
+    return Pieces(work, _sum(search.found, dense, small), _kept(work, search.found), removed, tuple(notes))
 
 
 # --- capture ----------------------------------------------------------------------------------------------------------
