@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -9,16 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.utils import _pytree as pytree
 
 from l1rr_fx.archive.arguments import decode_argument
+from l1rr_fx.archive.constants import check_options
 from l1rr_fx.archive.encode import leaf_options
 from l1rr_fx.archive.nesting import decode_codegen
 from l1rr_fx.archive.operators import is_name, is_target, operator_named
-from l1rr_fx.support.checks import expect, fields, naming, short
+from l1rr_fx.support.checks import MAX_DEPTH, expect, fields, naming, short
 from passes.errors import LoadError
 from passes.graph.modes import MODULES
 from passes.graph.selection import Selection
 
+LEAVES = tuple(MODULES.values())
+MOST = 2**48
+"""A size of a parameter is at most this."""
 # What the target of a node names, by the kind of the node.
 NODE_TARGETS = {"placeholder": "identifier", "get_attr": "tensor", "call_module": "module", "output": "output"}
 
@@ -85,7 +92,7 @@ class _Builder:
             module = self.module
         else:
             owner, field = self.owner(name)
-            if owner in self.leaves.values():
+            if isinstance(owner, LEAVES):
                 raise LoadError(f"it lies within a {type(owner).__name__}")
             self.register(owner, field, module)
             self.modules[name] = module
@@ -98,8 +105,10 @@ class _Builder:
         if leaf_class is None:
             raise LoadError(f"the class {short(facts['class'])} is not one that a saved network may call")
         options = {name: self.value(value) for name, value in expect(facts["options"], dict, "options").items()}
-        if unknown := sorted(options.keys() - leaf_options(leaf_class).keys()):
+        known = leaf_options(leaf_class)  # type: ignore[arg-type]  # a class is hashable
+        if unknown := sorted(options.keys() - known.keys()):
             raise LoadError(f"a {leaf_class.__name__} has no option {short(unknown[0])}")
+        check_options(leaf_class, options)
         try:
             with torch.device("meta"):  # no memory, whatever the sizes
                 return leaf_class(**options)
@@ -110,6 +119,8 @@ class _Builder:
         """The module that holds the attribute of a dotted name, and the attribute's own name."""
         if not is_target(name):
             raise LoadError("its name is not a dotted name")
+        if name.count(".") > MAX_DEPTH:
+            raise LoadError(f"it lies more than {MAX_DEPTH} modules deep")
         path, _, field = name.rpartition(".")
         if path not in self.modules:
             raise LoadError(f"there is no module {path!r} before it")
@@ -117,7 +128,7 @@ class _Builder:
 
     def register(self, owner: nn.Module, field: str, value: nn.Module | Tensor, *, persistent: bool = True) -> None:
         """Set an attribute that does not exist; one that every module has, such as `forward`, cannot be replaced."""
-        if hasattr(owner, field):
+        if hasattr(owner, field) or (owner is self.module and field in _generated_names()):
             raise LoadError(f"the name {field!r} is taken")
         if isinstance(value, nn.Module):
             owner.add_module(field, value)
@@ -141,7 +152,7 @@ class _Builder:
     def add_tensor(self, name: str, tensor: Tensor, *, persistent: bool = True) -> None:
         self.attributes.add(name)
         owner, field = self.owner(name)
-        if owner not in self.leaves.values():
+        if not isinstance(owner, LEAVES):
             self.register(owner, field, tensor, persistent=persistent)
             return
         is_parameter = isinstance(tensor, nn.Parameter)
@@ -208,12 +219,22 @@ class _Builder:
         return decode_argument(value, self.nodes, self.device)
 
 
+@functools.cache
+def _generated_names() -> frozenset[str]:
+    """The attributes that torch.fx gives a module with its code."""
+    graph = Graph()
+    graph.output(graph.placeholder("x"))
+    leaf = pytree.tree_structure(0)
+    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(["x"], pytree.tree_structure(((0,), {})), leaf)))
+    return frozenset(dir(GraphModule(nn.Module(), graph)))
+
+
 def _selection(document: Any, tensors: Mapping[str, Tensor], new_shape: tuple[int, ...]) -> Selection:
     """What is kept of a parameter; every index is checked, and that the result is of `new_shape`."""
     facts = fields(document, {"shape", "axes", "flat"}, "it")
     shape = tuple(expect(size, int, "a size") for size in expect(facts["shape"], list, "shape"))
     names = expect(facts["axes"], list, "axes")
-    if len(names) != len(shape) or min(shape, default=0) < 0:
+    if len(names) != len(shape) or not all(0 <= size <= MOST for size in shape):
         raise LoadError("its shape and axes do not fit together")
 
     def index(name: object, end: int) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 from collections.abc import Mapping
@@ -19,8 +20,12 @@ from passes.graph.modes import MODULES
 from passes.graph.selection import Selection
 
 
-def encode(module: nn.Module, kept: Mapping[str, Selection]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The network and what it kept as a JSON document, and the tensors that it names: each memory once.
+def encode(
+    module: nn.Module, kept: Mapping[str, Selection]
+) -> tuple[dict[str, Any], dict[str, Tensor], tuple[str, ...]]:
+    """The network and what it kept as a JSON document, the tensors that it names, each memory once, and notes.
+
+    A note says what the saved network gives otherwise. The tensors share memory with those of the network.
 
     Raises InputError, naming the part, for what the format cannot hold.
     """
@@ -31,8 +36,9 @@ def encode(module: nn.Module, kept: Mapping[str, Selection]) -> tuple[dict[str, 
             f"{pieces} captured pieces in the model's own code: save its state_dict() instead"
         )
     store = _Store()
+    codegen, notes = encode_codegen(module.graph._codegen)
     document = {
-        "codegen": encode_codegen(module.graph._codegen),
+        "codegen": codegen,
         "nodes": [_node_document(node) for node in module.graph.nodes],
         "modules": _module_documents(module),
         "parameters": {
@@ -45,7 +51,7 @@ def encode(module: nn.Module, kept: Mapping[str, Selection]) -> tuple[dict[str, 
         },
         "kept": {name: _selection_document(name, selection, store) for name, selection in kept.items()},
     }
-    return document, store.tensors
+    return document, store.tensors, notes
 
 
 class _Store:
@@ -54,6 +60,7 @@ class _Store:
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.names: dict[object, str] = {}
+        self.memories: set[int] = set()
 
     def add(self, name: str, tensor: Tensor) -> str:
         """The name under which the content of `tensor` is stored."""
@@ -67,8 +74,16 @@ class _Store:
         key = (tensor.data_ptr(), *view) if tensor.numel() else id(tensor)
         if key not in self.names:
             self.names[key] = name
-            self.tensors[name] = tensor.detach().cpu().contiguous().clone()
+            self.tensors[name] = self._whole(tensor.detach().cpu().contiguous())
         return self.names[key]
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        """The tensor, which shares its memory with no other of the store: a copy of a part of a memory."""
+        memory = tensor.untyped_storage()
+        if memory.nbytes() != tensor.nbytes or memory.data_ptr() in self.memories:
+            return tensor.clone()
+        self.memories.add(memory.data_ptr())
+        return tensor
 
 
 def _buffers(module: GraphModule) -> dict[str, tuple[Tensor, bool]]:
@@ -105,11 +120,15 @@ def _node_document(node: Node) -> dict[str, Any]:
 def _module_documents(module: GraphModule) -> dict[str, Any]:
     """Every module in its order, which is that of the parameters too: what the graph calls, and what holds that."""
     called = {str(node.target) for node in module.graph.find_nodes(op="call_module")}
-    documents = {}
+    documents: dict[str, Any] = {}
+    within: set[str] = set()  # modules that a called one holds; those around them come first
     for name, each in module.named_modules(remove_duplicate=False):
+        owner = name.rpartition(".")[0]
+        if name and (owner in within or owner in called):
+            within.add(name)
         if name in called:
             documents[name] = _leaf_document(name, each)
-        elif not any(name.startswith(f"{leaf}.") for leaf in called):
+        elif name not in within:
             documents[name] = {"class": None, "options": {}, "training": each.training}
     return documents
 
@@ -119,7 +138,7 @@ def _leaf_document(name: str, leaf: nn.Module) -> dict[str, Any]:
     if MODULES.get(class_name) is not type(leaf):
         raise InputError(f"module {name}: a {class_name} cannot be saved; {', '.join(MODULES)} can")
     options = {}
-    for option, default in leaf_options(type(leaf)).items():
+    for option, default in leaf_options(type(leaf)).items():  # type: ignore[arg-type]  # a class is hashable
         # BatchNorm's option `bias` says whether it has the parameter of that name
         value = leaf._parameters[option] is not None if option in leaf._parameters else getattr(leaf, option)
         if value != default:
@@ -127,6 +146,7 @@ def _leaf_document(name: str, leaf: nn.Module) -> dict[str, Any]:
     return {"class": class_name, "options": options, "training": leaf.training}
 
 
+@functools.cache
 def leaf_options(leaf: type[nn.Module]) -> Mapping[str, Any]:
     """The constructor's parameters, which the module keeps as attributes, with their defaults."""
     parameters = inspect.signature(leaf).parameters.values()

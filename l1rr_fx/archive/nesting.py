@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import Graph
@@ -14,36 +16,63 @@ from l1rr_fx.support.checks import MAX_DEPTH, expect, fields, short
 from passes.errors import InputError, LoadError
 
 
-def encode_codegen(codegen: CodeGen) -> dict[str, Any] | None:
+def encode_codegen(codegen: CodeGen) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """The nesting of a network's inputs and outputs, and a note for each class of which only the fields are kept."""
     if type(codegen) is CodeGen:
-        return None
+        return None, ()
     out_spec = codegen.pytree_info.out_spec if type(codegen) is _PyTreeCodeGen else None
     if type(codegen) is not _PyTreeCodeGen or out_spec is None:
         raise InputError(f"a graph with a {type(codegen).__name__} cannot be saved")
-    return {
+    inputs, outputs = _Nesting("the inputs"), _Nesting("the outputs")
+    document = {
         "arguments": list(codegen.pytree_info.orig_args),
-        "inputs": _tree_document(codegen.pytree_info.in_spec, "the inputs"),
-        "outputs": _tree_document(out_spec, "the outputs"),
+        "inputs": inputs.document(codegen.pytree_info.in_spec),
+        "outputs": outputs.document(out_spec),
     }
+    return document, (*inputs.notes, *outputs.notes)
 
 
-def _tree_document(spec: pytree.TreeSpec, what: str) -> Any:
-    """The nesting of `what` as JSON: "*" is a leaf."""
+class _Nesting:
+    """How the inputs or the outputs are nested as JSON, in which "*" is a leaf; `notes` say what becomes plainer."""
 
-    def walk(tree: Any) -> Any:
-        if tree is leaf:
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.notes: dict[str, None] = {}
+        self.leaves: list[int] = []
+
+    def document(self, spec: pytree.TreeSpec) -> Any:
+        leaves = [_Leaf(number) for number in range(spec.num_leaves)]
+        found = self._walk(pytree.tree_unflatten(leaves, spec))
+        if self.leaves != list(range(spec.num_leaves)):
+            raise InputError(f"{self.what} hold an object that is not the sequence or mapping of what it is made of")
+        return found
+
+    def _walk(self, tree: Any) -> Any:
+        if isinstance(tree, _Leaf):
+            self.leaves.append(tree.number)
             return "*"
-        if type(tree) in (tuple, list):
-            return {type(tree).__name__: [walk(item) for item in tree]}
-        if type(tree) in (dict, OrderedDict) and all(type(key) in (str, int) for key in tree):
-            return {type(tree).__name__: [[key, walk(item)] for key, item in tree.items()]}
-        raise InputError(
-            f"{what} hold a {type(tree).__name__}; a saved network takes and gives tensors in tuples, lists and dicts"
-            " with strings or integers as keys"
-        )
+        kind = next((each for each in (OrderedDict, Mapping, list, tuple) if isinstance(tree, each)), None)
+        if kind is None or (issubclass(kind, Mapping) and not all(type(key) in (str, int) for key in tree)):
+            raise InputError(
+                f"{self.what} hold a {type(tree).__name__}; a saved network takes and gives tensors in tuples, lists "
+                "and mappings with strings or integers as keys: prune a module around it that gives these"
+            )
+        plain = dict if issubclass(kind, Mapping) and type(tree) is not OrderedDict else kind
+        if type(tree) is not plain:
+            self._note(type(tree), plain)
+        if plain in (tuple, list):
+            return {plain.__name__: [self._walk(item) for item in tree]}
+        return {plain.__name__: [[key, self._walk(item)] for key, item in tree.items()]}
 
-    leaf = object()
-    return walk(pytree.tree_unflatten([leaf] * spec.num_leaves, spec))
+    def _note(self, kind: type, plain: type) -> None:
+        self.notes[
+            f"{self.what} hold a {kind.__name__}, which becomes a plain {plain.__name__} in the saved network"
+        ] = None
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    number: int
 
 
 def decode_codegen(document: Any, graph: Graph) -> _PyTreeCodeGen:

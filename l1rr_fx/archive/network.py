@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 
 from l1rr_fx.archive.decode import decode
 from l1rr_fx.archive.encode import encode
-from l1rr_fx.archive.files import GRAPH, LIMITS, REPORT, TENSORS, read_all, write_all
-from l1rr_fx.support.arguments import of_kind
-from l1rr_fx.support.checks import naming, parsed
-from l1rr_fx.support.files import move_to, new_directory_beside
-from passes.errors import InputError, LoadError
+from l1rr_fx.archive.files import GRAPH, REPORT, is_replaceable, read_all, write_all
+from l1rr_fx.support.arguments import of_kind, path_of
+from l1rr_fx.support.checks import naming, parsed, short
+from l1rr_fx.support.files import blamed, move_to, new_directory_beside, tidy
+from passes.errors import InputError, LoadError, first_line
 from passes.graph.selection import Selection
+
+log = logging.getLogger(__name__)
 
 
 def save(
@@ -36,21 +37,22 @@ def save(
     Raises InputError if the directory is not empty (with `overwrite` a saved network is replaced, and nothing else
     is), if the network holds what the format cannot, or if the disk refuses.
     """
-    target = Path(directory)
+    target = path_of("directory", directory)
     of_kind("module", module, nn.Module)
     check_target(target, overwrite=overwrite)
-    document, tensors = encode(module, kept)
+    document, tensors, notes = encode(module, kept)
     try:
         decode(document, tensors, torch.device("cpu"))  # what is saved can be loaded
     except LoadError as error:
         raise InputError(f"this network cannot be saved: {error}") from error
-    try:
+    for note in notes:
+        log.warning("%s: %s", target, note)
+    with blamed(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with new_directory_beside(target) as work:
-            write_all(work, document, tensors, report)
+            write_all(work, document, tensors, report, notes)
+            check_target(target, overwrite=overwrite)  # which may have been filled meanwhile
             move_to(work, target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
 def load(
@@ -62,41 +64,37 @@ def load(
     unless every file is there, plain, within its limit, of the size and hash in the manifest, and holds a network of
     known operators whose tensors fit together.
     """
-    path = Path(directory)
+    path, place = path_of("directory", directory), _usable(device)
     content = read_all(path)
-    with naming(path / TENSORS):
-        tensors = stored_tensors(content[TENSORS])
     with naming(path / GRAPH):
-        module, kept = decode(parsed(content[GRAPH]), tensors, torch.device(device))
+        module, kept = decode(parsed(content.graph), content.tensors, place)
     with naming(path / REPORT):
         try:
-            report = content[REPORT].decode()
+            report = content.report.decode()
         except UnicodeDecodeError as error:
             raise LoadError(str(error)) from error
     return module, kept, report
 
 
+def _usable(device: object) -> torch.device:
+    """A device that holds tensors here."""
+    try:
+        return torch.empty(0, device=device).device  # type: ignore[call-overload, no-any-return]  # that is the question
+    except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError, ImportError) as error:
+        raise InputError(f"device is {short(device)}, which cannot be used: {first_line(error)}") from error
+
+
 def check_target(target: Path, *, overwrite: bool) -> None:
     """Raise InputError if `save` may not write to `target`: nothing but a saved network is ever replaced."""
-    try:
+    with blamed(target, "read"):
+        tidy(target)
         if not target.exists() and not target.is_symlink():
             return
         if target.is_symlink() or not target.is_dir():
             raise InputError(f"{target} exists and is not a directory")
-        found = {entry.name for entry in target.iterdir()}
-    except OSError as error:
-        raise InputError(f"{target}: cannot be read: {error.strerror or error}") from error
-    if not found:
-        return
-    if not overwrite:
-        raise InputError(f"{target} exists and is not empty; overwrite=True replaces a saved network")
-    if found != {*LIMITS}:
-        raise InputError(f"{target} is not a saved network, so it is not replaced: it holds {sorted(found)[0]!r}")
-
-
-def stored_tensors(content: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, copied out of its memory."""
-    try:
-        return {name: tensor.clone() for name, tensor in safetensors.torch.load(content).items()}
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise LoadError(f"is not a safetensors file that torch can read: {error}") from error
+        if not any(target.iterdir()):
+            return
+        if not overwrite:
+            raise InputError(f"{target} exists and is not empty; overwrite=True (--overwrite) replaces a saved network")
+        if reason := is_replaceable(target):
+            raise InputError(f"{target} is not a saved network alone, so it is not replaced: {reason}")

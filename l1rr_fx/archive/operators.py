@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import keyword
 import math
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
+from l1rr_fx.archive.constants import check_arguments
 from l1rr_fx.support.checks import short
 from passes.errors import InputError, LoadError
 
@@ -95,9 +97,9 @@ def operator_name(target: Any) -> str:
 
 
 def operator_named(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[..., Any]:
-    """The operator of a name; LoadError if it may not be called.
+    """The operator of a name; LoadError if it may not be called, or not with these arguments.
 
-    The arguments are checked against its schema by number and name alone.
+    The value of a node among them may still be of another type than its place asks for.
     """
     if name in FUNCTIONS:
         try:
@@ -105,6 +107,13 @@ def operator_named(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         except TypeError as error:
             raise LoadError(f"{name}: {error}") from error
         return FUNCTIONS[name]
+    target = _aten_operator(name)
+    check_arguments(target, args, kwargs)
+    return target
+
+
+@functools.cache
+def _aten_operator(name: str) -> OpOverload:
     namespace, _, rest = name.partition("::")
     packet_name, _, overload = rest.partition(".")
     if namespace != "aten" or not (IDENTIFIER.fullmatch(packet_name) and IDENTIFIER.fullmatch(overload)):
@@ -116,7 +125,4 @@ def operator_named(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     assert isinstance(target, OpOverload)
     if reason := operator_refusal(target):
         raise LoadError(f"the operator {name} is refused: {reason}")
-    arguments = target._schema.arguments
-    if len(args) > len(arguments) or not {*kwargs} <= {each.name for each in arguments}:
-        raise LoadError(f"the operator {name} does not take these arguments")
     return target

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from numbers import Real
+from pathlib import Path
 from typing import Any, TypeVar
 
 from passes.errors import InputError
@@ -23,6 +26,23 @@ def all_of_kind(name: str, values: Any, kind: type[Kind], hint: str = "") -> tup
     if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
         raise InputError(f"{name} is {values!r:.60}; expected a sequence of {kind.__name__}{hint}")
     return tuple(of_kind(f"{name}[{n}]", value, kind, hint) for n, value in enumerate(values))
+
+
+def path_of(name: str, value: Any, what: str = "a folder") -> Path:
+    """The value as a path that a file system can have; `what` says of what."""
+    try:
+        text = os.fspath(value)
+    except TypeError:
+        text = None
+    if not isinstance(text, str):
+        raise InputError(f"{name} is a {type(value).__name__}; expected the path of {what}, as text or a Path")
+    if not text or "\0" in text:
+        raise InputError(f"{name} is {text!r:.60}, which {'is empty' if not text else 'holds a zero character'}")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} is {text!r:.60}, which is no text in {sys.getfilesystemencoding()}") from error
+    return Path(text)
 
 
 def number(name: str, value: Any, wanted: str = "a finite number >= 0", *, least: float = 0.0) -> float:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import reprlib
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
+from l1rr_fx.support.json_text import json_value
 from passes.errors import LoadError
 
 MAX_DEPTH = 32  # of nested arguments, inputs and outputs
+OUTLINE = reprlib.Repr()
+OUTLINE.maxlist = OUTLINE.maxtuple = OUTLINE.maxdict = OUTLINE.maxstring = OUTLINE.maxother = OUTLINE.maxlong = 60
 T = TypeVar("T")
 
 
@@ -38,19 +41,18 @@ def fields(value: Any, names: set[str], what: str) -> dict[str, Any]:
 
 
 def short(value: object) -> str:
-    """The value as it is shown in a message: at most 60 characters."""
-    text = repr(value)
+    """The value as it is shown in a message: at most 60 characters, of however large a value."""
+    if isinstance(value, str):
+        text = repr(value[:60])
+    else:
+        text = OUTLINE.repr(value) if isinstance(value, (list, tuple, dict)) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def parsed(content: bytes) -> Mapping[str, Any]:
     """The JSON object that a file holds."""
-
-    def refuse(constant: str) -> NoReturn:
-        raise LoadError(f"{constant} is not JSON")
-
     try:
-        document = json.loads(content.decode("utf-8"), parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise LoadError(f"is not JSON: {error}") from error
+        document = json_value(content)
+    except ValueError as error:
+        raise LoadError(f"is not JSON that is read here: {error}") from error
     return expect(document, dict, "the document")

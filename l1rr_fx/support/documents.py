@@ -5,19 +5,23 @@ What does not fit is named by its field.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
 from l1rr_fx.support.arguments import of_kind
+from l1rr_fx.support.json_text import json_value
 from passes.errors import InputError
 
 Kind = TypeVar("Kind")
 Settings = TypeVar("Settings")
+MOST = 10**100
+"""A whole number in a document is at most this: a float holds it, and ratios of two."""
 
 
 def to_json(value: Any, what: str, version: int) -> str:
@@ -30,9 +34,9 @@ def from_json(kind: type[Kind], text: str, what: str, version: int) -> Kind:
     """The dataclass that `to_json` wrote. Raises InputError, naming the field, where the text is anything else."""
     of_kind(f"the {what}", text, str, ", the text of a JSON document")
     try:
-        document = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"the {what} is not JSON: {error}") from error
+        document = json_value(text)
+    except ValueError as error:
+        raise InputError(f"the {what} is not JSON that is read here: {error}") from error
     if not isinstance(document, dict) or document.pop("format", None) != f"l1rr-fx {what}":
         raise InputError(f'this is not a {what}: "format" is not "l1rr-fx {what}"')
     if (found := document.pop("version", None)) != version:
@@ -70,10 +74,6 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
 def read_as(wanted: Any, value: Any, where: str) -> Any:
     """`value`, out of JSON, as the annotated type `wanted`; InputError names the place where it does not fit."""
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
@@ -88,6 +88,8 @@ def read_as(wanted: Any, value: Any, where: str) -> Any:
     if origin is Mapping:
         items = value.items() if isinstance(value, dict) else _misfit("an object", value, where)
         return {key: read_as(arguments[1], item, f"{where}.{key}") for key, item in items}
+    if type(value) is int and abs(value) > MOST:
+        return _misfit(f"a number of at most {MOST:.0e}", value, where)
     if wanted is float and (type(value) in (int, float) or value in ("inf", "-inf", "nan")):
         return float(value)
     return value if type(value) is wanted else _misfit(f"a value of type {wanted.__name__}", value, where)
@@ -96,11 +98,21 @@ def read_as(wanted: Any, value: Any, where: str) -> Any:
 def _read_dataclass(wanted: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         return _misfit("an object", value, where)
-    names = [field.name for field in fields(wanted)]
-    if unexpected := [*(set(names) ^ set(value))]:
+    names = [field.name for field in fields(wanted) if field.name in value or _is_required(field)]
+    if unexpected := [*(set(names) ^ set(value))]:  # a document of before may lack a field that has a default
         raise InputError(f"{where}: the field {sorted(unexpected)[0]!r} is missing or unknown")
-    hints = typing.get_type_hints(wanted)
+    hints = _hints(wanted)
     return wanted(**{name: read_as(hints[name], value[name], f"{where}.{name}") for name in names})
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+@functools.cache
+def _hints(wanted: Any) -> Mapping[str, Any]:
+    """The annotations of a dataclass; to evaluate them takes longer than to read a value."""
+    return typing.get_type_hints(wanted)
 
 
 def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
