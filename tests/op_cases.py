@@ -1562,9 +1562,14 @@ NETWORKS = (
         lambda m, x: m.out(_edge_convolution(m, m.stem(x))), randoms((2, 3, 7)),
         stem=nn.Sequential(nn.Conv1d(3, 8, 1), nn.ReLU()), edge=cba(16, 8, 1), out=nn.Conv1d(8, 3, 1)),
         ("max", "stack")),
-    Case("recurrent_rnn", "recurrent", lambda: _recurrent(nn.RNN), at_limit=False),
-    Case("recurrent_lstm", "recurrent", lambda: _recurrent(nn.LSTM), ("lstm",), at_limit=False),
+    Case("recurrent_rnn", "recurrent", lambda: _recurrent(nn.RNN), ("rnn_tanh",)),
+    Case("recurrent_rnn_relu", "recurrent", lambda: _recurrent(nn.RNN, nonlinearity="relu"), ("rnn_relu",)),
+    Case("recurrent_lstm", "recurrent", lambda: _recurrent(nn.LSTM, num_layers=2), ("lstm",)),
     Case("recurrent_gru", "recurrent", lambda: _recurrent(nn.GRU, bidirectional=True), ("gru",), at_limit=False),
+    Case("recurrent_cells", "recurrent", lambda: tokens(
+        lambda m, x: torch.stack([m.gru(m.plain(m.lstm(step)[0])) for step in x.unbind(1)], 1), 8, 4,
+        lstm=nn.LSTMCell(8, 6), plain=nn.RNNCell(6, 5), gru=nn.GRUCell(5, 4)),
+        ("lstm_cell", "gru_cell", "rnn_tanh_cell")),
 )
 # fmt: on
 

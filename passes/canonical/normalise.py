@@ -12,8 +12,11 @@ from torch.fx import Graph, GraphModule, Node
 
 from passes.canonical.decompose import take_apart
 from passes.canonical.fusions import fuse_shuffles, join_slices, merge_projections
+from passes.canonical.recurrent import WRITTEN
 from passes.canonical.spellings import SPELLINGS
 from passes.rules import UNKNOWN, rule_for
+
+REWRITES = {**SPELLINGS, **WRITTEN}
 
 
 def normalise(module: GraphModule) -> GraphModule:
@@ -29,7 +32,7 @@ def normalise_graph(graph: Graph) -> None:
         with graph.inserting_before(node):
             take_apart(graph, node, _is_known)
     for node in list(graph.nodes):
-        rewrite = SPELLINGS.get(node.target) if node.op == "call_function" else None
+        rewrite = REWRITES.get(node.target) if node.op == "call_function" else None
         if rewrite is not None:
             with graph.inserting_before(node):
                 rewrite(graph, node)
@@ -40,4 +43,4 @@ def normalise_graph(graph: Graph) -> None:
 
 
 def _is_known(node: Node) -> bool:
-    return node.target in SPELLINGS or rule_for(node) is not UNKNOWN
+    return node.target in REWRITES or rule_for(node) is not UNKNOWN

@@ -12,6 +12,7 @@ form.
     affine         a scale or a shift for each channel: batch norm, instance norm, PReLU
     convolution    convolutions and linear layers
     products       products of activations: matmul, einsum, attention
+    recurrent      recurrent layers: LSTM, GRU, RNN
     mixing         everything along some axes: pooling, reductions, softmax, norms
     sampling       values read at computed places
     windows        overlapping windows
@@ -20,6 +21,7 @@ form.
     reshape        the same elements under other axes: reshapes, permutations, pixel shuffles
     joins          concatenation and split
     weights        the weight of a contraction, and how it connects channels
+    units          the units of a recurrent layer: which are zero, and which need which
     views          the operators that show the elements of an input again
     signs          which tensors are never zero
     probe          an element-wise function at a few numbers
@@ -35,7 +37,19 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Node
 
 from passes.errors import InputError
-from passes.rules import affine, convolution, joins, mixing, pointwise, products, reindex, reshape, sampling, windows
+from passes.rules import (
+    affine,
+    convolution,
+    joins,
+    mixing,
+    pointwise,
+    products,
+    recurrent,
+    reindex,
+    reshape,
+    sampling,
+    windows,
+)
 from passes.rules.base import Rule
 
 UNKNOWN = Rule()
@@ -45,6 +59,7 @@ RULES: Mapping[str, Rule] = {
     **affine.RULES,
     **convolution.RULES,
     **products.RULES,
+    **recurrent.RULES,
     **mixing.RULES,
     **reindex.RULES,
     **reshape.RULES,
@@ -57,6 +72,7 @@ RULES: Mapping[str, Rule] = {
 OVERLOADS: Mapping[str, Rule] = {
     "max.other": pointwise.POINTWISE,
     "min.other": pointwise.POINTWISE,
+    **dict.fromkeys((f"{name}.data" for name in recurrent.RULES), UNKNOWN),  # of packed sequences
     "where.default": UNKNOWN,  # of a condition alone: the places where it holds
     **dict.fromkeys(("max.default", "min.default", "median.default", "nanmedian.default"), mixing.TOTAL),
 }
