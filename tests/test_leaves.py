@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from l1rr_fx.testing import assert_prunes_exactly, differences
 from passes.audit.comparison import compare, relative_deviation, tolerance
 from passes.audit.leaves import leaves_of
 from passes.audit.sets import match_rows
@@ -280,3 +281,32 @@ def test_detections_are_a_set() -> None:
     assert match_rows([batch], [batch.flip(0)], 1e-10).matched == 0  # type: ignore[union-attr]  # there are rows
     assert match_rows([batch], [batch.flip(1)], 1e-10).matched == 12  # type: ignore[union-attr]  # there are rows
     assert match_rows(torch.ones(()), torch.ones(()), 1e-10) is None
+
+
+class Nothing(nn.Module):
+    """Outputs without a number on any input, or numbers in objects."""
+
+    def __init__(self, *, some: bool) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 1)
+        self.some = some
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.body(x)
+        return [Boxes(y if bool(y.sum() > 0) else -y)] if self.some else y[:0]
+
+
+def test_an_assertion_that_compares_nothing_fails() -> None:
+    args = (torch.rand(1, 3, 4, 4),)
+    with pytest.raises(AssertionError, match="the outputs hold no number"):
+        assert_prunes_exactly(Nothing(some=False), args)
+    assert_prunes_exactly(Nothing(some=True), args)
+
+
+def test_differences_are_found_in_objects_too() -> None:
+    assert differences([Boxes(three())], [Boxes(three())]) == [0]
+    assert differences([Boxes(three(4.0))], [Boxes(three(8.0))]) == [0.5]
+    assert differences(["a", three()[:0]], ["a", three()[:0]]) == []
+    assert differences(["a"], ["b"]) == differences((1.0,), [1.0]) == differences([1], [2]) == [INF]
+    assert differences([1.0], [1.0 + 1e-15])[0] < 1e-14
+    assert differences([three().to_sparse()], [three(6.0).to_sparse()]) == [0.5]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import l1rr_fx
 from passes.accounts import Cost
+from passes.graph.selection import Selection
 from tests.oracle import relative_error, zeroed_case
 from tests.torchvision_shim import import_torchvision
 from tests.zoo import Entry, by_name
@@ -454,3 +455,105 @@ def test_batch_norm_statistics_of_the_model_are_not_touched_in_training() -> Non
         assert relative_error(pruned.module(x), model(x)) < 1e-4
     twin = dict(pruned.module.named_buffers())["parts.0.1.running_mean"]
     assert torch.allclose(twin, norm.running_mean)  # type: ignore[arg-type]
+
+
+# --- what verification compares --------------------------------------------------------------------------------------
+
+
+class Instances:
+    """What a detector returns: fields in a dictionary of its own."""
+
+    def __init__(self, **fields: Any) -> None:
+        self._fields = fields
+
+
+class Detecting(nn.Module):
+    """A body and code that torch.export cannot follow: what `decide` makes of one row for each position."""
+
+    def __init__(self, decide: Callable[[Tensor, nn.Module], Any]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(block(3, 5, alive=3), nn.Conv2d(5, 5, 1))
+        self.decide = decide
+
+    def forward(self, x: Tensor) -> Any:
+        rows = self.body(x)[0].flatten(1).T
+        return self.decide(rows if bool(rows.abs().sum() > 0) else -rows, self.body)
+
+
+def of_a_wrong_compiler(selection: Selection, tensor: Tensor) -> Tensor:
+    return RIGHT_SELECTION(selection, tensor) * 2 + 1
+
+
+def of_another_rounding(selection: Selection, tensor: Tensor) -> Tensor:
+    return RIGHT_SELECTION(selection, tensor) * (1 + 1e-14)
+
+
+RIGHT_SELECTION = Selection.apply
+KINDS: dict[str, Callable[[Tensor, nn.Module], Any]] = {
+    "boxes": lambda rows, body: [Boxed(rows)],
+    "instances": lambda rows, body: [{"instances": Instances(boxes=Boxed(rows[:, :4]), scores=rows[:, 4])}],
+    "numbers": lambda rows, body: rows.tolist(),
+    "array": lambda rows, body: rows.numpy(),
+    "nothing": lambda rows, body: [Boxed(rows[:0])],
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_outputs_of_any_kind_are_compared(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Detecting(KINDS[name]).double().eval(), image(1, 3, 8, 8)
+    report = l1rr_fx.prune(model, (x,)).report
+    assert report.deviation is not None and report.deviation <= TOLERANCE
+    assert report.compared == 80 + 80 * (name != "nothing")  # those of the piece, and those of the whole
+    assert ("nothing of them was compared" in " ".join(report.notes)) == (name == "nothing")
+    monkeypatch.setattr(Selection, "apply", of_a_wrong_compiler)
+    with pytest.raises(l1rr_fx.VerifyError, match=r"^in the piece body the .* first difference is at conv2d") as caught:
+        l1rr_fx.prune(model, (x,))
+    assert caught.value.__cause__ is None and (caught.value.__suppress_context__ or not caught.value.__context__)
+
+
+def chaotic(rows: Tensor) -> Tensor:
+    """Numbers that the last digits of `rows` decide."""
+    return (rows[:, 4] * 1e16).sin()
+
+
+def sorted_by_chance(rows: Tensor, body: nn.Module) -> Any:
+    order = chaotic(rows).argsort()
+    return [{"boxes": rows[order, :4], "scores": rows[order, 4], "labels": order}]
+
+
+def kept_by_chance(rows: Tensor, body: nn.Module) -> Any:
+    return [{"boxes": rows[chaotic(rows) > 0, :4]}]
+
+
+def test_detections_that_rounding_reorders_are_compared_as_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Selection, "apply", of_another_rounding)
+    report = l1rr_fx.prune(Detecting(sorted_by_chance).double().eval(), (image(1, 3, 8, 8),)).report
+    assert report.compared == 80 + 16 * 6
+    assert report.deviation is not None and 1e-16 < report.deviation <= TOLERANCE
+    assert "when the 16 rows are compared as sets" in report.notes[-1]
+
+
+def test_decisions_of_rounding_are_no_error_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Selection, "apply", of_another_rounding)
+    report = l1rr_fx.prune(Detecting(kept_by_chance).double().eval(), (image(1, 3, 8, 8),)).report
+    assert report.compared == 80 and report.deviation is not None and report.deviation <= TOLERANCE
+    assert "magnifies rounding" in report.notes[-1] and "rows agree, compared as sets" in report.notes[-1]
+
+
+def test_code_that_depends_on_what_a_piece_consists_of_is_an_error() -> None:
+    model = Detecting(lambda rows, body: rows * (1 + isinstance(body, nn.Sequential))).double().eval()
+    with pytest.raises(
+        l1rr_fx.VerifyError, match="each piece agrees, but with the same results of its pieces the rest"
+    ):
+        l1rr_fx.prune(model, (image(1, 3, 8, 8),))
+    model = Detecting(lambda rows, body: rows * body[0][0].out_channels).double().eval()  # type: ignore[index]
+    with pytest.raises(l1rr_fx.VerifyError, match="reaches into a pruned submodule"):
+        l1rr_fx.prune(model, (image(1, 3, 8, 8),))
+
+
+def test_what_differs_between_two_runs_of_the_model_is_not_compared() -> None:
+    count = iter(range(100))
+    model = Detecting(lambda rows, body: Instances(rows=rows, milliseconds=next(count))).double().eval()
+    report = l1rr_fx.prune(model, (image(1, 3, 8, 8),)).report
+    assert report.compared == 160
+    assert "not compared: output._fields['milliseconds'], which differs between two runs" in report.notes[-1]

@@ -256,3 +256,82 @@ def test_relative_deviation(zeroed: object, pruned: object, deviation: float) ->
 def test_the_least_precise_output_sets_the_tolerance() -> None:
     assert tolerance([torch.ones(1, dtype=torch.float64), torch.ones(1)]) == 1e-4
     assert tolerance(torch.ones(1, dtype=torch.int64)) == 1e-10
+
+
+def test_keywords_may_come_in_any_order() -> None:
+    class Keywords(nn.Module):
+        def forward(self, x: Tensor, *, factor: Tensor, offset: Tensor) -> Tensor:
+            return x * factor - offset
+
+    given = {"offset": torch.full((1,), 5.0), "factor": torch.full((1,), 2.0)}
+    graph = capture(Keywords(), (torch.ones(1),), given)
+    for keywords in (given, dict(reversed(given.items()))):
+        assert [float(each) for each in run_graph(graph, (torch.ones(1),), keywords)] == [-3.0]
+
+
+# --- what was compared, and what is said -----------------------------------------------------------------------------
+
+
+def test_the_numbers_compared_are_counted_and_printed() -> None:
+    report = l1rr_fx.prune(Net(), (X,)).report
+    assert report.compared == 2 * 5 * 8 * 8
+    assert "640 numbers compared" in str(report)
+    assert report.notes == ()
+    unverified = l1rr_fx.prune(Net(), (X,), verify=False).report
+    assert (unverified.compared, unverified.deviation) == (0, None)
+
+
+class Empty(Net):
+    """What an NMS gives that keeps nothing."""
+
+    def forward(self, x: Tensor) -> Any:
+        return {"boxes": super().forward(x)[:0]}
+
+
+def test_outputs_without_numbers_are_not_called_equal() -> None:
+    report = l1rr_fx.prune(Empty(), (X,)).report
+    assert (report.compared, report.deviation) == (0, None)
+    assert "nothing of them was compared" in report.notes[-1]
+    assert "nothing of them was compared" in str(report) and "not verified" in str(report)
+
+
+class Chain(nn.Module):
+    """Three convolutions, of which the second gives `constant` and nothing else."""
+
+    def __init__(self, constant: float, *, branch: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.branch = branch
+        nn.init.zeros_(self.b.weight)
+        nn.init.constant_(self.b.bias, constant)  # type: ignore[arg-type]  # it has one
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.a(x)
+        out = self.c(self.b(h))
+        return (out, h, torch.ones(3)) if self.branch else out
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.5])
+def test_a_network_that_depends_on_nothing_is_said_to(constant: float) -> None:
+    report = l1rr_fx.prune(Chain(constant), (X,)).report
+    (line,) = report.notes
+    assert "the network's outputs do not depend on its inputs" in line
+    assert "do not depend on its inputs" in str(report).replace("\n", " ")
+
+
+def test_one_output_that_depends_on_nothing_is_named() -> None:
+    report = l1rr_fx.prune(Chain(0.5, branch=True), (X,)).report
+    assert [note for note in report.notes if "depend" in note] == [
+        "output 0 does not depend on the inputs: zeros cut all ways to it"
+    ]
+
+
+def test_a_model_in_which_nothing_is_zero_is_said_to_be() -> None:
+    dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    (line,) = l1rr_fx.prune(dense, (X,)).report.notes
+    assert line.startswith("nothing was removed: no channel is zero") and "none is" in line
+    with torch.no_grad():
+        dense[0].weight[:, 0] *= torch.rand(8, 3, 3).round()
+        zeros = int((dense[0].weight == 0).sum())
+    (line,) = l1rr_fx.prune(dense, (X,)).report.notes
+    assert f"({zeros:,} of 516 parameters are zero, but they make up no whole channel)" in line

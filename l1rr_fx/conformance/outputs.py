@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from l1rr_fx.testing.zeros import CONTRACTIONS
+from passes.audit.leaves import leaves_of
 
 
 def output_layers(model: nn.Module, args: tuple[Any, ...]) -> frozenset[str]:
@@ -36,8 +36,8 @@ def output_layers(model: nn.Module, args: tuple[Any, ...]) -> frozenset[str]:
 
 def first_met(outputs: Any, nodes: Mapping[Any, str]) -> Iterator[str]:
     """The named autograd nodes reached first when the graph is walked from the outputs towards the inputs."""
-    leaves = pytree.tree_leaves(outputs)
-    stack = [leaf.grad_fn for leaf in leaves if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
+    tensors = [leaf.value for leaf in leaves_of(outputs) if isinstance(leaf.value, Tensor)]
+    stack = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     seen = set(stack)
     while stack:
         node = stack.pop()

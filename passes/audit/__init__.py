@@ -4,6 +4,7 @@ In go a layout plan and the rewritten network, out come their accounts, and the 
 there is one.
 
     costs         MACs and parameters of calls and of layout plans
+    flops         operators without a rule, counted by torch's formulas
     accounting    the accounts: costs before, after and at the limit, and what explains the difference
     leaves        outputs taken apart, down to their numbers
     comparison    how far two outputs are apart, and what was compared

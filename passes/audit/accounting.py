@@ -12,9 +12,10 @@ from dataclasses import replace
 
 from passes.accounts import Accounts, Cost, Family, Kept, Layer
 from passes.assignment.plan import LayoutPlan, SitePlan
-from passes.audit.costs import dense_cost, dense_macs, planned_cost
+from passes.audit.costs import dense_cost, dense_macs, limit_cost, not_counted, planned_cost
 from passes.graph.nodes import operator_label
 from passes.rewriting.rewriter import Rewritten
+from passes.rules import UNKNOWN
 from passes.rules.base import COLUMNS, ROWS, Contraction
 
 
@@ -25,10 +26,11 @@ def accounts_of(plan: LayoutPlan, rewritten: Rewritten, seconds: Mapping[str, fl
     limit_channels = after_channels = before_channels = 0
     for item in plan.sites:
         dense = dense_cost(item.site)
-        if dense is None:
+        if dense is None or item.site.rule is UNKNOWN:
             kept += _copied(plan, item)
+        if dense is None:
             continue
-        after, limit = planned_cost(item), item.site.rule.limit(item.site, item.facts)
+        after, limit = planned_cost(item), limit_cost(item.site, item.facts)
         assert after is not None and limit is not None
         layers.append(_layer(item, dense, after, limit))
         before_channels += dense.outputs
@@ -54,6 +56,7 @@ def accounts_of(plan: LayoutPlan, rewritten: Rewritten, seconds: Mapping[str, fl
         recombinations=rewritten.recombinations,
         kept=tuple(kept),
         families=_families(plan),
+        not_counted=not_counted(plan.program),
         seconds=dict(seconds),
     )
 

@@ -6,19 +6,33 @@ import math
 
 from torch import nn
 
+from passes.accounts import NotCounted
 from passes.analysis.program import Program
 from passes.assignment.plan import LayoutPlan, SitePlan
+from passes.audit.flops import formula_macs
 from passes.graph.layout import Layout
-from passes.graph.nodes import attribute
+from passes.graph.nodes import attribute, operator_label
 from passes.rewriting.stored_parameters import StoredParameters
-from passes.rules.base import Contraction, Site
+from passes.rules import UNKNOWN
+from passes.rules.base import Contraction, Site, SiteFacts
 
 
 def dense_cost(site: Site) -> Contraction | None:
-    """What a call costs in the original network; None for operators without multiplications that count."""
+    """What a call costs in the original network; None for operators without multiplications that count.
+
+    An operator without a rule is counted by torch's formulas, if there are any (`is_counted`).
+    """
+    if site.rule is UNKNOWN:
+        macs = formula_macs(site)
+        return None if not macs else Contraction(0, 0, macs)
     ins = [Layout.whole(len(site.shape(node))) for node in site.inputs]
     outs = [Layout.whole(0 if out is None else len(site.shape(out))) for out in site.outputs]
     return site.rule.cost(site, ins, outs)
+
+
+def is_counted(site: Site) -> bool:
+    """Whether the cost of a call is known: its operator has a rule, or torch has formulas for all of its parts."""
+    return site.rule is not UNKNOWN or formula_macs(site) is not None
 
 
 def planned_cost(item: SitePlan) -> Contraction | None:
@@ -26,6 +40,18 @@ def planned_cost(item: SitePlan) -> Contraction | None:
     if not item.followed:
         return dense_cost(item.site)
     return item.site.rule.cost(item.site, item.read_layouts, item.gives)
+
+
+def limit_cost(site: Site, facts: SiteFacts) -> Contraction | None:
+    """What a call costs if only live inputs and live outputs exist; the whole where no rule says what is live."""
+    return dense_cost(site) if site.rule is UNKNOWN else site.rule.limit(site, facts)
+
+
+def not_counted(program: Program) -> tuple[NotCounted, ...]:
+    """The calls whose cost is in no figure, in the order of the network."""
+    return tuple(
+        NotCounted(site.node.name, operator_label(site.node)) for site in program.sites if not is_counted(site)
+    )
 
 
 def dense_macs(program: Program) -> int:

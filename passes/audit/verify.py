@@ -134,7 +134,7 @@ class _Run(Interpreter):
         super().__init__(module)
         self.doubled = doubled
         self.random = torch.random.get_rng_state()
-        self.args_iter = iter([self._copy(leaf) for leaf in pytree.tree_leaves(inputs)])
+        self.args_iter = iter([self._copy(leaf) for leaf in _in_order(module, *inputs)])
 
     def values(self) -> Iterator[tuple[Node, Any]]:
         """Each node with its value, in the order of the graph."""
@@ -174,6 +174,14 @@ class _Run(Interpreter):
         if not isinstance(value, Tensor):
             return value
         return value.detach().to(_doubled(value.dtype) if self.doubled else value.dtype, copy=True)
+
+
+def _in_order(module: GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The leaves of a call in the order of the graph's inputs, which is that of the keywords at its capture."""
+    info = getattr(module.graph._codegen, "pytree_info", None)
+    names = list(info.in_spec.child(1).context or ()) if kwargs and info is not None else []
+    ordered = {name: kwargs[name] for name in names} if set(names) == set(kwargs) else kwargs
+    return pytree.tree_leaves((args, dict(ordered)))
 
 
 def _doubled(argument: Any) -> Any:

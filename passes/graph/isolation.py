@@ -9,6 +9,7 @@ import contextlib
 import copy
 import gc
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -104,7 +105,7 @@ def attributes_kept(model: nn.Module) -> Iterator[Callable[[], tuple[str, ...]]]
     saved = [(name, vars(each), dict(vars(each))) for name, each in owners.items()]
     # also the content of lists and dictionaries, such as the tables of parameters, buffers and children
     held = [
-        (f"{name}.{key}" if name else key, each, copy.copy(each))
+        (f"{name}.{key}" if name else key, each, _shallow_copy(each))
         for name, _, own in saved
         for key, each in own.items()
         if isinstance(each, (list, dict, set))
@@ -127,6 +128,11 @@ def attributes_kept(model: nn.Module) -> Iterator[Callable[[], tuple[str, ...]]]
         for _, attributes, before in content:
             attributes.clear()
             (attributes.extend if isinstance(attributes, list) else attributes.update)(before)
+
+
+def _shallow_copy(value: Any) -> Any:
+    """A list, dictionary or set with the same content; `copy.copy` takes fifty times as long for an ordered one."""
+    return value.copy() if type(value) in (list, dict, set, OrderedDict) else copy.copy(value)
 
 
 def _holds_the_same(one: Any, other: Any) -> bool:
