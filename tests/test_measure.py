@@ -165,7 +165,7 @@ def test_a_machine_that_cannot_be_reached_is_told(machine: Machine, bundle: Path
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("host", ["", "-oProxyCommand=true", "a b"])
+@pytest.mark.parametrize("host", ["", "-oProxyCommand=true", "a b", "a\0b", "a\nb", None])
 def test_a_host_is_no_option(bundle: Path, tmp_path: Path, host: str) -> None:
     with pytest.raises(InputError, match="expected user@host"):
         measure(bundle, host, out=tmp_path / "r.json")
@@ -211,6 +211,9 @@ def test_nothing_outside_of_a_bundle_is_copied(
         ({"out": "/"}, "/: is a directory; expected the name of a file"),
         ({"arguments": "--iterations 3"}, "arguments is the text '--iterations 3'; expected a list of words"),
         ({"ssh_options": "Port=22"}, "ssh_options is the text 'Port=22'; expected a list of words"),
+        ({"ssh_options": [22]}, "ssh_options hold 22; expected words"),
+        ({"python": "a\0b"}, "python hold .*; expected words, without the zero character"),
+        ({"bundle": "a\0b"}, "bundle is .*zero character"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_copied(
@@ -311,6 +314,27 @@ def test_what_else_times_differ_by_is_a_warning(dense: Results, other: Results, 
     (told,) = found.warnings
     assert warning in told
     assert f"warning: {told}" in " ".join(str(found).split())
+
+
+def timed(found: Results, least: float, ninetieth: float) -> Results:
+    return replace(found, runs=(replace(found.runs[0], ms_least=least, ms_90th=ninetieth),))
+
+
+def test_a_loaded_machine_is_warned_of_and_the_least_times_are_shown() -> None:
+    """The dense network was measured beside other work; by the least times nothing was won."""
+    (found,) = compare([timed(DENSE, 5.1, 26.0), timed(HALF, 5.0, 5.1)])
+    assert found.least_speedups == (5.1 / 5.0,)
+    (warning,) = found.warnings
+    assert "the machine did other work while dense was measured (its times differ by 2.60 times)" in warning
+    assert "pruned is 2.00 times as fast as dense (1.02 by the least times): pruning may have helped" in str(found)
+    assert not compare([timed(DENSE, 9.8, 10.2), timed(HALF, 4.9, 5.1)])[0].warnings
+
+
+def test_a_speed_up_beyond_the_work_that_was_saved_is_warned_of() -> None:
+    """37.89 times as fast with 56 % of the multiplications: pruning does not do that."""
+    fast = replace(HALF, runs=(replace(HALF.runs[0], ms=10.0 / 37.89),))
+    (warning,) = compare([DENSE, fast])[0].warnings
+    assert "pruned is 37.89 times as fast with 56% of the multiplications, which explain 1.80 times" in warning
 
 
 def test_a_machine_in_one_mode_needs_no_warning() -> None:

@@ -50,7 +50,8 @@ def lower_command(
 ) -> None:
     """Write a folder that builds, checks and measures the network on its target, and print the predicted latency."""
     with reporting("lowering"):
-        from l1rr_fx.lowering.bundle.writing import check_folder, lower
+        from l1rr_fx.lowering.bundle.folder import check_folder
+        from l1rr_fx.lowering.bundle.writing import lower
         from l1rr_fx.lowering.onnx.nms import Nms
 
         suppression = None if nms is None else from_text(Nms, nms, "--nms")

@@ -70,8 +70,10 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class Run:
-    """One engine's median milliseconds; `agrees` says whether its outputs were those that are expected, and `nms`
-    whether it ends with non-maximum suppression."""
+    """One engine's median milliseconds, with the least and the 90th percentile (None: not known).
+
+    `agrees` says whether its outputs were those that are expected, `nms` whether it ends with non-maximum suppression.
+    """
 
     precision: str
     ms: float
@@ -80,6 +82,8 @@ class Run:
     gpu_ghz: float | None
     layers: tuple[LayerTime, ...]
     nms: bool = False
+    ms_least: float | None = None
+    ms_90th: float | None = None
 
     @property
     def copies(self) -> tuple[LayerTime, ...]:
@@ -183,6 +187,7 @@ def _run(document: Any) -> Run:
             for each in _field(document, "layers", list)
         ),
         expect(document.get("nms", False), bool, '"nms"'),
+        *(_number(document, name, SHORTEST, LONGEST) if name in document else None for name in ("ms_least", "ms_90th")),
     )
 
 

@@ -35,7 +35,7 @@ def path_of(name: str, value: Any, what: str = "a folder") -> Path:
     except TypeError:
         text = None
     if not isinstance(text, str):
-        raise InputError(f"{name} is a {type(value).__name__}; expected the path of {what}, as text or a Path")
+        raise InputError(f"{name} is a {type(value).__name__}; expected a path of {what}, as text or a Path")
     if not text or "\0" in text:
         raise InputError(f"{name} is {text!r:.60}, which {'is empty' if not text else 'holds a zero character'}")
     try:

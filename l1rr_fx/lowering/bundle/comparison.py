@@ -19,6 +19,9 @@ FEWER_MACS, SAME_TIME = 0.8, 0.95
 """A layer with at most this share of its MACs that takes at least this share of its time did not get faster."""
 SAME_CLOCK = 1.05
 """Clocks that differ by more are those of two power modes."""
+STEADY = 1.25
+"""Other work was done beside where 90 % of the runs reach more than this many times the median, or the median more than
+this many times the least; a speed-up of more than this many times what multiplications explain has other causes."""
 MACHINE = ("board", "machine", "gpu", "nvpmodel", "system")
 """Of the environment, what times depend on."""
 NAMED = 5
@@ -36,6 +39,7 @@ class Row:
 class Comparison:
     """Networks at one precision; the first is what the others are compared with. Prints as tables.
 
+    `ms` are medians, `least` the least times, which other work on the machine changes less (None: not known).
     `reasons` says, for each network but the first, why it is not faster, or what still holds it back; `warnings` say
     what else than pruning the times may differ by.
     """
@@ -47,11 +51,18 @@ class Comparison:
     rows: tuple[Row, ...]
     reasons: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...] = ()
+    least: tuple[float | None, ...] = ()
 
     @property
     def speedups(self) -> tuple[float, ...]:
-        """How many times as fast as the first each of the others is."""
+        """How many times as fast as the first each of the others is, by medians."""
         return tuple(self.ms[0] / ms for ms in self.ms[1:])
+
+    @property
+    def least_speedups(self) -> tuple[float | None, ...]:
+        """The same by the least times."""
+        first, *others = self.least or (None,) * len(self.ms)
+        return tuple(None if first is None or each is None else first / each for each in others)
 
     def __str__(self) -> str:
         return printed(self)
@@ -75,9 +86,15 @@ class Comparison:
         return table
 
     def _verdicts(self) -> Iterator[str]:
-        for label, speedup, reasons in zip(self.labels[1:], self.speedups, self.reasons, strict=True):
-            helped = "helped" if speedup >= HELPED else "did NOT help"
-            yield f"{label} is {speedup:.2f} times as fast as {self.labels[0]}: pruning {helped}" + ":" * bool(reasons)
+        found = zip(self.labels[1:], self.speedups, self.least_speedups, self.reasons, strict=True)
+        for label, speedup, least, reasons in found:
+            both = {speedup >= HELPED, (speedup if least is None else least) >= HELPED}
+            helped = "helped" if both == {True} else "did NOT help" if both == {False} else "may have helped"
+            beside = "" if least is None else f" ({least:.2f} by the least times)"
+            yield (
+                f"{label} is {speedup:.2f} times as fast as {self.labels[0]}{beside}: pruning {helped}"
+                + ":" * bool(reasons)
+            )
             yield from (f"  - {reason}" for reason in reasons)
 
 
@@ -125,8 +142,30 @@ def _compared(results: Sequence[Results], precision: str, runs: Sequence[Run]) -
         tuple(
             tuple(_reasons(results[0], runs[0], result, run)) for result, run in zip(results[1:], runs[1:], strict=True)
         ),
-        tuple(_warnings(results, runs)),
+        (*_warnings(results, runs), *_unsteady(results, runs)),
+        tuple(run.ms_least for run in runs),
     )
+
+
+def _unsteady(results: Sequence[Results], runs: Sequence[Run]) -> Iterator[str]:
+    """Times that say more about the machine than about the networks."""
+    for result, run in zip(results, runs, strict=True):
+        spread = max((run.ms_90th or run.ms) / run.ms, run.ms / (run.ms_least or run.ms))
+        if spread > STEADY:
+            yield (
+                f"the machine did other work while {result.label} was measured (its times differ by {spread:.2f} "
+                "times): measure again when nothing else runs, and trust the least times more"
+            )
+    dense = sum(_macs(results[0]).values())
+    for result, run in zip(results[1:], runs[1:], strict=True):
+        left = sum(_macs(result).values())
+        faster = runs[0].ms / run.ms
+        if dense and left and faster > STEADY * max(1.0, dense / left):
+            yield (
+                f"{result.label} is {faster:.2f} times as fast with {left / dense:.0%} of the multiplications, which "
+                f"explain {max(1.0, dense / left):.2f} times: something else than pruning differs, such as what the "
+                "machine did beside or a kernel that only one of them has"
+            )
 
 
 def _warnings(results: Sequence[Results], runs: Sequence[Run]) -> Iterator[str]:

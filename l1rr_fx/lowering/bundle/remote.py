@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import re
@@ -11,13 +10,15 @@ import shlex
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 from l1rr_fx.latency.results import Results, read_results
-from l1rr_fx.lowering.bundle.writing import FORMAT, MANIFEST, MODEL, SCRIPT
-from passes.errors import InputError, LoweringError
+from l1rr_fx.lowering.bundle.folder import MANIFEST, bundle_manifest
+from l1rr_fx.lowering.bundle.writing import MODEL, SCRIPT
+from l1rr_fx.support.arguments import path_of
+from l1rr_fx.support.files import blamed, new_directory_beside
+from passes.errors import InputError, LoadError, LoweringError
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +44,12 @@ def measure(
     Raises InputError for a folder that is no bundle and a disk that refuses, LoweringError for a machine that cannot be
     reached or a measurement that failed, with its output there.
     """
-    folder, target = _path("bundle", bundle), _path("out", out)
-    for name, words in (("arguments", arguments), ("ssh_options", ssh_options)):
+    folder, target = path_of("bundle", bundle), path_of("out", out, "a file")
+    for name, words in (("arguments", arguments), ("ssh_options", ssh_options), ("python", [python])):
         if isinstance(words, str):
             raise InputError(f"{name} is the text {words!r}; expected a list of words")
+        if unfit := [word for word in words if not isinstance(word, str) or "\0" in word]:
+            raise InputError(f"{name} hold {unfit[0]!r}; expected words, without the zero character")
     if target.is_dir():
         raise InputError(f"{target}: is a directory; expected the name of a file")
     if not target.parent.is_dir():
@@ -65,7 +68,7 @@ class _Ssh:
     """Runs commands on one machine."""
 
     def __init__(self, host: str, options: Sequence[str]) -> None:
-        if not host or host.startswith("-") or any(c.isspace() for c in host):
+        if not isinstance(host, str) or not host or host.startswith("-") or not host.isprintable() or " " in host:
             raise InputError(f"the host is {host!r}; expected user@host")
         if shutil.which("ssh") is None:
             raise InputError("there is no command ssh on this machine: install OpenSSH's client")
@@ -83,20 +86,12 @@ class _Ssh:
         raise LoweringError(f"{doing} on {self.host} ended with status {done.returncode}: {words}")
 
 
-def _path(name: str, path: str | os.PathLike[str]) -> Path:
-    if not isinstance(path, (str, os.PathLike)):
-        raise InputError(f"{name} is a {type(path).__name__}; expected a path")
-    return Path(path)
-
-
 def _files(folder: Path) -> Mapping[str, str]:
     """The names of the files of a bundle, with their hashes. InputError unless it is one."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is no bundle: {MANIFEST} cannot be read ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise InputError(f'{folder} is no bundle: "format" in {MANIFEST} is not "{FORMAT}"')
+        manifest = bundle_manifest(folder)
+    except LoadError as error:
+        raise InputError(f"{folder} is no bundle: {error}") from error
     found = manifest.get("files")
     if not isinstance(found, dict) or MODEL not in found:
         raise InputError(f"{folder} is no bundle: {MANIFEST} does not name {MODEL}")
@@ -128,12 +123,9 @@ def _packed(folder: Path, files: Mapping[str, str]) -> bytes:
 
 def _kept(content: bytes, target: Path) -> Results:
     """The results, checked, then written to `target` whole or not at all."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as work:
-            fetched = Path(work) / RESULTS
-            fetched.write_bytes(content)
-            found = read_results(fetched)
-            os.replace(fetched, target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+    with blamed(target), new_directory_beside(target) as work:
+        fetched = work / RESULTS
+        fetched.write_bytes(content)
+        found = read_results(fetched)
+        os.replace(fetched, target)
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from l1rr_fx.latency.kernels import Kernel, kernels
 from l1rr_fx.latency.prediction import DEVICES, Latency, Prediction
 from l1rr_fx.lowering.bundle.deploy_files import write_deploy_files
 from l1rr_fx.lowering.bundle.examples import Image, emptiness, with_image
+from l1rr_fx.lowering.bundle.folder import FORMAT, MANIFEST, VERSION, check_folder, place_of_others, written
 from l1rr_fx.lowering.bundle.half_precision import HalfPrecision, half_precision
 from l1rr_fx.lowering.bundle.instructions import commands, readme
 from l1rr_fx.lowering.onnx.emission import TOLERANCE, Emitted, check_module, in_order, to_onnx
@@ -31,17 +31,17 @@ from l1rr_fx.lowering.onnx.nms import Nms, check_detections, check_nms
 from l1rr_fx.lowering.onnx.runtime import Trial
 from l1rr_fx.lowering.onnx_target import target_named
 from l1rr_fx.pruning.pruned import Pruned
-from l1rr_fx.support.files import move_to, new_directory_beside, size_and_hash, synced
+from l1rr_fx.support.arguments import path_of
+from l1rr_fx.support.files import size_and_hash
 from l1rr_fx.support.packages import required
 from passes.audit.verify import run_graph
-from passes.errors import CaptureError, InputError, VerifyError, first_line
+from passes.errors import CaptureError, VerifyError, first_line
 from passes.frontend.capture import capture
 from passes.graph.isolation import run_aside
 
 log = logging.getLogger(__name__)
 
-FORMAT, VERSION = "l1rr-fx bundle", 1
-MODEL, HALF_MODEL, SCRIPT, MANIFEST = "model.onnx", "model_fp16.onnx", "build_and_measure.py", "manifest.json"
+MODEL, HALF_MODEL, SCRIPT = "model.onnx", "model_fp16.onnx", "build_and_measure.py"
 BEFORE_NMS: Mapping[str, str] = {MODEL: "model_before_nms.onnx", HALF_MODEL: "model_fp16_before_nms.onnx"}
 """The same networks without the plugin, for those who do not know it."""
 TYPED = "tensorrt-11"
@@ -113,11 +113,11 @@ def lower(
     that shows objects, FP16 and NMS are hardly checked, and notes say so. `dense` is the network before pruning, whose
     predicted latency is shown beside.
 
-    Raises InputError for wrong arguments, a folder that is not empty (with `overwrite` a bundle is replaced, and
-    nothing else is) or a disk that refuses, LoweringError for what the target cannot express, and the errors of
-    `to_onnx`.
+    Raises InputError for wrong arguments, a folder that is not empty or a disk that refuses, LoweringError for what the
+    target cannot express, and the errors of `to_onnx`. With `overwrite` a bundle is replaced; what is not of it, such
+    as results.json, stays in the folder `before-1` of the new one, and a note says so.
     """
-    folder = Path(out)
+    folder = path_of("out", out)
     target_named(target)
     check_nms(nms, target)
     check_folder(folder, overwrite=overwrite)
@@ -132,7 +132,7 @@ def lower(
     before, about = _dense_predictions(dense, target, args, kwargs)
     about += tuple(_noted(note) for note in (*emptiness(Trial(args, kwargs, None).tensors()), *_about(pruned, target)))
     emit = partial(to_onnx, module, args, kwargs=kwargs, metadata=metadata)
-    with _written(folder) as work:
+    with written(folder, SCRIPT, overwrite=overwrite) as work:
         emitted = _write_model(emit, work / MODEL, nms, target=target)
         notes = about + (_write_half_model(emit, work / HALF_MODEL, nms) if half_model else ())
         onnx_model = required("onnx", extra="onnx").load(str(work / (MODEL if nms is None else BEFORE_NMS[MODEL])))
@@ -161,36 +161,10 @@ def lower(
         }
         (work / "README.md").write_text(readme(facts), encoding="utf-8")
         _write_manifest(work, facts)
+        if place := place_of_others(folder):
+            notes += (_noted(f"what was in {folder} and is not of this bundle is now in {folder / place}"),)
     pruned_for = pruned.report.target if isinstance(pruned, Pruned) else ""
     return Bundle(folder, target, replace(emitted, path=folder / MODEL), predictions, notes, half, before, pruned_for)
-
-
-def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Raise InputError unless a bundle may be written there."""
-    if below := next((each for each in folder.parents if each.exists() and not each.is_dir()), None):
-        raise InputError(f"{folder} cannot be a folder: {below} is none")
-    if not folder.exists():
-        return
-    if folder.resolve() == Path.cwd():
-        raise InputError(
-            f"{folder} is the working directory, which cannot be replaced; expected the name of a new folder"
-        )
-    if not folder.is_dir():
-        raise InputError(f"{folder} exists and is no directory")
-    if not any(folder.iterdir()):
-        return
-    if not overwrite:
-        raise InputError(f"{folder} exists and is not empty; overwrite=True (--overwrite) replaces a bundle")
-    if not _is_bundle(folder):
-        raise InputError(f"{folder} exists and is no bundle: it is not replaced")
-
-
-def _is_bundle(folder: Path) -> bool:
-    try:
-        document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(document, dict) and document.get("format") == FORMAT
 
 
 def _predictions(target: str, found: tuple[Kernel, ...]) -> dict[str, Prediction]:
@@ -224,19 +198,6 @@ def _about(pruned: Pruned | nn.Module, target: str) -> Iterator[str]:
         f"the network was pruned for {chosen}, and is lowered for {target}: prune(..., target={target!r}) chooses "
         "between copies and multiplications by what they cost there"
     )
-
-
-@contextlib.contextmanager
-def _written(folder: Path) -> Iterator[Path]:
-    """A new directory that becomes `folder` if all goes well. InputError where the disk refuses."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with new_directory_beside(folder) as work:
-            yield work
-            synced(work, executable=SCRIPT)
-            move_to(work, folder)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
 
 def _write_model(emit: Emit, path: Path, nms: Nms | None, **options: Any) -> Emitted:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from l1rr_fx.lowering.onnx.lowered import Lowered, Port
 from l1rr_fx.lowering.onnx.writer import OnnxCall, Writer
-from l1rr_fx.support.files import new_directory_beside, synced
+from l1rr_fx.support.arguments import path_of
+from l1rr_fx.support.files import blamed
+from l1rr_fx.support.files import write_file as write_file
 from l1rr_fx.support.packages import required
 from l1rr_fx.version import __version__
 from passes.errors import InputError
@@ -86,26 +88,14 @@ def _port(onnx: Any, port: Port, writer: Writer) -> Any:
 
 def check_file(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     """The path of a file that may be written. Raises InputError for any other."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise InputError(f"path is a {type(path).__name__}; expected the name of a file")
-    target = Path(path)
-    if target.is_dir():
-        raise InputError(f"{target}: is a directory; expected the name of a file")
-    if not target.parent.is_dir():
-        raise InputError(f"{target}: there is no directory {target.parent}")
-    if target.exists() and not target.is_file():
-        raise InputError(f"{target}: is no plain file, and is not replaced")
-    if target.exists() and not overwrite:
-        raise InputError(f"{target}: exists already; overwrite=True replaces it")
+    target = path_of("path", path, "a file")
+    with blamed(target, "read"):
+        if target.is_dir():
+            raise InputError(f"{target}: is a directory; expected the name of a file")
+        if not target.parent.is_dir():
+            raise InputError(f"{target}: there is no directory {target.parent}")
+        if target.exists() and not target.is_file():
+            raise InputError(f"{target}: is no plain file, and is not replaced")
+        if target.exists() and not overwrite:
+            raise InputError(f"{target}: exists already; overwrite=True replaces it")
     return target
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises InputError where the disk does not take it."""
-    try:
-        with new_directory_beside(path) as work:
-            (work / path.name).write_bytes(content)
-            synced(work)
-            os.replace(work / path.name, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
