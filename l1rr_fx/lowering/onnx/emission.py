@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph import _PyTreeCodeGen
 
 from l1rr_fx.lowering.onnx.choices import deviation_given_choices
-from l1rr_fx.lowering.onnx.heads import check_head
+from l1rr_fx.lowering.onnx.heads import check_fields, check_head
 from l1rr_fx.lowering.onnx.interpret import lower_graph
 from l1rr_fx.lowering.onnx.lowered import Lowered
 from l1rr_fx.lowering.onnx.nms import TRANSPOSE, Nms, add_nms, check_nms
@@ -117,6 +117,7 @@ def to_onnx(
     with clock("capture"):
         graph = module if is_aten_graph(module) else capture(module, args, kwargs)
         assert isinstance(graph, GraphModule)
+    check_fields(nms, graph)
     writer = Writer(aim, kind)
     names = {"input_names": input_names, "output_names": output_names}
     with clock("emission"):

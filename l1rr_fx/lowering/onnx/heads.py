@@ -6,12 +6,18 @@ import re
 from collections.abc import Mapping
 
 from torch import nn
+from torch.fx import GraphModule
 
 from l1rr_fx.lowering.onnx.nms import PLUGIN, Nms
+from l1rr_fx.lowering.onnx.output_names import names_of_leaves, output_structure
 from passes.errors import InputError
 
-HEADS: Mapping[str, str] = {"OBB": "obb", "Segment": "segment", "Pose": "pose", "Classify": "classify"}
+HEADS: Mapping[str, str] = {
+    "OBB": "obb", "Segment": "segment", "Pose": "pose", "Classify": "classify", "RTDETRDecoder": "set",
+}  # fmt: skip
 """Ultralytics' classes of heads other than plain detection, with their tasks; versions of them inherit from these."""
+SET_BOXES = "pred_boxes"
+"""The field in which DETR and its successors give their boxes, apart from the scores."""
 OUTSIDE = (
     'expected no nms: leave it out and suppress after the network, as ultralytics.YOLO("model.onnx").predict does '
     "with a file that has yolo_metadata"
@@ -21,7 +27,13 @@ REFUSED: Mapping[str, str] = {
     "segment": f"its last rows are mask coefficients, and {PLUGIN} gives no indices by which to keep them",
     "pose": f"its last rows are keypoints, and {PLUGIN} gives no indices by which to keep them",
     "classify": "it has no boxes",
+    "set": "it predicts each object once, so that nothing is to be suppressed",
 }
+CURES: Mapping[str, str] = {
+    "set": "expected no nms: keep the queries whose score (the sigmoid of the logits of RT-DETR and D-FINE, the "
+    "softmax of those of DETR) is over a threshold",
+}
+"""What to do, where it is not `OUTSIDE`."""
 BRANCH = re.compile(r"(?P<head>.*?)(?:one2one_)?(?P<branch>cv2|cv3|cv4|cv4_kpts|proto)\.(?P<rest>.*)")
 """The layers of Ultralytics' heads: boxes (cv2), classes (cv3), and what a task has beside them (cv4)."""
 
@@ -31,7 +43,18 @@ def check_head(nms: Nms | None, module: nn.Module, metadata: Mapping[str, object
     if nms is None:
         return
     if task := task_of_head(module, metadata or {}):
-        raise InputError(f"nms: this is a head for the task {task!r}: {REFUSED[task]}; {OUTSIDE}")
+        raise InputError(f"nms: this is a head for the task {task!r}: {REFUSED[task]}; {CURES.get(task, OUTSIDE)}")
+
+
+def check_fields(nms: Nms | None, graph: GraphModule) -> None:
+    """Raise InputError if NMS is asked for behind a captured network that predicts a set, as DETR does.
+
+    It is known by the fields in which it gives its outputs: `pred_boxes` beside `logits` or `pred_logits`.
+    """
+    structure = None if nms is None else output_structure(graph)
+    if structure is not None and SET_BOXES in (names := names_of_leaves(structure)):
+        given = ", ".join(str(name) for name in names[:4])
+        raise InputError(f"nms: this network gives {given}: {REFUSED['set']}; {CURES['set']}")
 
 
 def task_of_head(module: nn.Module, metadata: Mapping[str, object]) -> str:

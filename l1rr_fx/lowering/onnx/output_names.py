@@ -20,10 +20,20 @@ def field_names(module: GraphModule, results: Any) -> list[str | None]:
     `{"logits": a, "boxes": [b, c]}` gives logits, boxes_0 and boxes_1. Numbers before the first key are left out
     (`(a, {"logits": b})` gives None and logits) unless two outputs have the same name without them.
     """
-    codegen = module.graph._codegen
-    structure = codegen.pytree_info.out_spec if isinstance(codegen, _PyTreeCodeGen) else None
+    structure = output_structure(module)
     if structure is None or structure.num_leaves != len(pytree.tree_leaves(results)):
         structure = pytree.tree_structure(results)
+    return names_of_leaves(structure)
+
+
+def output_structure(module: GraphModule) -> pytree.TreeSpec | None:
+    """The containers in which a network returns its outputs, as its graph knows them; None if it does not."""
+    codegen = module.graph._codegen
+    return codegen.pytree_info.out_spec if isinstance(codegen, _PyTreeCodeGen) else None
+
+
+def names_of_leaves(structure: pytree.TreeSpec) -> list[str | None]:
+    """See `field_names`."""
     paths = _paths(structure)
     short = [_name(_from_first_key(path)) for path in paths]
     counts = Counter(short)
