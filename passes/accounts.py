@@ -88,6 +88,14 @@ class Family:
 
 
 @dataclass(frozen=True)
+class NotCounted:
+    """A call whose multiply-accumulates are in no figure: no rule knows its operator, and torch has no formula."""
+
+    node: str
+    operator: str
+
+
+@dataclass(frozen=True)
 class Accounts:
     """The accounts of one rewrite: costs before, after and at the limit, and what explains the difference."""
 
@@ -99,3 +107,4 @@ class Accounts:
     kept: tuple[Kept, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     families: tuple[Family, ...] = ()
+    not_counted: tuple[NotCounted, ...] = ()

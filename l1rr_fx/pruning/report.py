@@ -12,7 +12,8 @@ from rich.text import Text
 
 from l1rr_fx.support.documents import from_json, to_json
 from l1rr_fx.support.tables import printed
-from passes.accounts import RECOMBINATION_KINDS, Accounts, Cost, Kept
+from l1rr_fx.support.uncounted import at_least, uncounted
+from passes.accounts import RECOMBINATION_KINDS, Accounts, Cost, Kept, NotCounted
 
 VERSION = 1
 SHOWN_REASONS = 12
@@ -50,8 +51,13 @@ class Report:
         return self.accounts.limit
 
     @property
+    def not_counted(self) -> tuple[NotCounted, ...]:
+        """The calls whose multiply-accumulates are in no figure."""
+        return self.accounts.not_counted
+
+    @property
     def macs_over_limit(self) -> float:
-        """MACs after / MACs at the limit; 1.0 is the best there is."""
+        """MACs after / MACs at the limit, of what is counted; 1.0 is the best there is."""
         if self.limit.macs == 0:
             return 1.0 if self.after.macs == 0 else math.inf
         return self.after.macs / self.limit.macs
@@ -72,7 +78,10 @@ class Report:
         return Group(*parts)
 
     def _headline(self) -> Text:
-        lines = [f"mode {self.mode}, target {self.target}: MACs after / limit = {self.macs_over_limit:.4f}"]
+        ratio = f"MACs after / limit = {self.macs_over_limit:.4f}{' of what is counted' * bool(self.not_counted)}"
+        lines = [f"mode {self.mode}, target {self.target}: {ratio}"]
+        if self.not_counted:
+            lines.append(uncounted(self.not_counted))
         if self.deviation is None:
             lines.append("not verified against the zeroed model")
         else:
@@ -115,7 +124,8 @@ def _cost_table(report: Report) -> Table:
     for title, name in rows:
         before, after, limit = (getattr(cost, name) for cost in (report.before, report.after, report.limit))
         share = f"{after / before:.1%}" if before else "-"
-        table.add_row(title, f"{before:,}", f"{after:,}", f"{limit:,}", share)
+        left_out = report.not_counted if name == "macs" else ()
+        table.add_row(title, *(at_least(cell, left_out) for cell in (f"{before:,}", f"{after:,}", f"{limit:,}", share)))
     return table
 
 

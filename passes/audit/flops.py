@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import map_arg
@@ -18,6 +17,11 @@ from passes.rules.base import Site
 from passes.rules.memo import Key
 
 COUNTED = Key[int | None]()
+
+INNER = frozenset(
+    {"unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "_unsafe_view", "_safe_softmax", "lift_fresh_copy"}
+)
+"""What torch's implementations call in place of operators that have rules."""
 
 
 def formula_macs(site: Site) -> int | None:
@@ -53,7 +57,7 @@ class _Counter(TorchDispatchMode):
     """Adds up the floating-point operations of all that is called; `unknown`: something has no formula."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.flops = 0
         self.unknown = False
 
@@ -75,7 +79,7 @@ class _Counter(TorchDispatchMode):
 def _multiplies_nothing(target: OpOverload) -> bool:
     """Whether an operator is known to have no sums of products: a rule, a point-wise operator, a view, a constant."""
     schema = target._schema
-    if has_rule(target) or torch.Tag.pointwise in target.tags:
+    if has_rule(target) or torch.Tag.pointwise in target.tags or schema.name.removeprefix("aten::") in INNER:
         return True
     if not any(isinstance(argument.type, torch.TensorType) for argument in schema.arguments):
         return True

@@ -27,7 +27,7 @@ aten = torch.ops.aten
 MAX_CALLS = 12
 """An implementation with more calls is not put in the place of one."""
 
-NOT_COMPOSITE = (aten.addmm, aten.addcmul, aten.addcdiv, aten.baddbmm, aten.rsub)
+NOT_COMPOSITE = (aten.addmm, aten.addmv, aten.addcmul, aten.addcdiv, aten.baddbmm, aten.rsub)
 """Operators with a kernel of their own that sums and products can replace."""
 
 

@@ -4,6 +4,7 @@
     select, narrow                          slice (and squeeze)
     stack                                   unsqueeze and cat
     glu                                     split_with_sizes, sigmoid and mul
+    mv, dot, vdot of real numbers           matmul
     slice_scatter, select_scatter           slice and cat
     index by one index of integers          index_select
     pad by reflection or replication        the operator of that rank
@@ -126,6 +127,12 @@ def _glu(graph: Graph, node: Node) -> None:
     parts = call(graph, aten.split_with_sizes.default, source, [half, half], axis)
     left, right = (call(graph, operator.getitem, parts, i) for i in (0, 1))
     node.replace_all_uses_with(call(graph, aten.mul.Tensor, left, call(graph, aten.sigmoid.default, right)))
+
+
+def _matmul(graph: Graph, node: Node) -> None:
+    if node.target is aten.vdot.default and node.meta["val"].is_complex():
+        return
+    node.replace_all_uses_with(call(graph, aten.matmul.default, *node.args))
 
 
 def _slice_scatter(graph: Graph, node: Node) -> None:
@@ -273,6 +280,7 @@ SPELLINGS: Mapping[Any, Callable[[Graph, Node], None]] = {
     aten.narrow.default: _narrow,
     aten.stack.default: _stack,
     aten.glu.default: _glu,
+    **dict.fromkeys((aten.mv.default, aten.dot.default, aten.vdot.default), _matmul),
     aten.slice_scatter.default: _slice_scatter,
     aten.select_scatter.default: _select_scatter,
     aten.index.Tensor: _index,

@@ -140,6 +140,11 @@ def rule_for(node: Node) -> Rule:
     return _known(node.target) or UNKNOWN
 
 
+def has_rule(target: OpOverload) -> bool:
+    """Whether the compiler knows an operator."""
+    return _known(target) not in (None, UNKNOWN)
+
+
 def _known(target: OpOverload) -> Rule | None:
     registered = REGISTERED.get(target._schema.name)
     if registered is not None or target.namespace != "aten":

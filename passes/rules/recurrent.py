@@ -36,6 +36,7 @@ CHANNELS = 2
 """The axis of the channels of input and result, and of the units of a state."""
 DIRECTIONS = "both directions of a recurrent layer made equally wide"
 READ_AGAIN = "units of a recurrent layer that its other units read"
+PROJECTED = "a recurrent layer with more units than outputs of its projection"
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,9 @@ class Recurrent(Rule):
         return kept_or_all(layout, CHANNELS, size)
 
     def growth(self, site: Site) -> str | None:
-        return DIRECTIONS if self.count(site) > 1 else READ_AGAIN
+        if self.count(site) > 1:
+            return DIRECTIONS
+        return READ_AGAIN if self.directions(site)[0].projection is None else PROJECTED
 
     def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         if not self.is_followed(site):

@@ -21,7 +21,7 @@ from passes.analysis.program import Program
 from passes.assignment.assign import plan_layouts
 from passes.assignment.options import Options
 from passes.assignment.plan import LayoutPlan
-from passes.audit.costs import dense_macs, plan_macs, plan_parameters
+from passes.audit.costs import dense_macs, not_counted, plan_macs, plan_parameters
 from passes.compile import refuse_vanished
 from passes.errors import InputError
 from passes.graph.nodes import attribute
@@ -112,6 +112,7 @@ class Analysis:
         self.args = args
         self.options, self.latency = Options(mode, channel_multiple), latency
         self.program = Program(evaluation_graph(model, args, kwargs), rule_for)
+        self.not_counted = not_counted(self.program)
         self.sites = sites_of(self.program)
         self.values: Mapping[str, Tensor] = {
             name: attribute(self.program.module, name)

@@ -268,6 +268,7 @@ def _plan(search: Search, count: int, curves: Mapping[str, Curve], blocked: Mapp
         method,
         search.sequence[count - 1].time if count else 0.0,
         search.loss(count) if search.attention is not None else None,
+        analysis.not_counted,
     )
 
 

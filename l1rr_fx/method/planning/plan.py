@@ -19,6 +19,8 @@ from l1rr_fx.method.training.hold import Held
 from l1rr_fx.support.arguments import of_kind
 from l1rr_fx.support.documents import from_json, to_json
 from l1rr_fx.support.tables import printed
+from l1rr_fx.support.uncounted import at_least, uncounted
+from passes.accounts import NotCounted
 from passes.assignment.options import Options
 from passes.errors import InputError
 
@@ -65,7 +67,8 @@ class Plan:
     `shapes`: the shapes of all parameters of the model; a model with others is refused. `reached`: the cost of the
     pruned model as shares of the dense one. `tau`: the loss up to which each layer is zeroed; with the global
     threshold, the largest score that is zeroed. `method`: how the channels were chosen. `attention`: the loss of the
-    whole plan, if it was measured.
+    whole plan, if it was measured. `not_counted`: the calls whose MACs and time are in no figure, so that the shares of
+    these costs are lower bounds.
     """
 
     model: str
@@ -77,6 +80,7 @@ class Plan:
     method: str
     tau: float
     attention: AttentionLoss | None = None
+    not_counted: tuple[NotCounted, ...] = ()
 
     @property
     def zeroed(self) -> int:
@@ -143,7 +147,11 @@ class Plan:
         lines = [f"{self.model}: {self.zeroed:,} of {total:,} channels zeroed by {self.method}, tau {self.tau:.3g}"]
         for name, share in self.reached.items():
             limit = self.budget.limits.get(name)
-            lines.append(f"{name}: {share:.4f} of the dense" + (f" (budget {limit:g})" if limit else ""))
+            left_out = () if name == "params" else self.not_counted
+            figure = at_least(f"{share:.4f}", left_out)
+            lines.append(f"{name}: {figure} of the dense" + (f" (budget {limit:g})" if limit else ""))
+        if self.not_counted:
+            lines.append(uncounted(self.not_counted))
         if self.attention is not None:
             limit = self.budget.attention
             suffix = f" (budget {limit:g})" if limit is not None else ""

@@ -10,6 +10,7 @@ from l1rr_fx.method.attention.loss import AttentionLoss, FeatureAttention
 from l1rr_fx.method.planning.budget import Analysis, Budget
 from l1rr_fx.method.planning.curves import Unit
 from l1rr_fx.method.sites.zeroing import Zeroing, zeroed_values
+from l1rr_fx.support.uncounted import at_least, uncounted
 from passes.errors import InputError, VanishedError
 
 KEPT_CHANNELS, KEPT_SHARE = 4, 0.05
@@ -117,7 +118,11 @@ class Search:
 
     def _reachable(self, count: int) -> str:
         shares = self.shares(count)
-        return f"{shown(shares)} is reachable" if shares is not None else "nothing is reachable"
+        if shares is None:
+            return "nothing is reachable"
+        left_out = self.analysis.not_counted
+        reason = f" ({uncounted(left_out)})" if left_out else ""
+        return f"{at_least(shown(shares), left_out)} is reachable{reason}"
 
     def _impossible(self, count: int) -> InputError:
         floors = self.zeroing(count)

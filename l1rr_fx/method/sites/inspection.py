@@ -15,7 +15,10 @@ from torch import nn
 from l1rr_fx.method.sites.blocked import Verdict, verdicts
 from l1rr_fx.method.sites.producers import Producer, group_numbers, layers, producers, producers_of
 from l1rr_fx.support.tables import printed
+from l1rr_fx.support.uncounted import at_least, uncounted
+from passes.accounts import NotCounted
 from passes.analysis.program import Program
+from passes.audit.costs import not_counted
 from passes.canonical.normalise import normalise_graph
 from passes.frontend.capture import capture, check_arguments
 from passes.graph.nodes import operator_label
@@ -55,10 +58,11 @@ class InspectedLayer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The channels of a model by layer; prints as a table."""
+    """The channels of a model by layer; prints as a table. `not_counted`: calls of operators without a rule."""
 
     model: str
     layers: tuple[InspectedLayer, ...]
+    not_counted: tuple[NotCounted, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -94,9 +98,10 @@ class Inspection:
         share = f", {self.free_channels / self.channels:.1%}" if self.channels else ""
         lossy = sum(layer.channels for layer in self.layers if layer.stays is None and layer.loses_more is not None)
         more = f"; {lossy:,} more could, at a further loss" if lossy else ""
+        left_out = f"\n{uncounted(self.not_counted)}" if self.not_counted else ""
         return (
-            f"{self.model}: {self.channels:,} channels of {len(self.layers):,} layers in {self.groups:,} groups; "
-            f"{self.free_channels:,} could go{share}{more}"
+            f"{self.model}: {at_least(f'{self.channels:,}', self.not_counted)} channels of {len(self.layers):,} layers "
+            f"in {self.groups:,} groups; {self.free_channels:,} could go{share}{more}{left_out}"
         )
 
     def _layer_table(self) -> Table:
@@ -137,7 +142,7 @@ def inspect(
     listed = layers(program)
     groups = group_numbers(program, [layer.node for layer in listed])
     rows = [_row(layer, groups[layer.node], _verdict(by_key, producers_of(layer, found))) for layer in listed]
-    return Inspection(type(model).__name__, tuple(rows))
+    return Inspection(type(model).__name__, tuple(rows), not_counted(program))
 
 
 def _verdict(by_key: Mapping[str, Verdict], found: Sequence[Producer]) -> Verdict:

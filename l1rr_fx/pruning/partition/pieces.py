@@ -227,6 +227,7 @@ def _sum(found: Iterable[_Found], dense: int, small: int) -> Accounts:
         layers=tuple(chain.from_iterable(b.layers for b in bills)),
         recombinations=tuple(chain.from_iterable(b.recombinations for b in bills)),
         kept=tuple(chain.from_iterable(b.kept for b in bills)),
+        not_counted=tuple(chain.from_iterable(b.not_counted for b in bills)),
     )
 
 
@@ -240,6 +241,7 @@ def _prefixed(found: _Found) -> Accounts:
             replace(each, value=f"{name}.{each.value}", reader=f"{name}.{each.reader}") for each in bill_.recombinations
         ),
         kept=(*(replace(each, node=f"{name}.{each.node}") for each in bill_.kept), *_crossing(found)),
+        not_counted=tuple(replace(each, node=f"{name}.{each.node}") for each in bill_.not_counted),
     )
 
 
