@@ -50,6 +50,9 @@ def reporting(doing: str | None) -> Iterator[None]:
     try:
         with console.status(doing) if doing is not None else contextlib.nullcontext():
             yield
-    except L1RRError as error:
-        console.print(Text(f"error: {error}", style="red"), soft_wrap=True)
+    except (L1RRError, OSError) as error:
+        if not isinstance(error, L1RRError) and error.filename is None:  # no file is to blame: a fault of ours
+            raise
+        said = str(error) if isinstance(error, L1RRError) else f"{error.filename}: {error.strerror}"
+        console.print(Text(f"error: {said}", style="red"), soft_wrap=True)
         raise typer.Exit(2) from error

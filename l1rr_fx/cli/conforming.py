@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.text import Text
 
 from l1rr_fx.cli.application import app, reporting
+from l1rr_fx.support.files import write_file
 from passes.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def conformance_command(
     if write is not None:
         command = shlex.join(["l1rr-fx", *sys.argv[1:]])
         flags = (" --zoo" if zoo else "") + (f" --cases {cases}" if cases else "")
-        write.write_text(page.page(results, chosen, command, flags), encoding="utf-8")
+        with reporting(None):
+            write_file(write, page.page(results, chosen, command, flags).encode())
         console.print(Text(f"written: {write}"), soft_wrap=True)
     if not all(judgement.verdict.is_safe for judgement in found):
         raise typer.Exit(1)
@@ -71,8 +73,8 @@ def _check_file(path: Path | None, option: str) -> None:
     """InputError unless there is text in the file, and more can be written, or there is none yet and can be."""
     if path is None:
         return
-    is_new = not path.exists()
     try:
+        is_new = not path.exists()
         path.open("a").close()
         if path.is_file():
             path.read_text(encoding="utf-8")

@@ -14,6 +14,7 @@ from rich.text import Text
 from l1rr_fx.cli.application import app, reporting
 from l1rr_fx.cli.compiling import Mode
 from l1rr_fx.cli.subject import ModelArgument, load_subject
+from l1rr_fx.support.files import blamed, write_file
 from l1rr_fx.support.functions import called
 from passes.errors import InputError
 
@@ -62,18 +63,19 @@ def choose_command(
                 curves=curves,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
-        output.write_text(plan.to_json() + "\n", encoding="utf-8")
+        write_file(output, f"{plan.to_json()}\n".encode())
     Console().print(plan)
     Console().print(Text(f"saved in {output}"), soft_wrap=True)
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
     """InputError where no plan could be written, before anything is measured."""
-    if output.is_dir() or not output.parent.is_dir():
-        what = "is a folder" if output.is_dir() else "lies in no folder that exists"
-        raise InputError(f"{output} {what}; expected the path of a file")
-    if output.exists() and not overwrite:
-        raise InputError(f"{output} exists; --overwrite replaces it")
+    with blamed(output):
+        if output.is_dir() or not output.parent.is_dir():
+            what = "is a folder" if output.is_dir() else "lies in no folder that exists"
+            raise InputError(f"{output} {what}; expected the path of a file")
+        if output.exists() and not overwrite:
+            raise InputError(f"{output} exists; --overwrite replaces it")
 
 
 def _batches(data: str) -> Sequence[object]:

@@ -13,6 +13,8 @@ import typer
 from torch import nn
 
 from l1rr_fx.pruning.pruned import Pruned, load
+from l1rr_fx.support.arguments import path_of
+from l1rr_fx.support.files import blamed
 from l1rr_fx.support.functions import called
 from passes.errors import InputError, first_line
 
@@ -21,6 +23,8 @@ MODEL_HELP = (
     "returns (model, args); args is a tuple of example inputs. Open neither from sources that you do not trust: both "
     "may run code."
 )
+UNPACKED = 2
+"""An archive unpacks to at most this many times its bytes, and a MiB: what torch writes is not compressed."""
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
 
 
@@ -36,23 +40,36 @@ class Subject:
 
 def load_subject(spec: str) -> Subject:
     """The model that MODEL names. Raises InputError, saying what is wrong with it."""
-    return _exported(Path(spec)) if spec.endswith(".pt2") else _made(spec)
+    return _exported(path_of("MODEL", spec, "a .pt2 file")) if spec.endswith(".pt2") else _made(spec)
 
 
 def _exported(path: Path) -> Subject:
     """The program of a .pt2 file with the inputs that it was exported with."""
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: this is not a file of torch.export.save")
+    with blamed(path, "read"):
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such file")
+        if not zipfile.is_zipfile(path):
+            raise InputError(f"{path}: this is not a file of torch.export.save")
     try:
+        _check_sizes(path)
         program = torch.export.load(path)
-    except (RuntimeError, ValueError, KeyError, AssertionError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: torch.export.load cannot read it: {first_line(error)}") from error
-    if program.example_inputs is None:
-        raise InputError(f"{path}: it holds no example inputs; export it again with this torch")
-    args, kwargs = program.example_inputs
-    return Subject(program.module(check_guards=False), tuple(args), dict(kwargs))
+        if program.example_inputs is None:
+            raise InputError(f"{path}: it holds no example inputs; export it again with this torch")
+        args, kwargs = program.example_inputs
+        return Subject(program.module(check_guards=False), tuple(args), dict(kwargs))
+    except InputError:
+        raise
+    except Exception as error:  # torch and pickle raise anything on a damaged file
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{path}: torch.export.load cannot read it: {reason}") from error
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it holds: torch stores its files as they are."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > UNPACKED * path.stat().st_size + 2**20:
+        raise InputError(f"{path}: it unpacks to {size:,} bytes, which no file of torch.export.save does")
 
 
 def in_eval_mode(model: nn.Module) -> nn.Module:
@@ -77,7 +94,9 @@ def _made(spec: str) -> Subject:
 
 def network_subject(spec: str, shapes: list[str]) -> Subject:
     """The saved network in a directory, with random inputs, or the model that `load_subject` finds."""
-    if not Path(spec).is_dir():
+    with blamed(spec, "read"):
+        is_saved = path_of("NETWORK", spec).is_dir()
+    if not is_saved:
         return load_subject(spec)
     if not shapes:
         raise InputError(

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from l1rr_fx.latency.kernels import Kernel
 from l1rr_fx.support.checks import expect, fields, naming, parsed, short
+from l1rr_fx.support.files import read_file
 from passes.errors import InputError, LoadError
 
 FORMAT, VERSION = "l1rr-fx results", 1
@@ -114,9 +115,7 @@ def read_results(path: str | os.PathLike[str]) -> Results:
     source = Path(path)
     with naming(source):
         try:
-            if source.stat().st_size > LARGEST:
-                raise LoadError(f"has {source.stat().st_size:,} bytes; at most {LARGEST:,} are read")
-            document = parsed(source.read_bytes())
+            document = parsed(read_file(source, LARGEST))
         except OSError as error:
             raise LoadError(f"cannot be read: {error.strerror or error}") from error
         except ValueError as error:  # a path with a zero byte

@@ -20,12 +20,16 @@ from torch import nn
 
 from l1rr_fx.lowering.onnx.emission import to_onnx
 from l1rr_fx.lowering.onnx.proto import check_file, write_file
+from l1rr_fx.support.arguments import path_of
+from l1rr_fx.support.files import read_file
 from passes.errors import InputError, LoweringError
 
 log = logging.getLogger(__name__)
 
 PACKAGES = ("tensorrt", "tensorrt_rtx")
 OLDEST = 10
+LARGEST = 2**31
+"""Bytes of an ONNX file."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def build_engine(
     target = check_file(path, overwrite=overwrite)
     package, trt = installed_package()
     try:
-        content = Path(source).read_bytes()
+        content = read_file(path_of("source", source, "an ONNX file"), LARGEST)
     except OSError as error:
         raise InputError(f"{source}: cannot be read: {error.strerror or error}") from error
     start = time.perf_counter()

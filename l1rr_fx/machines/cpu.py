@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import platform
-import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -18,6 +17,10 @@ from typing import Any
 
 import torch
 
+from l1rr_fx.support.files import read_file, write_file
+from l1rr_fx.support.json_text import json_value
+from passes.errors import InputError
+
 log = logging.getLogger(__name__)
 
 CHANNELS = (16, 32, 64, 128, 256)
@@ -27,6 +30,8 @@ COPIED = (1 << 16, 1 << 19, 1 << 22, 1 << 25)
 COLD = 1 << 26
 ROUNDS = 15
 MOST_ODD = 4.0
+LARGEST = 2**20
+"""Bytes of a measurement that are read at most."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +91,18 @@ def remembered(name: str, measure: Callable[[], MeasuredCpu]) -> MeasuredCpu:
     """The measurement of that name from the cache; the first time it is taken (2 s)."""
     path = cache_path(name)
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = json_value(read_file(path, LARGEST))
         return MeasuredCpu(**{k: _tuples(v) for k, v in stored.items()})
     except FileNotFoundError:
         log.info("measuring this CPU once; the result is kept in %s", path)
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         log.warning("%s is not a measurement of a CPU (%s): measuring again", path, error)
     measured = measure()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        json.dump(asdict(measured), file)
-    os.replace(file.name, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(asdict(measured)).encode())
+    except (OSError, InputError) as error:  # a home that is read-only, for instance: nothing depends on the cache
+        log.warning("the measurement of this CPU is not kept: %s", error)
     return measured
 
 

@@ -185,7 +185,7 @@ def read_file(path: Path, limit: int) -> bytes:
             raise OSError(0, "it is no plain file")
         if facts.st_size > limit:
             raise OSError(0, f"it has {facts.st_size:,} bytes; at most {limit:,} are read")
-        return file.read(limit)
+        return file.read(facts.st_size)
 
 
 def _opened(path: Path) -> int:

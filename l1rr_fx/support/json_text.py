@@ -54,7 +54,7 @@ def _refuse_values() -> NoReturn:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+    raise ValueError(f"{name} is not JSON, whose numbers are finite")
 
 
 def _float(text: str) -> float:

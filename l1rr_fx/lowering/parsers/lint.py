@@ -54,6 +54,9 @@ def lint(model: Any, target: str = "jetson-tx2") -> tuple[Finding, ...]:
 
 
 def _findings(model: OnnxModel, parser: Any) -> Iterator[Finding]:
+    if model.failure:
+        problem = f"ONNX's own inference {model.failure}; its values are read with the types that the file states"
+        yield Finding("", "", problem, "try onnx.checker.check_model(path, full_check=True) on it", "warning")
     for remark in parser.remarks_on_model(model):
         yield _finding("", "", remark)
     for node in model.nodes:

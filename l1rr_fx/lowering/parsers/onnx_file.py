@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from l1rr_fx.lowering.parsers.inference import check_functions, infer
+from l1rr_fx.support.files import read_file
 from l1rr_fx.support.packages import required
 from passes.errors import InputError, LoadError
 
 STANDARD = ("", "ai.onnx")
+LARGEST = 2**31
+"""Bytes of a file that are read at most: those that a protobuf may have."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ class OnnxModel:
     """A model: nodes of nested graphs come after those around them.
 
     `inputs` are those that the model is given, `constants` those that any of its graphs holds, and `sparse` names those
-    that are stored as indices and values. `domains` are those of which the model imports an opset.
+    that are stored as indices and values. `domains` are those of which the model imports an opset. `failure` says why
+    ONNX inferred no types ("": it did, or refused to).
     """
 
     ir_version: int
@@ -102,6 +107,7 @@ class OnnxModel:
     constants: Mapping[str, Constant]
     sparse: tuple[str, ...]
     types: Mapping[str, ValueType]
+    failure: str = ""
 
     def kind_of(self, name: str) -> str | None:
         """The ONNX type of a value, if it is known."""
@@ -135,11 +141,13 @@ def read_model(model: Any) -> OnnxModel:
         raise LoadError("is no ONNX model: it names no opset")
     opsets = {entry.domain: int(entry.version) for entry in proto.opset_import}
     opset = max(opsets.get(domain, 0) for domain in STANDARD)
+    check_functions(proto)
     graphs = tuple(_graphs(proto.graph))
     if damaged := [name for name in _names(proto, graphs) if not isinstance(name, str)]:
         raise LoadError(f"is damaged: the name {damaged[0]!r} is no text in UTF-8")
     nodes = tuple(_node(onnx, node, n, opset) for graph in graphs for n, node in enumerate(graph.node))
     constants = _constants(onnx, graphs, nodes, _folder(model))
+    types, failure = _types(onnx, proto)
     return OnnxModel(
         int(proto.ir_version),
         opset,
@@ -150,7 +158,8 @@ def read_model(model: Any) -> OnnxModel:
         nodes,
         constants,
         tuple(tensor.values.name for graph in graphs for tensor in graph.sparse_initializer),
-        _types(onnx, proto) | {c.name: ValueType(c.kind, c.shape) for c in constants.values()},
+        types | {c.name: ValueType(c.kind, c.shape) for c in constants.values()},
+        failure,
     )
 
 
@@ -160,7 +169,7 @@ def _parsed(onnx: Any, model: Any) -> Any:
             f"model is a {type(model).__name__}; expected the path of an ONNX file, its bytes or an onnx.ModelProto"
         )
     try:
-        content = model if isinstance(model, bytes) else Path(os.fspath(model)).read_bytes()
+        content = model if isinstance(model, bytes) else read_file(Path(os.fspath(model)), LARGEST)
     except OSError as error:
         raise LoadError(f"cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # a path with a zero byte
@@ -273,14 +282,16 @@ def _kind(onnx: Any, number: int) -> str:
     return str(kinds.Name(number)) if number in kinds.values() else f"of the unknown type {number}"
 
 
-def _types(onnx: Any, proto: Any) -> dict[str, ValueType]:
-    """The types of all values, as ONNX infers them; of those that the file states where it cannot."""
+def _types(onnx: Any, proto: Any) -> tuple[dict[str, ValueType], str]:
+    """The types of all values, as ONNX infers them; of those that the file states where it cannot, and why."""
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except (onnx.shape_inference.InferenceError, ValueError):  # the second: over 2 GiB
-        inferred = proto
+        content, failure = infer(proto.SerializeToString())
+    except ValueError:  # over 2 GiB
+        content, failure = b"", ""
+    inferred = onnx.ModelProto.FromString(content) if content else proto
     graph = inferred.graph
-    return {port.name: _type(onnx, port.type) for port in (*graph.input, *graph.value_info, *graph.output)}
+    ports = (*graph.input, *graph.value_info, *graph.output)
+    return {port.name: _type(onnx, port.type) for port in ports}, failure
 
 
 def _type(onnx: Any, value: Any) -> ValueType:

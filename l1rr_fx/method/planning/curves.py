@@ -22,10 +22,16 @@ from torch import Tensor, distributed
 
 from l1rr_fx.method.attention.loss import FeatureAttention
 from l1rr_fx.method.sites.zeroing import ChannelSite, zeroed_values
+from l1rr_fx.support.arguments import path_of
 from l1rr_fx.support.documents import read_as
+from l1rr_fx.support.files import read_file
+from l1rr_fx.support.json_text import json_value
 from passes.errors import InputError
 
 log = logging.getLogger(__name__)
+
+LARGEST = 2**28
+"""Bytes of a file of curves that are read at most."""
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CHUNK = 4
@@ -190,9 +196,9 @@ class _Record:
         if self.base is None:
             return {}
         found: dict[str, Curve] = {}
-        for path in sorted({self.base, *self.base.parent.glob(f"{self.base.name}.[0-9]*")}):
-            if not path.exists():
-                continue
+        with _blamed(self.base):
+            paths = [path for path in {self.base, *self.base.parent.glob(f"{self.base.name}.[0-9]*")} if path.exists()]
+        for path in sorted(paths):
             fingerprint, curves = _read(path)
             if fingerprint != self.fingerprint:
                 raise InputError(f"{path} holds no curves, or those of another model, score or data; remove it")
@@ -215,9 +221,7 @@ class _Record:
 
 
 def _path(file: str | os.PathLike[str]) -> Path:
-    if not isinstance(file, (str, os.PathLike)):
-        raise InputError(f"curves is a {type(file).__name__}; expected the path of a file")
-    return Path(file)
+    return path_of("curves", file, "a file")
 
 
 @contextmanager
@@ -233,24 +237,26 @@ def _read(path: Path) -> tuple[str | None, dict[str, Curve]]:
     """The fingerprint in the first line of a file (None: there is none), and its curves by the names of their units,
     without a line that was cut off."""
     with _blamed(path):
-        head, *lines = path.read_text(encoding="utf-8").split("\n")
+        head, *lines = read_file(path, LARGEST).decode("utf-8").split("\n")
     found: dict[str, Curve] = {}
     for number, line in enumerate(lines, start=2):
-        if (values := _parsed(line)) is None:
+        if (values := _parsed(line, f"{path}, line {number}")) is None:
             continue
         try:
             name = read_as(str, values.pop("unit", None), "unit")
             found[name] = read_as(Curve, values, "curve")
         except InputError as error:
             raise InputError(f"{path}, line {number}: {error}") from error
-    return (_parsed(head) or {}).get("curves of"), found
+    return (_parsed(head, f"{path}, line 1") or {}).get("curves of"), found
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+def _parsed(line: str, where: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
-    except ValueError:
+        found = json_value(line)
+    except json.JSONDecodeError:  # cut off
         return None
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
     return found if isinstance(found, dict) else None
 
 
