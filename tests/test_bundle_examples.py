@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from typer.testing import CliRunner
 
 import l1rr_fx
 from l1rr_fx.cli.measuring import app
-from l1rr_fx.lowering import lower
+from l1rr_fx.lowering import Latency, lower
 from l1rr_fx.lowering.bundle.examples import with_image
+from l1rr_fx.pruning.report import Report
 from passes.errors import InputError
 
 BLACK = torch.zeros(1, 3, 8, 16)
@@ -117,6 +120,42 @@ def test_the_dense_network_is_predicted_beside(tmp_path: Path) -> None:
     assert f"(dense: {found.dense['fp16'].ms:.2f} ms)." in (tmp_path / "b" / "README.md").read_text()
     assert json.loads((tmp_path / "b" / "manifest.json").read_text())["dense"]["fp32"]["ms"] == found.dense["fp32"].ms
     assert not alone.dense and "dense" not in str(alone).removeprefix(str(alone.path))
+    small = l1rr_fx.prune(model(), args, target="jetson-tx2")
+    remembered = lower(small, args, out=tmp_path / "remembered", half_model=False)
+    assert {n: each.ms for n, each in remembered.dense.items()} == {n: each.ms for n, each in found.dense.items()}
+    assert not remembered.notes
+
+
+def test_a_saved_network_knows_the_dense_one(tmp_path: Path) -> None:
+    pruned("jetson-tx2").save(tmp_path / "net")
+    loaded = l1rr_fx.load(tmp_path / "net")
+    found = lower(loaded, (BLACK + 1,), out=tmp_path / "b", half_model=False)
+    assert (
+        found.dense["fp16"].ms
+        == Latency("jetson-tx2", precision="fp16").of(model(), (BLACK,)).ms
+        > found.predictions["fp16"].ms
+    )
+
+
+def test_a_dense_network_that_is_not_known_is_a_note_that_names_the_option(tmp_path: Path) -> None:
+    found = pruned("jetson-tx2")
+    other = lower(found, (torch.ones(1, 3, 9, 16),), out=tmp_path / "b", half_model=False)
+    assert not other.dense
+    assert any(
+        "pruned for inputs of 1x3x8x16, and is lowered for 1x3x9x16; give it by dense=" in n for n in other.notes
+    )
+    old = dataclasses.replace(found, report=dataclasses.replace(found.report, dense=None))
+    unknown = lower(old, (BLACK,), out=tmp_path / "c", half_model=False)
+    assert not unknown.dense and any("does not know it; give it by dense= (--dense" in note for note in unknown.notes)
+    elsewhere = lower(old, (BLACK,), target="onnxruntime", out=tmp_path / "d", half_model=False)
+    assert not any("dense" in note for note in elsewhere.notes)  # no latency model, so that nothing is left out
+
+
+def test_sizes_that_no_kernel_has_are_refused_where_a_report_is_read() -> None:
+    report = pruned("none").report
+    assert Report.from_json(report.to_json()) == report
+    with pytest.raises(InputError, match="kernel '0' has the size"):
+        Report.from_json(re.sub(r'"elements": \d+', '"elements": -1', report.to_json(), count=1))
 
 
 class Branching(nn.Module):

@@ -9,6 +9,7 @@ kept. A model that cannot be captured whole is pruned in pieces (`partition`).
     size_guards     run-time checks of what capture assumed of the sizes of inputs
     pruned          the result, saved, loaded and exported
     pt2_file        a network as a file that torch loads without this package
+    dense           the kernels of the network before pruning, to predict its latency
     report          the report, as tables and as JSON
     optimizer       the state of an optimizer, carried over to the small network
 """

@@ -10,6 +10,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from l1rr_fx.machines.by_name import machine
+from l1rr_fx.pruning.dense import dense_of
 from l1rr_fx.pruning.partition.agreement import check_pieces
 from l1rr_fx.pruning.partition.pieces import prune_pieces
 from l1rr_fx.pruning.pruned import Pruned
@@ -75,6 +76,7 @@ def prune(
     report = Report(
         accounts, options.mode, verified.deviation, options.target.name, notes=notes, compared=verified.compared
     )
+    report = replace(report, dense=dense_of(captured, args, kwargs or {}))
     example = Example(args, kwargs or {}, dynamic_shapes, float_type(result.module)).without_values()
     return Pruned(result.module, report, result.rewritten.kept, example)
 

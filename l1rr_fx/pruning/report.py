@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from l1rr_fx.pruning.dense import Dense
 from l1rr_fx.support.documents import from_json, to_json
 from l1rr_fx.support.tables import printed
 from l1rr_fx.support.uncounted import at_least, uncounted
@@ -26,7 +27,8 @@ class Report:
     `deviation` is the largest relative deviation from the zeroed model on the example, over the `compared` numbers
     (None: not verified, or no number could be compared; `notes` then say why). `target` is the machine whose cost model
     chose between copies and multiplications. `pieces` names the submodules that were captured one by one where the
-    whole model could not be; it is empty otherwise.
+    whole model could not be; it is empty otherwise. `dense` is what predicts the latency of the network before pruning
+    (None: of pieces).
     """
 
     accounts: Accounts
@@ -36,6 +38,7 @@ class Report:
     pieces: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     compared: int = 0
+    dense: Dense | None = field(default=None, repr=False)
 
     @property
     def before(self) -> Cost:

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.latency.kernels import Kernel, kernels
-from l1rr_fx.latency.prediction import DEVICES, Latency, Prediction
+from l1rr_fx.latency.kernels import kernels
+from l1rr_fx.latency.prediction import DEVICES, Prediction
 from l1rr_fx.lowering.bundle.deploy_files import write_deploy_files
 from l1rr_fx.lowering.bundle.examples import Image, emptiness, with_image
 from l1rr_fx.lowering.bundle.folder import FORMAT, MANIFEST, VERSION, check_folder, place_of_others, written
 from l1rr_fx.lowering.bundle.half_precision import HalfPrecision, half_precision
 from l1rr_fx.lowering.bundle.instructions import commands, readme
+from l1rr_fx.lowering.bundle.predictions import dense_predictions, predictions
 from l1rr_fx.lowering.onnx.emission import TOLERANCE, Emitted, check_module, in_order, to_onnx
 from l1rr_fx.lowering.onnx.heads import check_head
 from l1rr_fx.lowering.onnx.nms import Nms, check_detections, check_nms
@@ -35,7 +36,7 @@ from l1rr_fx.support.arguments import path_of
 from l1rr_fx.support.files import size_and_hash
 from l1rr_fx.support.packages import required
 from passes.audit.verify import run_graph
-from passes.errors import CaptureError, VerifyError, first_line
+from passes.errors import VerifyError
 from passes.frontend.capture import capture
 from passes.graph.isolation import run_aside
 
@@ -59,10 +60,10 @@ Emit = Callable[..., Emitted]
 class Bundle:
     """A folder that was written, what its ONNX file holds, and the predicted latencies by precision.
 
-    `predictions` are empty if the target has no latency model. `dense` are those of the network before pruning, where
-    it was given. `pruned_for` is the machine that the network was pruned for ("": not known). `half` says whether FP16
-    holds the network's numbers (None: ONNX Runtime is not installed; print it for what to do). `notes` say what was
-    left out, and what is to be known of the network.
+    `predictions` are empty if the target has no latency model. `dense` are those of the network before pruning (empty:
+    not known; of a `Pruned` a note says why). `pruned_for` is the machine that the network was pruned for ("": not
+    known). `half` says whether FP16 holds the network's numbers (None: ONNX Runtime is not installed; print it for what
+    to do). `notes` say what was left out, and what is to be known of the network.
     """
 
     path: Path
@@ -111,7 +112,7 @@ def lower(
     ONNX files. `nms` ends them with TensorRT's plugin, and adds them as they are before it. `image`, the
     path of a picture or its pixels, takes the place of the first input (see `examples.with_image`): without an image
     that shows objects, FP16 and NMS are hardly checked, and notes say so. `dense` is the network before pruning, whose
-    predicted latency is shown beside.
+    predicted latency is shown beside; a `Pruned` remembers it for the inputs that it was pruned for.
 
     Raises InputError for wrong arguments, a folder that is not empty or a disk that refuses, LoweringError for what the
     target cannot express, and the errors of `to_onnx`. With `overwrite` a bundle is replaced; what is not of it, such
@@ -128,9 +129,10 @@ def lower(
     kwargs = in_order(module, kwargs)
     graph = capture(module, args, kwargs)
     work_list = kernels(graph)
-    predictions = _predictions(target, work_list)
-    before, about = _dense_predictions(dense, target, args, kwargs)
-    about += tuple(_noted(note) for note in (*emptiness(Trial(args, kwargs, None).tensors()), *_about(pruned, target)))
+    predicted = predictions(target, work_list)
+    before, why_not = dense_predictions(dense, pruned, target, args, kwargs)
+    remarks = (why_not, *emptiness(Trial(args, kwargs, None).tensors()), *_about(pruned, target))
+    about = tuple(_noted(note) for note in remarks if note)
     emit = partial(to_onnx, module, args, kwargs=kwargs, metadata=metadata)
     with written(folder, SCRIPT, overwrite=overwrite) as work:
         emitted = _write_model(emit, work / MODEL, nms, target=target)
@@ -154,7 +156,7 @@ def lower(
             "commands": list(commands(target, (work / HALF_MODEL).exists())),
             "notes": [*notes, *advice],
             "half": None if half is None else half.facts(),
-            "predicted": {name: {"ms": p.ms, "gpu_ghz": p.clock} for name, p in predictions.items()},
+            "predicted": {name: {"ms": p.ms, "gpu_ghz": p.clock} for name, p in predicted.items()},
             "dense": {name: {"ms": p.ms} for name, p in before.items()},
             "kernels": [asdict(kernel) for kernel in work_list],
             "nodes": _makers(file),
@@ -164,26 +166,7 @@ def lower(
         if place := place_of_others(folder):
             notes += (_noted(f"what was in {folder} and is not of this bundle is now in {folder / place}"),)
     pruned_for = pruned.report.target if isinstance(pruned, Pruned) else ""
-    return Bundle(folder, target, replace(emitted, path=folder / MODEL), predictions, notes, half, before, pruned_for)
-
-
-def _predictions(target: str, found: tuple[Kernel, ...]) -> dict[str, Prediction]:
-    if target not in DEVICES:
-        return {}
-    return {precision: Latency(target, precision=precision).of_kernels(found) for precision in ("fp16", "fp32")}
-
-
-def _dense_predictions(
-    dense: nn.Module | None, target: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[dict[str, Prediction], tuple[str, ...]]:
-    """The predictions for the network before pruning, or a note why there are none."""
-    if dense is None or target not in DEVICES:
-        return {}, ()
-    check_module(dense, args)
-    try:
-        return _predictions(target, kernels(capture(dense, args, in_order(dense, kwargs)))), ()
-    except CaptureError as error:
-        return {}, (_noted(f"the dense network was not predicted: {first_line(error)}"),)
+    return Bundle(folder, target, replace(emitted, path=folder / MODEL), predicted, notes, half, before, pruned_for)
 
 
 def _about(pruned: Pruned | nn.Module, target: str) -> Iterator[str]:
