@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import l1rr_fx
+from l1rr_fx.lowering import to_onnx
 from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.testing import Call, assert_rule_is_sound, kill, randomised
 
@@ -249,6 +251,20 @@ def test_the_units_of_a_cell_go(cell: Any) -> None:
     with torch.no_grad():
         assert float((pruned.module(x) - model(x)).abs().max()) <= TOLERANCE
     assert pruned.report.before.macs == 8 * 8 * 5 + 4 * 2 * gates * 6 * (8 + 6) + 2 * 6 * 3
+
+
+@pytest.mark.parametrize("target", ("onnxruntime", "jetson-tx2"))
+@pytest.mark.parametrize(("kind", "options"), LAYERS, ids=NAMES)
+def test_a_layer_is_one_onnx_node(kind: Any, options: dict[str, Any], target: str, tmp_path: Path) -> None:
+    """Two layers in both directions, from states that are given or not; ONNX has no projection, it is written out."""
+    given = target == "onnxruntime"
+    layer = kind(8, 6, 2, bidirectional=True, batch_first=not given, bias=given, **options)
+    model = randomised(Net(layer, given=given)).float()
+    args = tuple(value.float() for value in inputs(model, 4, 2))
+    emitted = to_onnx(model, args, tmp_path / "net.onnx", target=target)  # compared in ONNX Runtime
+    assert emitted.deviation is not None and emitted.deviation < 1e-5
+    assert emitted.operators.get(kind.__name__) == (None if options.get("proj_size") else 2)
+    assert emitted.operators.get("Tanh", 0) > 0 or not options.get("proj_size")
 
 
 def test_dropout_between_layers_can_be_switched_on() -> None:

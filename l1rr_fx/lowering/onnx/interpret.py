@@ -175,6 +175,8 @@ class _Run:
             written = form(self.writer, fake, first, *rest)
         except LoweringError as error:
             raise LoweringError(f"{error}\n  {_where(node)}") from error
+        if written is NotImplemented:
+            return self._decomposed(node, target, args, kwargs)
         if isinstance(fake, Tensor):
             return self._result(node, written, fake)
         if not isinstance(written, Sequence) or isinstance(written, str) or len(written) != len(fake):

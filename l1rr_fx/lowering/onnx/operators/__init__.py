@@ -13,6 +13,7 @@ affine         batch norm, instance norm, PReLU
 convolution    convolutions, linear layers
 products       matrix products, attention
 einsum         einsum
+recurrent      recurrent layers
 mixing         reductions, softmax, orders
 normalisation  layer norm, RMS norm, group norm
 pooling        pooling
@@ -47,6 +48,7 @@ from l1rr_fx.lowering.onnx.operators import (
     pointwise,
     pooling,
     products,
+    recurrent,
     reindex,
     reshape,
     resizing,
@@ -66,6 +68,7 @@ FORMS: Mapping[OpOverload, Form] = {
     **convolution.FORMS,
     **products.FORMS,
     **einsum.FORMS,
+    **recurrent.FORMS,
     **mixing.FORMS,
     **normalisation.FORMS,
     **pooling.FORMS,
@@ -94,7 +97,8 @@ def register_form(operator: Operator, form: Form) -> None:
     - `arguments` are those of the operator's schema in order, defaults filled in. A tensor is a `Symbol`, which has
       `shape` and `rank`, or a constant `torch.Tensor`; the first one is a `Symbol` in either case.
 
-    It returns what `writer.op` returned, an argument, or a constant tensor (several results: a sequence of these).
+    It returns what `writer.op` returned, an argument, or a constant tensor (several results: a sequence of these), or
+    `NotImplemented` for a call that is to be written as torch decomposes it.
     Raises InputError for an operator that has a form already or that writes to its arguments, for what is no operator,
     and for a form that is not callable.
     """
