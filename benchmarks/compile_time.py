@@ -72,7 +72,10 @@ def torch_pruning_seconds(given: Contest) -> Seconds:
 
 
 def our_seconds(given: Contest, *, verify: bool) -> Seconds:
-    """The phases as the report has them, `whole` by the clock, and `compile`: analysis and rewrite."""
+    """The phases as the report has them, `whole` by the clock, and `compile`: analysis and rewrite.
+
+    With `verify` also `forwards`: one forward pass of each of the networks that are compared.
+    """
     from l1rr_fx import prune
 
     model = deepcopy(given.zeroed)
@@ -80,7 +83,18 @@ def our_seconds(given: Contest, *, verify: bool) -> Seconds:
     pruned = prune(model, (given.images,), verify=verify)
     whole = time.perf_counter() - started
     phases = {phase: pruned.report.accounts.seconds.get(phase, 0.0) for phase in PHASES}
-    return {**phases, "compile": phases["analysis"] + phases["rewrite"], "whole": whole}
+    seconds = {**phases, "compile": phases["analysis"] + phases["rewrite"], "whole": whole}
+    if verify:
+        seconds["forwards"] = sum(forward_seconds(each, given.images) for each in (model, pruned.module))
+    return seconds
+
+
+@torch.no_grad()
+def forward_seconds(model: nn.Module, images: Tensor) -> float:
+    """The seconds of one forward pass."""
+    started = time.perf_counter()
+    model(images)
+    return time.perf_counter() - started
 
 
 def race(given: Contest, repeats: int, contestants: Contestants) -> tuple[Seconds, Seconds]:
@@ -116,6 +130,8 @@ def ratios(results: Mapping[str, tuple[Seconds, Seconds]]) -> str:
         theirs = medians["torch-pruning.total"]
         compiled, whole = medians["ours.compile"] / theirs, medians["ours.whole"] / theirs
         lines.append(f"{name}: analysis + rewrite {compiled:.2f}, the whole {whole:.2f} of Torch-Pruning's total")
+        verify, forwards = medians["verified.verify"], medians["verified.forwards"]
+        lines.append(f"{name}: verification takes {verify / forwards:.2f} times its two forward passes")
     return "\n".join(lines)
 
 

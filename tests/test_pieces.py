@@ -557,3 +557,22 @@ def test_what_differs_between_two_runs_of_the_model_is_not_compared() -> None:
     report = l1rr_fx.prune(model, (image(1, 3, 8, 8),)).report
     assert report.compared == 160
     assert "not compared: output._fields['milliseconds'], which differs between two runs" in report.notes[-1]
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("seed", range(2))
+def test_equal_scores_are_no_error_in_a_whole_detector(seed: int) -> None:
+    """New weights, half of the channels of all batch norms dead: many scores are exactly equal."""
+    import_torchvision()
+    from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+
+    torch.manual_seed(seed)
+    model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4).double().eval()
+    with torch.no_grad():
+        for norm in (each for each in model.modules() if isinstance(each, nn.BatchNorm2d)):
+            dead = torch.rand(norm.num_features) < 0.5
+            norm.weight[dead] = norm.bias[dead] = 0
+    report = l1rr_fx.prune(model, ([image(3, 320, 320)],)).report
+    assert report.pieces == ("backbone", "head")
+    assert report.deviation is not None and report.deviation <= TOLERANCE
+    assert report.compared > 300_000

@@ -335,3 +335,11 @@ def test_a_model_in_which_nothing_is_zero_is_said_to_be() -> None:
         zeros = int((dense[0].weight == 0).sum())
     (line,) = l1rr_fx.prune(dense, (X,)).report.notes
     assert f"({zeros:,} of 516 parameters are zero, but they make up no whole channel)" in line
+
+
+def test_constant_channels_are_counted_because_training_does_not_follow_them() -> None:
+    model = Net()
+    with torch.no_grad():
+        model.norm.bias[[0, 3]] = 0.5
+    (line,) = l1rr_fx.prune(model, (X,)).report.notes
+    assert line.startswith("2 channels of batch norms are constant but not zero")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from passes.accounts import Accounts
 from passes.audit.dependence import constant_outputs
@@ -14,7 +15,7 @@ from passes.compile import Removed
 
 def what_is_unusual(model: nn.Module, accounts: Accounts, removed: Mapping[str, Removed]) -> tuple[str, ...]:
     """The lines; `removed` has each captured part by its name, the whole by the empty one."""
-    return (*_constants(removed), *_nothing(model, accounts))
+    return (*_constants(removed), *_nothing(model, accounts), *_constant_channels(model))
 
 
 def _constants(removed: Mapping[str, Removed]) -> Iterator[str]:
@@ -44,3 +45,14 @@ def _nothing(model: nn.Module, accounts: Accounts) -> Iterator[str]:
     zeros = weights - sum(int(torch.count_nonzero(parameter.detach())) for parameter in model.parameters())
     single = f"{zeros:,} of {weights:,} parameters are zero, but they make up no whole channel" if zeros else "none is"
     yield f"nothing was removed: no channel is zero for every input ({single}). First zero channels, by l1rr_fx.choose"
+
+
+def _constant_channels(model: nn.Module) -> Iterator[str]:
+    """That channels are constant but not zero, which further training of the small network does not follow."""
+    norms = [each for each in model.modules() if isinstance(each, _NormBase) and each.affine]
+    count = sum(int(((norm.weight == 0) & (norm.bias != 0)).sum()) for norm in norms if norm.bias is not None)
+    if count:
+        yield (
+            f"{count:,} channels of batch norms are constant but not zero (weight 0, bias not): exact, but further "
+            "training differs from that of the zeroed model, in their statistics and the gradient of their weight"
+        )

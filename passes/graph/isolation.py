@@ -101,15 +101,16 @@ def attributes_kept(model: nn.Module) -> Iterator[Callable[[], tuple[str, ...]]]
 
     Under capture forward stores fake tensors: detectors cache anchors.
     """
-    owners = dict(model.named_modules())
-    saved = [(name, vars(each), dict(vars(each))) for name, each in owners.items()]
-    # also the content of lists and dictionaries, such as the tables of parameters, buffers and children
-    held = [
-        (f"{name}.{key}" if name else key, each, _shallow_copy(each))
-        for name, _, own in saved
-        for key, each in own.items()
-        if isinstance(each, (list, dict, set))
-    ]
+    with collection_paused():  # thousands of small copies would have the whole graph searched for garbage
+        owners = dict(model.named_modules())
+        saved = [(name, vars(each), dict(vars(each))) for name, each in owners.items()]
+        # also the content of lists and dictionaries, such as the tables of parameters, buffers and children
+        held = [
+            (f"{name}.{key}" if name else key, each, _shallow_copy(each))
+            for name, _, own in saved
+            for key, each in own.items()
+            if isinstance(each, (list, dict, set))
+        ]
 
     def stored() -> tuple[str, ...]:
         found = [
@@ -131,12 +132,16 @@ def attributes_kept(model: nn.Module) -> Iterator[Callable[[], tuple[str, ...]]]
 
 
 def _shallow_copy(value: Any) -> Any:
-    """A list, dictionary or set with the same content; `copy.copy` takes fifty times as long for an ordered one."""
+    """The content of a list, dictionary or set; most are empty, and `copy.copy` takes long for an ordered one."""
+    if not value:
+        return ()
     return value.copy() if type(value) in (list, dict, set, OrderedDict) else copy.copy(value)
 
 
 def _holds_the_same(one: Any, other: Any) -> bool:
-    """Whether two lists, dictionaries or sets hold the same objects."""
+    """Whether two lists, dictionaries or sets hold the same objects; an empty one is `()`, too."""
+    if not one or not other:
+        return not one and not other
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(value is other[key] for key, value in one.items())
     if isinstance(one, set):
