@@ -21,7 +21,7 @@ from l1rr_fx.lowering.bundle.half_precision import HalfPrecision
 from l1rr_fx.lowering.onnx.half import LARGEST, is_half, rounded_to_half
 from l1rr_fx.lowering.onnx.ranges import NodeRange, node_ranges
 from l1rr_fx.lowering.onnx.runtime import run_in_half, run_onnx
-from passes.errors import VerifyError
+from passes.errors import InputError, VerifyError
 
 EXACT = [0.0, 1.0, -2048.0, 65504.0, 2.0**-14, 2.0**-24]
 """Numbers that FP16 holds."""
@@ -217,6 +217,43 @@ def test_a_network_that_chooses_is_not_called_wrong() -> None:
 
 def scaled() -> tuple[nn.Module, tuple[Tensor]]:
     return Scaled(2e4).eval(), (IMAGE,)
+
+
+def test_the_largest_numbers_are_those_of_any_example(tmp_path: Path) -> None:
+    """What one example alone does not show: the first is small, the third too large for FP16."""
+    net = Scaled(1.0).eval()
+    examples = [(0.1 * IMAGE,), (100 * IMAGE,), (1e5 * IMAGE,)]
+    alone = [lower(net, each, out=tmp_path / str(i), half_model=False).half for i, each in enumerate(examples)]
+    found = lower(net, examples[0], out=tmp_path / "b", half_model=False, examples=examples[1:]).half
+    assert found is not None and alone[0] is not None and alone[2] is not None
+    assert found.nodes == alone[2].nodes and found.nodes != alone[0].nodes
+    assert found.examples == 3 and found.deviation == max(each.deviation for each in alone if each is not None)
+    assert alone[0].holds and not found.holds and found.beyond
+    assert "on any of 3 examples" in str(found) and "on the example " in str(alone[0])
+    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["half"]["examples"] == 3
+
+
+def test_an_image_is_an_example_too(tmp_path: Path) -> None:
+    pixels = torch.full((8, 8, 3), 255, dtype=torch.uint8)
+    found = lower(Scaled(1.0).eval(), (IMAGE / 9,), out=tmp_path / "b", half_model=False, examples=[pixels]).half
+    white = lower(Scaled(1.0).eval(), (torch.ones_like(IMAGE),), out=tmp_path / "c", half_model=False).half
+    assert found is not None and white is not None and found.examples == 2
+    assert all(a.activation >= b.activation for a, b in zip(found.nodes, white.nodes, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        (5, "examples is a int; expected a list"),
+        ([(IMAGE[..., :7],)], r"number 0 has the inputs .*\(1, 3, 8, 7\) of float32.*expected .*\(1, 3, 8, 8\)"),
+        ([(IMAGE,), ()], "number 1 has the inputs"),
+        (["nowhere.png"], "nowhere.png: there is no such file"),
+    ],
+)
+def test_examples_that_are_none(examples: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        lower(Scaled(1.0).eval(), (IMAGE,), out=tmp_path / "b", examples=examples)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_prints_it(tmp_path: Path) -> None:

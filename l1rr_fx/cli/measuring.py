@@ -41,7 +41,10 @@ def lower_command(
     half_model: Annotated[bool, typer.Option(help="Add a file in FP16, for TensorRT 11.")] = True,
     nms: Annotated[str | None, typer.Option(metavar="NAME=NUMBER,...", help=NMS_HELP)] = None,
     image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A picture that shows objects, as the first input.")
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="A picture that shows objects, as the first input; repeat it to check FP16 on more."
+        ),
     ] = None,
     dense: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The network before pruning, to predict it beside: as NETWORK.")
@@ -67,7 +70,8 @@ def lower_command(
             label=label,
             half_model=half_model,
             nms=suppression,
-            image=image,
+            image=image[0] if image else None,
+            examples=image[1:] if image else (),
             dense=before,
             overwrite=overwrite,
         )

@@ -1,4 +1,4 @@
-"""`with_image`: example inputs that show something, by which ranges, FP16 and NMS are checked."""
+"""`with_image`, `more_examples`: example inputs that show something, by which ranges, FP16 and NMS are checked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from l1rr_fx.support.packages import required
 from passes.errors import InputError
@@ -45,6 +46,28 @@ def with_image(args: tuple[Any, ...], image: Image | None) -> tuple[Any, ...]:
             f"channels), or floating point of the input's shape, {tuple(first.shape)}"
         )
     return (given.to(first).contiguous(), *args[1:])
+
+
+def more_examples(args: tuple[Any, ...], given: Any) -> list[tuple[Any, ...]]:
+    """Further example inputs of the shapes of `args`, each given as such a tuple or as an image for the first of them.
+
+    Raises InputError for what is neither.
+    """
+    if not isinstance(given, (list, tuple)):
+        raise InputError(
+            f"examples is a {type(given).__name__}; expected a list, each of it a tuple as args or an image"
+        )
+    found = [each if isinstance(each, tuple) else with_image(args, each) for each in given]
+    for i, each in enumerate(found):
+        if _shapes(each) != _shapes(args):
+            raise InputError(f"examples: number {i} has the inputs {_shapes(each)}; expected {_shapes(args)}, as args")
+    return found
+
+
+def _shapes(args: tuple[Any, ...]) -> list[str]:
+    """Shapes and types of the tensors of a call."""
+    tensors = (leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor))
+    return [f"{tuple(each.shape)} of {str(each.dtype).removeprefix('torch.')}" for each in tensors]
 
 
 def emptiness(tensors: Iterable[Tensor]) -> tuple[str, ...]:

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from l1rr_fx.lowering.onnx.emission import TOLERANCE
 from l1rr_fx.lowering.onnx.half import LARGEST
-from l1rr_fx.lowering.onnx.ranges import NodeRange, node_ranges
+from l1rr_fx.lowering.onnx.ranges import NodeRange, largest_ranges, node_ranges
 from l1rr_fx.lowering.onnx.runtime import run_in_half
 from l1rr_fx.support.tables import printed
 from passes.audit.comparison import relative_deviation
 from passes.errors import InputError
 
 SHOWN = 5
+Run = tuple[Sequence[Tensor], Mapping[str, Any]]
+"""The inputs of a network in order, and its outputs by name as arrays."""
 CHOICES = ("TopK", "ArgMax", "ArgMin", "NonMaxSuppression")
 
 
@@ -30,12 +32,14 @@ class HalfPrecision:
     """The largest numbers of each node on the example inputs, beside the largest of FP16, 65504.
 
     `deviation` is the largest relative one of the outputs from torch's when the result of each node is rounded to FP16
-    and saturates. `choosing` says that the network chooses (top-k, argmax), where rounding may choose otherwise.
+    and saturates. `choosing` says that the network chooses (top-k, argmax), where rounding may choose otherwise. All
+    are the largest on any of the `examples` (their number).
     """
 
     nodes: tuple[NodeRange, ...]
     deviation: float
     choosing: bool = False
+    examples: int = 1
 
     @property
     def holds(self) -> bool:
@@ -112,13 +116,16 @@ class HalfPrecision:
             }
             for node in self.nodes
         ]
-        return {"largest": LARGEST, "deviation": _rounded(self.deviation), "nodes": nodes}
+        return {
+            "largest": LARGEST, "deviation": _rounded(self.deviation), "examples": self.examples, "nodes": nodes,
+        }  # fmt: skip
 
     def __str__(self) -> str:
         return printed(self)
 
     def __rich__(self) -> RenderableType:
-        title = f"FP16: the largest numbers on the example (FP16 ends at {LARGEST:.0f})"
+        examples = "the example" if self.examples == 1 else f"any of {self.examples} examples"
+        title = f"FP16: the largest numbers on {examples} (FP16 ends at {LARGEST:.0f})"
         table = Table("module", "node", title=title, title_justify="left")
         for heading in ("|activation|", "|weight|", "|partial sum|", "of 65504"):
             table.add_column(heading, justify="right")
@@ -135,20 +142,23 @@ class HalfPrecision:
         return Group(table, Text("\n".join((*lines, *self.advice))))
 
 
-def half_precision(
-    model: Any, inputs: Sequence[Tensor], expected: Mapping[str, Any], modules: Collection[str]
-) -> HalfPrecision | None:
+def half_precision(model: Any, runs: Sequence[Run], modules: Collection[str]) -> HalfPrecision | None:
     """What FP16 makes of an `onnx.ModelProto` in FP32; None where ONNX Runtime is not installed.
 
-    `expected` are the outputs of torch for `inputs`, by name, and `modules` the names of the modules with parameters.
+    `runs` are inputs with the outputs of torch for them, and `modules` the names of the modules with parameters.
     """
     try:
-        found = run_in_half(model, inputs)
+        found = [run_in_half(model, inputs) for inputs, _ in runs]
     except InputError:
         return None
-    outputs = [torch.from_numpy(expected[port.name]) for port in model.graph.output]
+    names = [port.name for port in model.graph.output]
+    deviations = [
+        relative_deviation([torch.from_numpy(expected[name]) for name in names], outputs)
+        for (_, expected), outputs in zip(runs, found, strict=True)
+    ]
+    ranges = largest_ranges([node_ranges(model, inputs, modules) for inputs, _ in runs])
     choosing = any(node.op_type in CHOICES for node in model.graph.node)
-    return HalfPrecision(node_ranges(model, inputs, modules), relative_deviation(outputs, found), choosing)
+    return HalfPrecision(ranges, max(deviations), choosing, len(runs))
 
 
 def place(node: NodeRange) -> str:

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from l1rr_fx.latency.kernels import kernels
 from l1rr_fx.latency.prediction import DEVICES, Prediction
 from l1rr_fx.lowering.bundle.deploy_files import write_deploy_files
-from l1rr_fx.lowering.bundle.examples import Image, emptiness, with_image
+from l1rr_fx.lowering.bundle.examples import Image, emptiness, more_examples, with_image
 from l1rr_fx.lowering.bundle.folder import FORMAT, MANIFEST, VERSION, check_folder, place_of_others, written
 from l1rr_fx.lowering.bundle.half_precision import HalfPrecision, half_precision
 from l1rr_fx.lowering.bundle.instructions import commands, readme
@@ -100,6 +100,7 @@ def lower(
     half_model: bool = True,
     nms: Nms | None = None,
     image: Image | None = None,
+    examples: Sequence[tuple[Any, ...] | Image] = (),
     dense: nn.Module | None = None,
     overwrite: bool = False,
 ) -> Bundle:
@@ -109,9 +110,10 @@ def lower(
     3.6, numpy and TensorRT, a manifest with hashes, a README with the commands, and files for Triton and DeepStream.
     `label` is what comparisons call the network (default: the folder's name). `half_model` adds a file in FP16, which
     TensorRT 11 needs, unless its outputs are not those of the network: then a note says so. `metadata` goes into the
-    ONNX files. `nms` ends them with TensorRT's plugin, and adds them as they are before it. `image`, the
-    path of a picture or its pixels, takes the place of the first input (see `examples.with_image`): without an image
-    that shows objects, FP16 and NMS are hardly checked, and notes say so. `dense` is the network before pruning, whose
+    ONNX files. `nms` ends them with TensorRT's plugin, and adds them as they are before it. `image`, the path of a
+    picture or its pixels, takes the place of the first input (see `examples.with_image`): without an image that shows
+    objects, FP16 and NMS are hardly checked, and notes say so. `examples` are further inputs, each a tuple as `args` or
+    an image, on all of which FP16 has to hold the network's numbers. `dense` is the network before pruning, whose
     predicted latency is shown beside; a `Pruned` remembers it for the inputs that it was pruned for.
 
     Raises InputError for wrong arguments, a folder that is not empty or a disk that refuses, LoweringError for what the
@@ -125,6 +127,7 @@ def lower(
     module = pruned.module if isinstance(pruned, Pruned) else pruned
     args = with_image(args, image)
     check_module(module, args)
+    inputs = [args, *more_examples(args, examples)]
     check_head(nms, module, metadata)
     kwargs = in_order(module, kwargs)
     graph = capture(module, args, kwargs)
@@ -142,7 +145,9 @@ def lower(
         expected = _write_tensors(work, file, _outputs(module, graph, args, kwargs), args, kwargs)
         suppression, nothing = _suppression(nms, file, expected)
         modules = {key.rpartition(".")[0] for key in graph.state_dict()} - {""}
-        half = half_precision(onnx_model, Trial(args, kwargs, None).tensors(), expected, modules)
+        results = [expected, *(_named(file.output, _outputs(module, graph, each, kwargs)) for each in inputs[1:])]
+        runs = [(Trial(each, kwargs, None).tensors(), found) for each, found in zip(inputs, results, strict=True)]
+        half = half_precision(onnx_model, runs, modules)
         advice = tuple(_noted(line) for line in (half.advice if half else ()))
         notes += nothing
         shutil.copyfile(Path(__file__).with_name(SCRIPT), work / SCRIPT)

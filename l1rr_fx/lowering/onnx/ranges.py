@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -54,6 +54,18 @@ def node_ranges(model: Any, inputs: Sequence[Tensor], modules: Collection[str]) 
         numbers = _measured(onnx, model, inputs, holed)
     weights = {each.name: _largest_constant(onnx, each) for each in _float_constants(onnx, model.graph)}
     return tuple(_ranges(model.graph, numbers, weights, modules))
+
+
+def largest_ranges(measured: Sequence[Sequence[NodeRange]]) -> tuple[NodeRange, ...]:
+    """Of several measurements of one model the largest numbers of each node."""
+    return tuple(
+        replace(
+            nodes[0],
+            activation=max(node.activation for node in nodes),
+            partial_sum=max((node.partial_sum for node in nodes if node.partial_sum is not None), default=None),
+        )
+        for nodes in zip(*measured, strict=True)
+    )
 
 
 def _ranges(
