@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 import l1rr_fx
+from l1rr_fx.lowering import Latency
 from l1rr_fx.pruning.report import Report
 from l1rr_fx.testing import kill, randomised
 from passes import Program, capture, normalise, rules
@@ -124,6 +125,13 @@ def test_budgets_and_inspections_say_what_they_leave_out() -> None:
     with pytest.raises(InputError, match=r"at least .*macs=0.* is reachable \(not counted: l1rr_costs.mix"):
         l1rr_fx.choose(model, IMAGE, budget=l1rr_fx.Budget(macs=0.01))
     assert "not counted: l1rr_costs.mix" in str(l1rr_fx.inspect(model, IMAGE))
+
+
+def test_predictions_say_what_they_leave_out() -> None:
+    prediction = Latency("jetson-tx2").of(mixed().float(), (torch.randn(20, 8),))
+    assert prediction.not_counted == ("mix",)
+    assert f"predicted at least {prediction.ms:.2f} ms in at least 3 kernels" in str(prediction)
+    assert "at least" not in str(Latency("jetson-tx2").of(nn.Linear(8, 8), (torch.randn(20, 8),)))
 
 
 def products(x: Tensor, y: Tensor) -> dict[Any, tuple[int, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import l1rr_fx
-from l1rr_fx.lowering import to_onnx
+from l1rr_fx.latency.prediction import FITTED
+from l1rr_fx.lowering import Latency, to_onnx
 from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.testing import Call, assert_rule_is_sound, kill, randomised
+from passes import Program, capture, channel_facts, normalise, plan_layouts, rewrite, rule_for
 
 aten = torch.ops.aten
 TOLERANCE = 1e-10  # float64: what is left is the reassociation of sums
@@ -265,6 +268,33 @@ def test_a_layer_is_one_onnx_node(kind: Any, options: dict[str, Any], target: st
     assert emitted.deviation is not None and emitted.deviation < 1e-5
     assert emitted.operators.get(kind.__name__) == (None if options.get("proj_size") else 2)
     assert emitted.operators.get("Tanh", 0) > 0 or not options.get("proj_size")
+
+
+def test_each_step_of_a_layer_is_predicted() -> None:
+    """40 steps of two products, and the linear layer behind them; TensorRT launches the gates once a step."""
+    model = nn.Sequential(Outputs(nn.LSTM(64, 64)), nn.Linear(64, 30)).eval()
+    prediction = Latency("jetson-tx2").of(model, (torch.randn(40, 1, 64),))
+    kinds = Counter(row.kernel.kind for row in prediction.rows)
+    assert kinds == {"matrix": 81, "pointwise": 40}
+    assert sum(row.kernel.macs for row in prediction.rows) == 40 * (4 * 64 * 128 + 64 * 30)
+    assert prediction.ms > 81 * FITTED.launch * 1e-3
+
+
+def test_each_step_of_a_loop_is_predicted() -> None:
+    """A cell written out: the first step has no state to multiply, and TensorRT launches four more kernels a step."""
+    prediction = Latency("jetson-tx2").of(Loop(nn.LSTMCell(8, 6)).eval(), (torch.randn(40, 1, 5),))
+    kinds = Counter(row.kernel.kind for row in prediction.rows)
+    assert kinds["matrix"] == 40 + 39 + 2
+    assert kinds["pointwise"] >= 4 * 39
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_plan_predicts_what_its_network_takes(seed: int) -> None:
+    model, args = drawn(seed)
+    program = Program(normalise(capture(model, args)), rule_for)
+    plan = plan_layouts(program, channel_facts(program))
+    latency = Latency("jetson-tx2")
+    assert latency.of_plan(plan).ms == pytest.approx(latency.of(rewrite(plan).module, args).ms, rel=1e-12)
 
 
 def test_dropout_between_layers_can_be_switched_on() -> None:

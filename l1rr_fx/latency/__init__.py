@@ -1,6 +1,7 @@
 """Predicted latency: in goes a network and an example input, out come milliseconds for each kernel on a device.
 
 geometry      a convolution or product as a matrix product
+recurrent     the kernels of a recurrent layer, step by step
 kernels       the kernels that TensorRT would run for a graph
 model         the time of one kernel, from eight coefficients
 fit           the coefficients, fitted to measured networks

@@ -16,14 +16,16 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from l1rr_fx.latency.geometry import Geometry, geometry, owner, shape
+from l1rr_fx.latency.recurrent import is_recurrent, launches, layer_name
 from passes.canonical.normalise import normalise_graph
 from passes.graph.modes import DROPOUTS
 from passes.graph.nodes import flat_inputs, hint, is_projection, is_tensor, operator_name
-from passes.rules import rule_for
+from passes.rules import UNKNOWN, rule_for
 from passes.rules.base import Rule
 
-Kind = Literal["convolution", "depthwise", "matrix", "pointwise", "copy", "other"]
+Kind = Literal["convolution", "depthwise", "matrix", "pointwise", "copy", "other", "unknown"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+"""An unknown kernel runs an operator without a rule: one launch, of which only the elements are known."""
 
 FUSED_ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh", "clamp"})
 """What a contraction's kernel applies to its result without another pass over it."""
@@ -95,11 +97,21 @@ class _Group:
         return 2 * min(read, written) if self.kind == "copy" else read + written
 
 
+@dataclass(frozen=True)
+class _Launched:
+    """A kernel that nothing is fused with."""
+
+    made: Kernel
+
+    def kernel(self) -> Kernel:
+        return self.made
+
+
 class _Fuser:
     """Puts the nodes of a graph, given in order, into groups."""
 
     def __init__(self) -> None:
-        self.groups: list[_Group] = []
+        self.groups: list[_Group | _Launched] = []
         self._of: dict[Node, _Group] = {}  # the group that makes a value
         self._value: dict[Node, Node | None] = {}  # the value that a node shows, through views; None: a constant
 
@@ -127,7 +139,9 @@ class _Fuser:
 
     def _place(self, node: Node, name: str, reads: list[Node]) -> None:
         rule = rule_for(node)
-        if (found := geometry(node)) is not None:
+        if is_recurrent(node):
+            self._steps(node)
+        elif (found := geometry(node)) is not None:
             self._start(node, found.kind, reads, found)
         elif name == "cat":
             self._concatenate(node, reads)
@@ -137,8 +151,17 @@ class _Fuser:
             host.open = name not in FUSED_ACTIVATIONS
         elif rule.is_pointwise or rule.is_affine:
             self._pointwise(node, reads)
+        elif rule is UNKNOWN and not is_projection(node):
+            self._start(node, "unknown", reads)
         else:
             self._start(node, "copy" if rule.is_movement or is_projection(node) else "other", reads)
+
+    def _steps(self, node: Node) -> None:
+        for launch in launches(node):
+            kind: Kind = "pointwise" if launch.geometry is None else launch.geometry.kind
+            self.groups.append(
+                _Launched(Kernel(layer_name(node), kind, launch.elements, launch.geometry, (node.name,)))
+            )
 
     def _start(self, node: Node, kind: Kind, reads: list[Node], found: Geometry | None = None) -> None:
         group = _Group(kind, [node], reads, found, open=found is not None)

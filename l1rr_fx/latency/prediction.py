@@ -84,14 +84,22 @@ class Prediction:
         """The kernels that only move data."""
         return tuple(row for row in self.rows if row.kernel.kind == "copy")
 
+    @property
+    def not_counted(self) -> tuple[str, ...]:
+        """The nodes whose operators no rule knows: counted as one launch and its traffic, without what they compute."""
+        return tuple(row.kernel.name for row in self.rows if row.kernel.kind == "unknown")
+
     def __str__(self) -> str:
         return printed(self)
 
     def __rich__(self) -> RenderableType:
+        least = "at least " if self.not_counted else ""
         headline = (
-            f"{self.device}, {self.precision.upper()}, {self.clock:.2f} GHz: predicted {self.ms:.2f} ms "
-            f"in {len(self.rows):,} kernels, of which {len(self.copies):,} copies ({_ms(self.copies):.2f} ms)"
+            f"{self.device}, {self.precision.upper()}, {self.clock:.2f} GHz: predicted {least}{self.ms:.2f} ms "
+            f"in {least}{len(self.rows):,} kernels, of which {len(self.copies):,} copies ({_ms(self.copies):.2f} ms)"
         )
+        if self.not_counted:
+            headline += f"\nnot counted: what {', '.join(self.not_counted[:SHOWN])} compute, which no rule knows"
         return Group(Text(headline), self._kinds(), self._slowest())
 
     def _kinds(self) -> Table:
