@@ -127,6 +127,47 @@ class ReadsFromOutside(nn.Module):
         return y
 
 
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+
+
+def sparse(name: str, layout: Callable[[Tensor], Tensor]) -> nn.Module:
+    """`linear` with a parameter that is not stored as a dense tensor."""
+    model = linear()
+    module, _, field = name.rpartition(".")
+    setattr(model.get_submodule(module), field, nn.Parameter(layout(model.get_parameter(name).data)))
+    return model
+
+
+def by_rows(tensor: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the layout is in beta
+        return tensor.to_sparse_csr()
+
+
+class SparseGraph(nn.Module):
+    """A graph convolution: its edges are a sparse buffer."""
+
+    edges: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.register_buffer("edges", torch.eye(3).to_sparse())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sparse.mm(self.edges, self.linear(x[0, :, 0]))
+
+
+class CallsItself(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward(self.conv(x))
+
+
 def quantized() -> nn.Module:
     """A network whose weights are no parameters any more."""
     with warnings.catch_warnings():
@@ -225,6 +266,12 @@ BAD = (
     _option("shapes_value", "dynamic_shapes", ({0: "batch"},)),
     _option("shapes_fixed_by_the_model", "dynamic_shapes", ({1: Dim("c")},)),
     _option("shapes_range", "dynamic_shapes", ({0: Dim("b", min=4, max=8)},)),
+
+    _model("weight_sparse", lambda: sparse("0.weight", by_rows), "0.weight", "sparse_csr", "to_dense()"),
+    _model("weight_in_coordinates", lambda: sparse("0.weight", Tensor.to_sparse), "0.weight", "sparse_coo"),
+    _model("buffer_sparse", SparseGraph, "edges is stored as sparse_coo", "dense"),
+    _model("calls_itself", CallsItself, "CallsItself does not run", "calls itself without end", __file__),
+    _args("args_sparse", (by_rows(torch.eye(3)),), "example input", "sparse_csr", model=linear),
 
     _vanished("everything_zeroed", zeroed, "output 0", "(1, 4, 6, 6)"),
     _vanished("head_zeroed", lambda: zeroed("3.weight", "3.bias"), "output 0"),
@@ -326,7 +373,7 @@ def _state(model: object) -> Any:
 
 
 def _content(tensor: Tensor | None) -> Any:
-    if tensor is None or tensor.is_meta or nn.parameter.is_lazy(tensor):
+    if tensor is None or tensor.is_meta or tensor.layout is not torch.strided or nn.parameter.is_lazy(tensor):
         return id(tensor)
     return (id(tensor), tensor.detach().numpy().tobytes(), tensor.requires_grad)
 

@@ -27,7 +27,7 @@ from passes.frontend.functionalise import functionalise_graph
 from passes.frontend.regions import inline_regions
 from passes.frontend.unlift import keep_whole, unlifted
 from passes.graph.isolation import attributes_kept, run_aside
-from passes.graph.nodes import hint
+from passes.graph.nodes import attribute, hint
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,9 @@ def capture(
     where the code of the model cannot be traced; both name the line of the model at fault.
     """
     root, graph = unlifted(exported_program(model, args, kwargs, dynamic_shapes=dynamic_shapes))
+    for node in graph.find_nodes(op="get_attr"):
+        if node.users and isinstance(held := attribute(root, str(node.target)), Tensor):
+            _check_dense(str(node.target), held)
     inline_regions(root, graph)
     _strip(graph)
     _refuse_untraceable(graph)
@@ -86,8 +89,6 @@ def exported_program(
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except (KeyboardInterrupt, MemoryError):
         raise
-    except RecursionError as error:
-        raise CaptureError(f"{type(model).__name__} calls itself without end") from error
     except Exception as error:  # torch.export has no error tree of its own: any error is about the code of the model
         if torch.is_grad_enabled() and "modified inplace" in str(error):  # code that runs only without gradients
             with torch.no_grad():
@@ -136,11 +137,21 @@ def _check_call(model: object, args: object, kwargs: object) -> None:
         if is_lazy(parameter) or parameter.is_meta:
             what = "has no values (device meta)" if parameter.is_meta else "is uninitialized"
             raise InputError(f"parameter {name} {what}; load weights, or run the model once, before pruning")
+        _check_dense(f"parameter {name}", parameter)
+    for leaf in pytree.tree_leaves((args, dict(kwargs or {}))):
+        if isinstance(leaf, Tensor) and leaf.layout is not torch.sparse_coo:  # which torch.export takes
+            _check_dense("an example input", leaf)
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.detach().sum().isfinite()):
             bad = int((~tensor.detach().isfinite()).sum())
             if bad:
                 raise InputError(f"{name} holds {bad} values of {tensor.numel()} that are NaN or infinite")
+
+
+def _check_dense(what: str, tensor: Tensor) -> None:
+    if tensor.layout is not torch.strided:
+        layout = str(tensor.layout).removeprefix("torch.")
+        raise InputError(f"{what} is stored as {layout}; expected a dense tensor, which its to_dense() gives")
 
 
 def _explained(
@@ -153,6 +164,8 @@ def _explained(
         run_aside(model, args, kwargs or {})
     except Exception as plain:  # any error of the user's own forward
         reason = first_line(plain) if str(plain).strip() else ""
+        if isinstance(plain, RecursionError):
+            reason = "it calls itself without end"
         return InputError(
             f"{type(model).__name__} does not run on the example inputs "
             f"({_describe(args, kwargs)}): {type(plain).__name__}: {reason}{_guilty_line(plain)}"
