@@ -40,6 +40,11 @@ def test_nodes_inside_a_branch_are_read() -> None:
     assert [finding.node for finding in lint(model) if finding.severity == "error"] == ["deep"]
 
 
+def test_control_flow_is_a_warning_by_name() -> None:
+    """The emitter writes none: cond, while_loop and scan have no form."""
+    assert said(lint(branches(helper.make_node("Relu", ["x"], ["t"]))), "importer asks of it is not judged", "warning")
+
+
 def test_a_branch_has_constants_of_its_own() -> None:
     convolution, weight = helper.make_node("Conv", ["x", "w"], ["t"]), numpy_helper.from_array(WEIGHT, "w")
     assert not [finding for finding in lint(branches(convolution, held=[weight])) if finding.severity == "error"]

@@ -21,7 +21,7 @@ def rules() -> Iterator[tuple[str, str, str, str]]:
     for kind, checks in CHECKS.items():
         yield from ((kind, check.rule, check.source or "its importer", check.basis) for check in checks)
     for kind, entry in table().items():
-        if entry.supported in ("yes", "experimental") and entry.typed != ():
+        if entry.supported in ("yes", "partly", "experimental") and entry.typed != ():
             types = f"types: {', '.join(entry.types)}"
             source = "its importer" if entry.source.endswith(f"import{kind}") else entry.source
             if entry.basis == "certain":

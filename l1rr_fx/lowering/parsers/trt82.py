@@ -80,6 +80,10 @@ def _support(entry: Entry | None) -> Remark | None:
     if entry.supported == "experimental":
         cure = "use EfficientNMS_TRT, or compute it after the engine"
         return Remark("support is experimental", cure, "warning", source=entry.source)
+    if entry.supported == "partly":
+        problem = "what its importer asks of it is not judged here (the nodes of its graphs are)"
+        cure = "unroll it, or choose by Where; or try the file on the device"
+        return Remark(problem, cure, "warning", source=entry.source)
     return None
 
 
