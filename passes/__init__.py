@@ -19,7 +19,7 @@ has them as passes of torch.fx, `accounts` is costs as data, `errors` the tree o
 
 from __future__ import annotations
 
-from passes.accounts import Accounts, Cost, Family, Kept, Layer, Recombination
+from passes.accounts import Accounts, Alternative, Cost, Family, Kept, Layer, Recombination
 from passes.analysis.coupling import channel_groups
 from passes.analysis.liveness import Facts, channel_facts
 from passes.analysis.program import Program
@@ -32,7 +32,7 @@ from passes.assignment.pq_tree import Order, consecutive_order
 from passes.audit.comparison import relative_deviation
 from passes.audit.verify import Difference, first_difference
 from passes.canonical.normalise import normalise
-from passes.compile import Removed, remove_zero_channels
+from passes.compile import Removed, fastest_plan, remove_zero_channels
 from passes.errors import (
     CaptureError,
     InputError,
@@ -50,6 +50,7 @@ from passes.graph.selection import Selection
 from passes.infra import FoldBatchNorm, FoldConstants, Functionalise, Normalise, RemoveZeroChannels, RestoreModes
 from passes.rewriting.fold import fold_batch_norm, fold_constants
 from passes.rewriting.rewriter import Rewritten, rewrite
+from passes.rewriting.sketcher import Machine, Sketch, sketch
 from passes.rules import rule_for
 from passes.rules.base import Site
 
@@ -58,6 +59,7 @@ Plan = LayoutPlan
 
 __all__ = [
     "Accounts",
+    "Alternative",
     "ByteCount",
     "CaptureError",
     "Cost",
@@ -74,6 +76,7 @@ __all__ = [
     "Layout",
     "LayoutPlan",
     "LoadError",
+    "Machine",
     "Normalise",
     "Options",
     "Order",
@@ -87,6 +90,7 @@ __all__ = [
     "Rewritten",
     "Selection",
     "Site",
+    "Sketch",
     "Target",
     "VanishedError",
     "VerifyError",
@@ -95,6 +99,7 @@ __all__ = [
     "channel_facts",
     "channel_groups",
     "consecutive_order",
+    "fastest_plan",
     "first_difference",
     "fold_batch_norm",
     "fold_constants",
@@ -106,4 +111,5 @@ __all__ = [
     "restore_modes",
     "rewrite",
     "rule_for",
+    "sketch",
 ]

@@ -68,6 +68,16 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """One way to write the small network, by the predicted seconds of a forward pass; `copies` counts recombinations
+    that are calls."""
+
+    name: str
+    seconds: float
+    copies: int
+
+
+@dataclass(frozen=True)
 class Family:
     """A family of tensors whose channels are coupled by sums, named for the first sum.
 

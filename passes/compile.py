@@ -1,35 +1,63 @@
-"""The compiler in one call: normalise a captured graph, analyse it, assign layouts and rewrite it."""
+"""The compiler in one call: normalise a captured graph, analyse it, assign layouts and rewrite it.
+
+Layout assignment decides tensor by tensor, by prices that hold in between. Where the target predicts whole networks
+(`Machine`), the network is planned in several ways, and the one that is predicted fastest is written.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.fx import GraphModule
 
+from passes.accounts import Alternative
 from passes.analysis.liveness import Facts, channel_facts
 from passes.analysis.program import Program
 from passes.assignment.assign import plan_layouts
-from passes.assignment.options import Options
+from passes.assignment.cost_model import ByteCount
+from passes.assignment.options import MODES, Options
 from passes.assignment.plan import LayoutPlan
+from passes.assignment.whole import whole_layouts
 from passes.canonical.normalise import normalise_graph
 from passes.errors import VanishedError
 from passes.rewriting.rewriter import Rewritten, rewrite
+from passes.rewriting.sketcher import Machine, sketch
 from passes.rules import rule_for
 
 Phase = Callable[[str], AbstractContextManager[Any]]
 """Makes the context in which the phase of that name runs; a clock measures it."""
 
 
+NEAR = 0.001
+"""A prediction does not tell networks apart whose times differ by less; the one with fewer copies is written."""
+AS_IT_IS = "the network as it is"
+
+
+@dataclass(frozen=True, eq=False)
+class Assigned:
+    """A layout plan, and the ways to write the network among which it was chosen, its own first.
+
+    `alternatives` is empty where the target predicts no whole networks, and where the mode leaves no choice.
+    """
+
+    plan: LayoutPlan
+    alternatives: tuple[Alternative, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Removed:
-    """The small network, the layout plan that it was made from, and the record of the rewrite."""
+    """The small network, the layout plan that it was made from, and the record of the rewrite.
+
+    `alternatives` are those of `Assigned`.
+    """
 
     module: GraphModule
     plan: LayoutPlan
     rewritten: Rewritten
+    alternatives: tuple[Alternative, ...] = ()
 
 
 def remove_zero_channels(
@@ -46,10 +74,38 @@ def remove_zero_channels(
         program = Program(captured, rule_for)
         facts = channel_facts(program)
         refuse_vanished(program, facts)
-        plan = plan_layouts(program, facts, options)
+        assigned = fastest_plan(program, facts, options)
     with phase("rewrite"):
-        rewritten = rewrite(plan)
-    return Removed(rewritten.module, plan, rewritten)
+        rewritten = rewrite(assigned.plan)
+    return Removed(rewritten.module, assigned.plan, rewritten, assigned.alternatives)
+
+
+def fastest_plan(program: Program, facts: Facts, options: Options | None = None) -> Assigned:
+    """The layout plan of the network that runs fastest on the target, of all ways to write it.
+
+    These are the three modes, with the target's prices and without, and the network as it is. There is one way only
+    where the target is no `Machine`, and in the modes "union" and "exclude", which say how to write it.
+    """
+    options = options or Options()
+    if not isinstance(options.target, Machine) or options.mode != "recombine":
+        return Assigned(plan_layouts(program, facts, options))
+    found: list[tuple[Alternative, LayoutPlan]] = []
+    for name, way in _ways(options).items():
+        plan = whole_layouts(program, facts, options) if way is None else plan_layouts(program, facts, way)
+        drawn = sketch(plan)
+        found.append((Alternative(name, options.target.predict_sketch(drawn), drawn.copies), plan))
+    least = min(each.seconds for each, _ in found)
+    near = [pair for pair in found if pair[0].seconds <= least * (1 + NEAR)]
+    chosen, plan = min(near, key=lambda pair: (pair[0].copies, pair[0].seconds))
+    others = sorted((each for each, _ in found if each is not chosen), key=lambda each: each.seconds)
+    return Assigned(plan, (chosen, *others))
+
+
+def _ways(options: Options) -> dict[str, Options | None]:
+    """The ways to write a network, by name; None for the network as it is."""
+    found = {mode: replace(options, mode=mode) for mode in reversed(MODES)}
+    found |= {f"{mode} without a target": replace(way, target=ByteCount()) for mode, way in found.items()}
+    return {**found, AS_IT_IS: None}
 
 
 def refuse_vanished(program: Program, facts: Facts) -> None:

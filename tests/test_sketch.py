@@ -16,7 +16,8 @@ from l1rr_fx.machines.by_name import machine
 from l1rr_fx.testing import randomised, zeroed
 from passes import LayoutPlan, Program, capture, channel_facts, normalise, plan_layouts, rewrite, rule_for
 from passes.assignment.options import MODES, Options
-from passes.rewriting.sketch import sketch
+from passes.assignment.whole import whole_layouts
+from passes.rewriting.sketcher import sketch
 from tests.machines import MACHINES, RUNS
 from tests.zoo import by_name
 
@@ -98,3 +99,17 @@ def test_the_copies_are_the_recombinations_that_are_calls() -> None:
     plan = planned(model, args, Options())
     written = [each for each in rewrite(plan).recombinations if each.kind != "folded"]
     assert sketch(plan).copies == len(written) > 0
+
+
+@pytest.mark.parametrize("name", ["res_next_block", "shuffle_by_view", "stepped_slices", "flexible_arguments"])
+def test_the_network_as_it_is(name: str) -> None:
+    """Its sketch has the kernels of the model, and so has the copy that is written."""
+    model, args = PATTERNS[name].build()
+    model = zeroed(model, 1 / 3, seed=1)
+    program = Program(normalise(capture(model, args)), rule_for)
+    plan = whole_layouts(program, channel_facts(program))
+    expected = [*map(alike, kernels(capture(model, args)))]
+    assert [*map(alike, canonical_kernels(sketch(plan).graph))] == expected
+    small = rewrite(plan)
+    assert [*map(alike, kernels(capture(small.module, args)))] == expected
+    torch.testing.assert_close(small.module(*args), model(*args), rtol=1e-12, atol=1e-12)  # the same calls, in float64

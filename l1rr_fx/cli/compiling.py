@@ -14,6 +14,8 @@ from l1rr_fx.cli.application import app, reporting
 from l1rr_fx.cli.subject import ModelArgument, load_subject
 from passes.errors import InputError
 
+TARGET_HELP = "The machine that will run it: none, cpu or onnxruntime (this one), or jetson-tx2."
+
 
 class Mode(str, Enum):
     """What happens to channels that meet in an addition: see `l1rr_fx.prune`."""
@@ -24,13 +26,16 @@ class Mode(str, Enum):
 
 
 @app.command("inspect")
-def inspect_command(model: ModelArgument) -> None:
+def inspect_command(
+    model: ModelArgument,
+    target: Annotated[str, typer.Option(metavar="MACHINE", help=TARGET_HELP)] = "none",
+) -> None:
     """Show the channels of MODEL, their groups, what could go, and what blocks the rest. Needs no training."""
     from l1rr_fx.method.sites.inspection import inspect
 
     with reporting("inspecting"):
         subject = load_subject(model)
-        inspection = inspect(subject.model, subject.args, subject.kwargs)
+        inspection = inspect(subject.model, subject.args, subject.kwargs, target=target)
     Console().print(inspection)
 
 
@@ -39,9 +44,7 @@ def prune_command(
     model: ModelArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to save the small network.")],
     mode: Annotated[Mode, typer.Option(help="What happens to channels that meet in an addition.")] = Mode.recombine,
-    target: Annotated[
-        str, typer.Option(help="The machine that will run it: none, cpu (this one) or jetson-tx2.")
-    ] = "none",
+    target: Annotated[str, typer.Option(metavar="MACHINE", help=TARGET_HELP)] = "none",
     channel_multiple: Annotated[
         int | None, typer.Option(min=1, help="Keep a multiple of this many channels (default: where it pays).")
     ] = None,

@@ -12,13 +12,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from l1rr_fx.cli.application import app, reporting
-from l1rr_fx.cli.compiling import Mode
+from l1rr_fx.cli.compiling import TARGET_HELP, Mode
 from l1rr_fx.cli.subject import ModelArgument, load_subject
 from l1rr_fx.support.files import blamed, write_file
 from l1rr_fx.support.functions import called
 from passes.errors import InputError
 
-BUDGET_HELP = "Shares of the dense model to keep, such as macs=0.35,params=0.25; attention=0.1 limits the loss."
+BUDGET_HELP = (
+    "Shares of the dense model to keep, such as macs=0.35,params=0.25, or latency=0.6 with a --target; attention=0.1 "
+    "limits the loss."
+)
 DATA_HELP = (
     "package.module:function, called without arguments, which returns batches (images, targets); targets are boxes in "
     "pixels for each image. Ratios then come from the feature attention loss, else from one threshold on the scores."
@@ -33,6 +36,7 @@ def choose_command(
     data: Annotated[str | None, typer.Option("--data", metavar="FUNCTION", help=DATA_HELP)] = None,
     scores: Annotated[str, typer.Option(help="bn-scale or weight-norm: what orders channels.")] = "bn-scale",
     mode: Annotated[Mode, typer.Option(help="What happens to channels that meet in an addition.")] = Mode.recombine,
+    target: Annotated[str, typer.Option(metavar="MACHINE", help=TARGET_HELP)] = "none",
     curves: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep what is measured here, and go on from it.")
     ] = None,
@@ -60,6 +64,7 @@ def choose_command(
                 scores=scores,
                 attention=attention,
                 mode=mode.value,
+                target=target,
                 curves=curves,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )

@@ -25,7 +25,7 @@ from l1rr_fx.support.tables import printed
 from passes.assignment.plan import LayoutPlan
 from passes.errors import InputError
 from passes.frontend.capture import capture
-from passes.rewriting.sketch import sketch
+from passes.rewriting.sketcher import sketch
 
 JETSON_TX2 = Device("jetson-tx2", flops_per_cycle=512, half_rate=2, clock=MAXN, bandwidth=59.7e9)
 """256 cores that multiply and add each cycle, twice as many in FP16; the clock is that of nvpmodel 0, MAXN."""

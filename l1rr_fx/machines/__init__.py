@@ -1,8 +1,11 @@
-"""Cost models of machines: in goes the name of a machine, out comes a `passes.assignment.cost_model.Target`.
+"""Machines: in goes the name of a machine, out comes a target of the compiler (`passes.Target`, `passes.Machine`).
 
-With it the compiler weighs, in seconds, copies against channels of zeros and wider layers.
+With it the compiler weighs, in seconds, copies against channels of zeros and wider layers, and predicts the time of
+whole networks.
 
-    by_name        `machine`: the cost model for a name
+    by_name        `machine`: the target for a name
+    own            a target of the user's that is a predictor of latency too
+    settings       what predictions depend on, for a plan that is stored
     cpu            this CPU under torch, measured once and cached
     onnxruntime    this CPU under ONNX Runtime, measured once and cached
     jetson_tx2     a Jetson TX2, from the latency model

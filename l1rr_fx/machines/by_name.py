@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from l1rr_fx.latency.prediction import Latency
 from l1rr_fx.machines.cpu import this_cpu
-from l1rr_fx.machines.jetson_tx2 import jetson_tx2_target
+from l1rr_fx.machines.jetson_tx2 import jetson_tx2_target, target_of
+from l1rr_fx.machines.own import predicting
 from passes.assignment.cost_model import ByteCount, Target
 from passes.errors import InputError
+from passes.rewriting.sketcher import Machine
 
 NAMES = ("none", "cpu", "onnxruntime", "jetson-tx2")
 
 
-def machine(name: str | Target) -> Target:
-    """The cost model of a machine, or what was given if it is one already.
+def machine(name: str | Target | Latency, args: tuple[Any, ...] | None = None) -> Target:
+    """The machine of that name as a target, or the target that was given.
 
     - "none": no machine; copies count by their bytes, and no multiplication is made to spare one;
     - "cpu": the one that this runs on, under torch, measured once and remembered (2 s);
     - "onnxruntime": the same under ONNX Runtime, where a copy between convolutions also costs them their layout;
-    - "jetson-tx2": predicted from published measurements, FP16.
+    - "jetson-tx2": predicted from published measurements, FP16;
+    - a `Latency`, such as `Latency.from_results(...)`: the same with other coefficients, clock or precision;
+    - a cost model of your own (`passes.Target`); if it is a `LatencyPredictor` too, it predicts networks that are
+      called with `args`, so that the compiler chooses among several.
 
-    Raises InputError for any other name.
+    Raises InputError for anything else.
     """
+    if isinstance(name, Latency):
+        return target_of(name)
     if not isinstance(name, str):
         if isinstance(name, Target):
-            return name
+            return name if args is None or isinstance(name, Machine) else predicting(name, args)
     elif name == "none":
         return ByteCount()
     elif name == "cpu":
@@ -34,5 +44,5 @@ def machine(name: str | Target) -> Target:
     elif name == "jetson-tx2":
         return jetson_tx2_target("fp16")
     raise InputError(
-        f"target is {name!r}; expected one of {', '.join(NAMES)}, or a cost model (passes.assignment.cost_model)"
+        f"target is {name!r}; expected one of {', '.join(NAMES)}, a Latency, or a cost model (passes.Target)"
     )

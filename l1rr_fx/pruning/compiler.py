@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
+from l1rr_fx.latency.prediction import Latency
 from l1rr_fx.machines.by_name import machine
 from l1rr_fx.pruning.dense import dense_of
 from l1rr_fx.pruning.partition.agreement import check_pieces
@@ -37,22 +38,24 @@ def prune(
     mode: str = "recombine",
     dynamic_shapes: Any = None,
     channel_multiple: int | None = None,
-    target: str | Target = "none",
+    target: str | Target | Latency = "none",
     verify: bool = True,
 ) -> Pruned:
     """The small network that computes what `model`, with the zeros in its weights, computes.
 
     `args` and `kwargs` are one example input; sizes that may change later are named in `dynamic_shapes`, as for
     `torch.export.export`. `model` is not changed. `mode` says how residual branches meet ("recombine", "union" or
-    "exclude"), `target` for which machine: "none", "cpu", "onnxruntime", "jetson-tx2" or a cost model of your own
-    (see `l1rr_fx.machines`). A target keeps dead channels where they make the network faster; with "none" the fewest
-    multiplications are made. `channel_multiple` rounds channel counts up where dead channels are left, whether it pays
-    or not. With `verify` both networks are run on the example and compared.
+    "exclude"), `target` for which machine: "none", "cpu", "onnxruntime", "jetson-tx2", a `Latency` or a cost model of
+    your own (see `l1rr_fx.machines`). A target keeps dead channels where they make the network faster; with "none" the
+    fewest multiplications are made. A target that predicts whole networks, as "jetson-tx2" does, is asked about the
+    network written in each mode, and about the network as it is: the fastest is returned. `channel_multiple` rounds
+    channel counts up where dead channels are left, whether it pays or not. With `verify` both networks are run on the
+    example and compared.
 
     Raises InputError, CaptureError, VanishedError or VerifyError, each of them an L1RRError.
     """
     check_arguments(model, args, kwargs)
-    options = Options(mode, channel_multiple, machine(target))
+    options = Options(mode, channel_multiple, machine(target, args))
     clock = Clock()
     captured = _captured(model, args, kwargs, dynamic_shapes, clock)
     if isinstance(captured, CaptureError):
@@ -74,9 +77,15 @@ def prune(
     accounts = accounts_of(result.plan, result.rewritten, clock.seconds)
     notes = (*what_is_unusual(model, accounts, {"": result}), *notes, *verified.notes)
     report = Report(
-        accounts, options.mode, verified.deviation, options.target.name, notes=notes, compared=verified.compared
+        accounts,
+        options.mode,
+        verified.deviation,
+        options.target.name,
+        notes=notes,
+        compared=verified.compared,
+        dense=dense_of(captured, args, kwargs or {}),
+        alternatives=result.alternatives,
     )
-    report = replace(report, dense=dense_of(captured, args, kwargs or {}))
     example = Example(args, kwargs or {}, dynamic_shapes, float_type(result.module)).without_values()
     return Pruned(result.module, report, result.rewritten.kept, example)
 

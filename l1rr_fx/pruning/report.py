@@ -14,7 +14,7 @@ from l1rr_fx.pruning.dense import Dense
 from l1rr_fx.support.documents import from_json, to_json
 from l1rr_fx.support.tables import printed
 from l1rr_fx.support.uncounted import at_least, uncounted
-from passes.accounts import RECOMBINATION_KINDS, Accounts, Cost, Kept, NotCounted
+from passes.accounts import RECOMBINATION_KINDS, Accounts, Alternative, Cost, Kept, NotCounted
 
 VERSION = 1
 SHOWN_REASONS = 12
@@ -28,7 +28,8 @@ class Report:
     (None: not verified, or no number could be compared; `notes` then say why). `target` is the machine whose cost model
     chose between copies and multiplications. `pieces` names the submodules that were captured one by one where the
     whole model could not be; it is empty otherwise. `dense` is what predicts the latency of the network before pruning
-    (None: of pieces).
+    (None: of pieces). `alternatives` are the ways to write the network by the time that the target predicts, the one
+    that was written first; empty where it predicts none.
     """
 
     accounts: Accounts
@@ -39,6 +40,7 @@ class Report:
     notes: tuple[str, ...] = ()
     compared: int = 0
     dense: Dense | None = field(default=None, repr=False)
+    alternatives: tuple[Alternative, ...] = ()
 
     @property
     def before(self) -> Cost:
@@ -71,6 +73,8 @@ class Report:
     def __rich__(self) -> RenderableType:
         accounts = self.accounts
         parts: list[RenderableType] = [self._headline(), _cost_table(self)]
+        if self.alternatives:
+            parts.append(_alternative_table(self))
         if accounts.recombinations:
             parts.append(_recombination_table(accounts))
         if accounts.families:
@@ -129,6 +133,16 @@ def _cost_table(report: Report) -> Table:
         share = f"{after / before:.1%}" if before else "-"
         left_out = report.not_counted if name == "macs" else ()
         table.add_row(title, *(at_least(cell, left_out) for cell in (f"{before:,}", f"{after:,}", f"{limit:,}", share)))
+    return table
+
+
+def _alternative_table(report: Report) -> Table:
+    """The ways to write the network; the first is the one that was written."""
+    table = Table("way to write it", title=f"Predicted for {report.target}", title_justify="left")
+    for heading in ("ms", "copies"):
+        table.add_column(heading, justify="right")
+    for index, each in enumerate(report.alternatives):
+        table.add_row(each.name + " (written)" * (not index), f"{each.seconds * 1e3:.3f}", f"{each.copies:,}")
     return table
 
 

@@ -10,5 +10,6 @@ operator can produce, where each reader recombines, and why dead channels stay.
     prices           what dead channels cost, against copies without them
     candidates       the layouts that a tensor can have, with costs and savings
     assign           the stage as one function: a sweep from the outputs to the inputs
+    whole            the plan that removes nothing, to compare with
     plan             its result, as data and as a table
 """

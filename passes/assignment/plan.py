@@ -70,7 +70,8 @@ class LayoutPlan:
     """The layouts of the small network.
 
     `layout` has one for each tensor that the small network holds, `growth` the reason for each tensor that keeps dead
-    channels, `candidates` what was considered for each tensor that a call computes.
+    channels, `candidates` what was considered for each tensor that a call computes. With `as_it_is` the network is to
+    be copied, operator by operator.
     """
 
     program: Program
@@ -81,6 +82,7 @@ class LayoutPlan:
     sites: Sequence[SitePlan]
     arrangement: Arrangement
     candidates: Mapping[Node, Sequence[Candidate]]
+    as_it_is: bool = False
 
     def __str__(self) -> str:
         rows = [("value", "layout", "reason")]

@@ -4,7 +4,7 @@ In goes a layout plan, out comes a graph module with the selected parts of the p
 the original.
 
     rewriter             the stage as one function
-    sketch               the network's graph with the shapes of all values and without parameters, for predictions
+    sketcher             the network's graph with the shapes of all values and without parameters, for predictions
     recombine            values brought from one layout to another: slice, concatenation, padding, gather
     stored_parameters    the part of each parameter that is stored, the union of what its readers select
     fold                 batch norms folded into weights, and constants computed once, for deployment

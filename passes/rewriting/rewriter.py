@@ -51,7 +51,7 @@ def rewrite(plan: LayoutPlan) -> Rewritten:
 
 
 class Rewriter:
-    """Writes the graph of a layout plan, call by call; `passes.rewriting.sketch` writes it without parameters."""
+    """Writes the graph of a layout plan, call by call; `passes.rewriting.sketcher` writes it without parameters."""
 
     def __init__(self, plan: LayoutPlan) -> None:
         self.plan = plan
@@ -80,19 +80,38 @@ class Rewriter:
 
     def write(self) -> None:
         """Write all calls of the graph."""
+        if self.plan.as_it_is:
+            return self._copy()
         for node in self.old.graph.nodes:
             if node.op == "placeholder":
-                self.new[node] = (
-                    self.graph.placeholder(str(node.target), default_value=node.args[0] if node.args else None)
-                    if node.args
-                    else self.graph.placeholder(str(node.target))
-                )
+                self._placeholder(node)
             elif node.op == "get_attr" and node in self.plan.layout:
                 self.new[node] = self._value(node)
             elif node in self.by_call:
                 self._call(self.by_call[node])
             elif node.op == "output":
                 self._output(node)
+
+    def _placeholder(self, node: Node) -> None:
+        default = {"default_value": node.args[0]} if node.args else {}
+        self.new[node] = self.graph.placeholder(str(node.target), **default)
+
+    def _copy(self) -> None:
+        """Write each node as it is, with whole parameters."""
+        for node in self.old.graph.nodes:
+            if node.op == "placeholder":
+                self._placeholder(node)
+            elif node.op == "get_attr" and is_tensor(node):
+                whole = Selection.whole(self.plan.program.shape(node))
+                self.new[node] = self.attribute(self.parameters.name(node), whole)
+            elif node.op == "output":
+                self.graph.output(map_arg(node.args[0], self.new.__getitem__))
+            else:
+                new = self.new[node] = self.graph.node_copy(node, self.new.__getitem__)
+                if is_tensor(node):
+                    new.meta = {}
+                    self._name(new, node)
+                    self.given[new] = (node, Layout.whole(len(self.plan.program.shape(node))))
 
     # Values
 

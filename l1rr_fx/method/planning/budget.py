@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any, Protocol, SupportsFloat, runtime_checkable
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
+from l1rr_fx.latency.prediction import Latency
+from l1rr_fx.machines.by_name import machine
+from l1rr_fx.machines.jetson_tx2 import JetsonTX2
+from l1rr_fx.machines.own import LatencyPredictor, predicted
 from l1rr_fx.method.sites.channel_sites import sites_of
 from l1rr_fx.method.sites.zeroing import ZeroedProgram, Zeroing, evaluation_graph, unwrapped, zeroed_values
 from l1rr_fx.support.arguments import of_kind
 from l1rr_fx.support.documents import from_text
 from passes.analysis.liveness import channel_facts
 from passes.analysis.program import Program
-from passes.assignment.assign import plan_layouts
+from passes.assignment.cost_model import Target
 from passes.assignment.options import Options
 from passes.assignment.plan import LayoutPlan
+from passes.assignment.whole import whole_layouts
 from passes.audit.costs import dense_macs, not_counted, plan_macs, plan_parameters
-from passes.compile import refuse_vanished
+from passes.compile import Assigned, fastest_plan, refuse_vanished
 from passes.errors import InputError
 from passes.graph.nodes import attribute
 from passes.rewriting.rewriter import rewrite
+from passes.rewriting.sketcher import Machine, sketch
 from passes.rules import rule_for
 
 
@@ -65,15 +68,6 @@ class Budget:
         return from_text(cls, of_kind("the budget", text, str, ', such as "macs=0.35"'), "the budget")
 
 
-@runtime_checkable
-class LatencyPredictor(Protocol):
-    """Predicts how long a network takes. Only ratios of its predictions are used, so that the unit does not matter."""
-
-    def predict(self, module: GraphModule, args: tuple[Any, ...]) -> float:
-        """The duration of one forward pass of `module`, a graph as `passes.rewrite` gives it, on `args`; any unit."""
-        ...
-
-
 @dataclass(frozen=True)
 class Size:
     """The cost of a network: parameters, MACs of one forward pass, predicted latency (None without a predictor)."""
@@ -93,9 +87,9 @@ class Size:
 class Analysis:
     """The cost of a model with any of its channels zero. The model is captured once and not changed.
 
-    `mode` and `channel_multiple` are those of `l1rr_fx.prune`, and the counts are those of its report. With `latency`
-    the small network is written for each question, as `prune` writes it for the target "none", and given to the
-    predictor.
+    `mode`, `channel_multiple` and `target` are those of `l1rr_fx.prune`, and the costs are those of the network that it
+    writes. A target that predicts whole networks predicts their latency too, before anything is written. With a
+    predictor `latency` the small network is written for each question, and given to it.
     """
 
     def __init__(
@@ -106,11 +100,12 @@ class Analysis:
         *,
         mode: str = "recombine",
         channel_multiple: int | None = None,
+        target: str | Target | Latency = "none",
         latency: LatencyPredictor | None = None,
     ) -> None:
         self.model = of_kind("model", unwrapped(model), nn.Module)
-        self.args = args
-        self.options, self.latency = Options(mode, channel_multiple), latency
+        self.args, self.kwargs = args, kwargs or {}
+        self.options, self.latency = Options(mode, channel_multiple, machine(target, args)), latency
         self.program = Program(evaluation_graph(model, args, kwargs), rule_for)
         self.not_counted = not_counted(self.program)
         self.sites = sites_of(self.program)
@@ -124,15 +119,36 @@ class Analysis:
 
     def size(self, zeroing: Zeroing) -> Size:
         """The cost of the pruned model with these channels zero. VanishedError if an output would be constant."""
-        plan = self.plan(zeroing)
-        return Size(plan_parameters(plan), plan_macs(plan), self._predicted(plan))
+        assigned = self.assigned(zeroing)
+        plan = assigned.plan
+        return Size(plan_parameters(plan), plan_macs(plan), self._predicted(assigned))
 
     def plan(self, zeroing: Zeroing) -> LayoutPlan:
-        """The compiler's layout plan for the model with these channels zero. VanishedError as from `size`."""
+        """The layout plan of the pruned model with these channels zero. VanishedError as from `size`."""
+        return self.assigned(zeroing).plan
+
+    def assigned(self, zeroing: Zeroing) -> Assigned:
+        """The layout plan, and the ways to write the network from which the target chose it."""
         program = ZeroedProgram(self.program, zeroed_values(self.sites, self.values, zeroing))
         facts = channel_facts(program)
         refuse_vanished(program, facts)
-        return plan_layouts(program, facts, self.options)
+        return fastest_plan(program, facts, self.options)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether sizes have a latency."""
+        return self.latency is not None or isinstance(self.options.target, Machine)
+
+    def latency_of(self) -> str:
+        """Whose latency the sizes have, for messages, with the share of it that no plan saves where that is known."""
+        target = self.options.target
+        if self.latency is not None or not isinstance(target, JetsonTX2) or not self.dense.latency:
+            return f'Latency is that of the network that prune(target="{target.name}") writes'
+        started = target.launches(sketch(self._whole())) / self.dense.latency
+        return (
+            f"Latency is predicted for {target.name}, where to start the kernels of the dense network takes "
+            f"{started:.3f} of its time however small they are"
+        )
 
     def already_zero(self) -> Zeroing:
         """The channels whose parameters are zero in the model now."""
@@ -151,17 +167,20 @@ class Analysis:
         """The cost of the model if nothing in it were zero."""
         macs = dense_macs(self.program)
         parameters = sum(p.numel() for p in self.program.module.parameters())
-        if self.latency is None:
+        if not self.predicts:
             return Size(parameters, macs)
-        alive = {name: torch.where(v.detach() == 0, 1, v.detach()) for name, v in self.values.items()}
-        program = ZeroedProgram(self.program, alive)
-        return Size(parameters, macs, self._predicted(plan_layouts(program, channel_facts(program), self.options)))
+        return Size(parameters, macs, self._predicted(Assigned(self._whole())))
 
-    def _predicted(self, plan: LayoutPlan) -> float | None:
-        if self.latency is None:
-            return None
-        says: object = self.latency.predict(rewrite(plan).module, self.args)
-        seconds = float(says) if isinstance(says, SupportsFloat) else math.nan
-        if not 0 < seconds < math.inf:
-            raise InputError(f"the latency predictor says {says!r:.60}; expected a positive number")
-        return seconds
+    def _whole(self) -> LayoutPlan:
+        """The plan of the dense network."""
+        return whole_layouts(self.program, channel_facts(self.program), self.options)
+
+    def _predicted(self, assigned: Assigned) -> float | None:
+        """The latency of a network, in seconds or in the unit of the predictor; None where nothing predicts it."""
+        target = self.options.target
+        if self.latency is not None and not isinstance(self.latency, Latency):
+            return predicted(self.latency, rewrite(assigned.plan).module, self.args)
+        if assigned.alternatives and self.latency is None:
+            return assigned.alternatives[0].seconds
+        judge = target if self.latency is None else machine(self.latency)
+        return judge.predict_sketch(sketch(assigned.plan)) if isinstance(judge, Machine) else None

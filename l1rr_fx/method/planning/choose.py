@@ -13,9 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
+from l1rr_fx.latency.prediction import Latency
+from l1rr_fx.machines.by_name import machine
+from l1rr_fx.machines.own import LatencyPredictor
+from l1rr_fx.machines.settings import settings_of
 from l1rr_fx.method.attention.loss import FeatureAttention
-from l1rr_fx.method.planning.budget import Analysis, Budget, LatencyPredictor
+from l1rr_fx.method.planning.budget import Analysis, Budget
 from l1rr_fx.method.planning.curves import Curve, Progress, Unit, measured_curves
 from l1rr_fx.method.planning.plan import Plan, planned
 from l1rr_fx.method.planning.scores import Score, score_named, scores_of
@@ -23,8 +28,10 @@ from l1rr_fx.method.planning.search import KEPT_CHANNELS, KEPT_SHARE, Search, se
 from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing, unwrapped
 from l1rr_fx.support.arguments import all_of_kind, of_kind
 from passes.analysis.coupling import residual_values
+from passes.assignment.cost_model import Target
 from passes.errors import InputError
 from passes.graph.nodes import attribute
+from passes.rewriting.sketcher import Machine
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +55,7 @@ def choose(
     kwargs: Mapping[str, Any] | None = None,
     scores: str | Score = "bn-scale",
     attention: FeatureAttention | None = None,
+    target: str | Target | Latency = "none",
     latency: LatencyPredictor | None = None,
     sites: Sequence[str] | None = None,
     mode: str = "recombine",
@@ -75,7 +83,9 @@ def choose(
 
     `args`, `kwargs`: one example input.
     `scores`: the order of the channels within a layer: "bn-scale", "weight-norm", or a function such as `Taylor`.
-    `latency`: the predictor of a budget that limits latency.
+    `target`: the machine that the network is pruned for, as for `prune`. Costs are those of the network that
+        `prune(zeroed, target=target)` writes, and latency is what the target predicts for it.
+    `latency`: a predictor of your own for a budget that limits latency, in place of the target's.
     `sites`: the names of the only sites to take channels from. All of them are compared, with a batch norm or without.
     `mode`, `channel_multiple`: as for `prune`.
     `curves`: a file for the measured losses, from which an interrupted call goes on. Under torchrun the processes
@@ -90,8 +100,12 @@ def choose(
         if value is not None:
             of_kind(name, value, kind)
     chosen = None if sites is None else all_of_kind("sites", sites, str)
-    if "latency" in budget.limits and latency is None:
-        raise InputError("the budget limits latency: give a predictor as latency=")
+    on = machine(target, args)
+    if "latency" in budget.limits and latency is None and not isinstance(on, Machine):
+        raise InputError(
+            f"the budget limits latency, which target {on.name!r} does not predict: name a target that does, such as "
+            '"jetson-tx2", or give a predictor as latency='
+        )
     if "attention" in budget.limits and attention is None:
         raise InputError("the budget limits the attention loss: give a FeatureAttention as attention=")
     analysis = Analysis(
@@ -100,6 +114,7 @@ def choose(
         kwargs,
         mode=mode,
         channel_multiple=channel_multiple,
+        target=on,
         latency=latency if "latency" in budget.limits else None,
     )
     analysis.plan({})  # an output that is constant already is refused before anything is measured
@@ -108,10 +123,10 @@ def choose(
     blocked = _blocked(analysis, attention, chosen)
     ranked = _units(unwrapped(model), analysis, score_named(scores), blocked)
     units = [each.unit for each in ranked]
+    search = Search(analysis, budget, None, sequence(units, {e.unit.name: e.scores for e in ranked}), blocked)
     if attention is None:
-        removals = sequence(units, {each.unit.name: each.scores for each in ranked})
-        search = Search(analysis, budget, None, removals, blocked)
         return _warned(_plan(search, search.count(), {}, blocked, "global threshold"))
+    search.refuse_impossible()  # before hours of measuring
     found = measured_curves(attention, units, analysis.values, file=curves, progress=progress)
     plans: list[Plan] = []
     refused: list[InputError] = []
@@ -269,6 +284,8 @@ def _plan(search: Search, count: int, curves: Mapping[str, Curve], blocked: Mapp
         search.sequence[count - 1].time if count else 0.0,
         search.loss(count) if search.attention is not None else None,
         analysis.not_counted,
+        settings_of(analysis.options.target),
+        tuple(tuple(x.shape) for x in pytree.tree_leaves((analysis.args, analysis.kwargs)) if isinstance(x, Tensor)),
     )
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
+from l1rr_fx.machines.settings import MachineSettings
 from l1rr_fx.method.attention.loss import AttentionLoss
 from l1rr_fx.method.planning.budget import Budget
 from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing, unwrapped
@@ -68,7 +69,8 @@ class Plan:
     pruned model as shares of the dense one. `tau`: the loss up to which each layer is zeroed; with the global
     threshold, the largest score that is zeroed. `method`: how the channels were chosen. `attention`: the loss of the
     whole plan, if it was measured. `not_counted`: the calls whose MACs and time are in no figure, so that the shares of
-    these costs are lower bounds.
+    these costs are lower bounds. `machine`: whose predictions the costs are (None: of a plan that did not record it),
+    for the example `inputs` of these shapes.
     """
 
     model: str
@@ -81,6 +83,8 @@ class Plan:
     tau: float
     attention: AttentionLoss | None = None
     not_counted: tuple[NotCounted, ...] = ()
+    machine: MachineSettings | None = None
+    inputs: tuple[tuple[int, ...], ...] = ()
 
     @property
     def zeroed(self) -> int:
@@ -145,6 +149,10 @@ class Plan:
     def _headline(self) -> Text:
         total = sum(site.channels for site in self.sites)
         lines = [f"{self.model}: {self.zeroed:,} of {total:,} channels zeroed by {self.method}, tau {self.tau:.3g}"]
+        if self.machine is not None:
+            sizes = ", ".join("x".join(map(str, shape)) for shape in self.inputs)
+            predicted = "latency predicted for " if "latency" in self.reached else "pruned for "
+            lines.append(f"{predicted}{self.machine}, inputs {sizes}" if sizes else f"{predicted}{self.machine}")
         for name, share in self.reached.items():
             limit = self.budget.limits.get(name)
             left_out = () if name == "params" else self.not_counted

@@ -1,7 +1,12 @@
-"""The search for the number of channels that meets a budget, by bisection over the compiler's analysis."""
+"""The search for the number of channels that meets a budget, over the compiler's analysis.
+
+Costs fall smoothly with the number of channels, so that false position finds it in a few questions; outputs that vanish
+and limits on attention are found by bisection.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +21,8 @@ from passes.errors import InputError, VanishedError
 KEPT_CHANNELS, KEPT_SHARE = 4, 0.05
 """A layer keeps at least KEPT_CHANNELS channels, and KEPT_SHARE of them."""
 
-
-FOR_NONE = '. Latency is that of the network that prune(target="none") writes; pruned for its device it can be faster'
+CLOSE = 0.001
+"""A number of removals is not refined further if it leaves at most this share of the dense model below the limits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +41,8 @@ def sequence(units: Sequence[Unit], times: Mapping[str, Sequence[float]]) -> lis
 
 
 class Search:
-    """The shortest prefix of a sequence of removals that meets the limits on cost. If only attention is limited, the
-    longest prefix within that limit."""
+    """A prefix of a sequence of removals that meets the limits on cost and is at most CLOSE below them, or the shortest
+    that does. If only attention is limited, the longest prefix within that limit."""
 
     def __init__(
         self,
@@ -57,10 +62,7 @@ class Search:
         """The number of removals. InputError if the budget cannot be met."""
         if not self.limits:
             return self._last(lambda count: self._is_kept(count))
-        possible = self._last(lambda count: self.shares(count) is not None)
-        if not self._is_met(possible):
-            raise self._impossible(possible)
-        count = self._last(lambda count: not self._is_met(count), below=possible) + 1 if not self._is_met(0) else 0
+        count = 0 if self._excess(0) <= 0 else self._met(self.refuse_impossible())
         if not self._is_kept(count):
             most = self._last(lambda n: self._is_kept(n), below=count)
             raise InputError(
@@ -68,6 +70,13 @@ class Search:
                 f"{self.loss(count).total:.4f}, not {self.budget.attention:g}; up to that loss {self._reachable(most)}"
             )
         return count
+
+    def refuse_impossible(self) -> int:
+        """The largest number of removals that leaves no output constant. InputError if it does not meet the budget."""
+        possible = self._last(lambda count: self.shares(count) is not None)
+        if self._excess(possible) > 0:
+            raise self._impossible(possible)
+        return possible
 
     def zeroing(self, count: int) -> Zeroing:
         """The masks after `count` removals."""
@@ -96,9 +105,28 @@ class Search:
             self._losses[count] = self.attention.losses([values], per_class=True)[0]
         return self._losses[count]
 
-    def _is_met(self, count: int) -> bool:
+    def _excess(self, count: int) -> float:
+        """How far the cost after `count` removals is above the limits, as a share of the dense model; at most 0 if they
+        are met."""
         shares = self.shares(count)
-        return shares is not None and all(shares[name] <= limit for name, limit in self.limits.items())
+        return math.inf if shares is None else max((shares[n] - limit for n, limit in self.limits.items()), default=0.0)
+
+    def _met(self, high: int) -> int:
+        """A number of removals that meets the limits, as `high` does, by false position between 0 and `high`.
+
+        Each second time that the same end stays its excess counts half, so that neither end stays for long.
+        """
+        low, above, below = 0, self._excess(0), self._excess(high)
+        met, side = below, 0
+        while high - low > 1 and met < -CLOSE:
+            part = (above + CLOSE / 2) / (above - below) if math.isfinite(above) else 0.5
+            middle = min(max(low + round(part * (high - low)), low + 1), high - 1)
+            excess = self._excess(middle)
+            if excess > 0:
+                low, above, below, side = middle, excess, below / 2 if side > 0 else below, 1
+            else:
+                high, below, above, met, side = middle, excess, above / 2 if side < 0 else above, excess, -1
+        return high
 
     def _is_kept(self, count: int) -> bool:
         limit = self.budget.attention
@@ -132,7 +160,7 @@ class Search:
             f"the budget {shown(self.limits)} cannot be met; {self._reachable(count)}, with {len(floors)} layers at "
             f"their least, max({KEPT_CHANNELS}, {KEPT_SHARE:.0%}) of their channels"
             + (f", and these whole: {names}" if names else "")
-            + (FOR_NONE if "latency" in self.limits else "")
+            + (f". {self.analysis.latency_of()}" if "latency" in self.limits else "")
         )
 
 

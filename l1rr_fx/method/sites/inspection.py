@@ -12,16 +12,22 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from l1rr_fx.latency.prediction import Latency
+from l1rr_fx.machines.by_name import machine
 from l1rr_fx.method.sites.blocked import Verdict, verdicts
 from l1rr_fx.method.sites.producers import Producer, group_numbers, layers, producers, producers_of
 from l1rr_fx.support.tables import printed
 from l1rr_fx.support.uncounted import at_least, uncounted
 from passes.accounts import NotCounted
+from passes.analysis.liveness import channel_facts
 from passes.analysis.program import Program
+from passes.assignment.cost_model import Target
+from passes.assignment.whole import whole_layouts
 from passes.audit.costs import not_counted
 from passes.canonical.normalise import normalise_graph
 from passes.frontend.capture import capture, check_arguments
 from passes.graph.nodes import operator_label
+from passes.rewriting.sketcher import Machine, sketch
 from passes.rules import rule_for
 from passes.rules.base import Site
 
@@ -58,11 +64,17 @@ class InspectedLayer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The channels of a model by layer; prints as a table. `not_counted`: calls of operators without a rule."""
+    """The channels of a model by layer; prints as a table.
+
+    `not_counted`: calls of operators without a rule. `target` is the machine that was named, `seconds` what it predicts
+    for the whole model (None: it predicts none).
+    """
 
     model: str
     layers: tuple[InspectedLayer, ...]
     not_counted: tuple[NotCounted, ...] = ()
+    target: str = "none"
+    seconds: float | None = None
 
     @property
     def channels(self) -> int:
@@ -98,10 +110,11 @@ class Inspection:
         share = f", {self.free_channels / self.channels:.1%}" if self.channels else ""
         lossy = sum(layer.channels for layer in self.layers if layer.stays is None and layer.loses_more is not None)
         more = f"; {lossy:,} more could, at a further loss" if lossy else ""
+        time = "" if self.seconds is None else f"; predicted {self.seconds * 1e3:.2f} ms on {self.target}"
         left_out = f"\n{uncounted(self.not_counted)}" if self.not_counted else ""
         return (
             f"{self.model}: {at_least(f'{self.channels:,}', self.not_counted)} channels of {len(self.layers):,} layers "
-            f"in {self.groups:,} groups; {self.free_channels:,} could go{share}{more}{left_out}"
+            f"in {self.groups:,} groups; {self.free_channels:,} could go{share}{more}{time}{left_out}"
         )
 
     def _layer_table(self) -> Table:
@@ -125,15 +138,21 @@ class Inspection:
 
 
 def inspect(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, dynamic_shapes: Any = None
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    target: str | Target | Latency = "none",
 ) -> Inspection:
     """What could be removed from a model: its layers with their channels, their groups, and what blocks them.
 
     `args` and `kwargs` are one example input. The values of the weights do not matter, and the model is not changed.
-    Listed are the convolutions and linear layers that have parameters of their own. Raises InputError and CaptureError
-    as `prune` does.
+    Listed are the convolutions and linear layers that have parameters of their own. A `target` that predicts whole
+    networks, as for `prune`, says how long the model takes. Raises InputError and CaptureError as `prune` does.
     """
     check_arguments(model, args, kwargs)
+    on = machine(target, args)
     captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
     normalise_graph(captured.graph)
     program = Program(captured, rule_for)
@@ -142,7 +161,14 @@ def inspect(
     listed = layers(program)
     groups = group_numbers(program, [layer.node for layer in listed])
     rows = [_row(layer, groups[layer.node], _verdict(by_key, producers_of(layer, found))) for layer in listed]
-    return Inspection(type(model).__name__, tuple(rows), not_counted(program))
+    return Inspection(type(model).__name__, tuple(rows), not_counted(program), on.name, _seconds(program, on))
+
+
+def _seconds(program: Program, target: Target) -> float | None:
+    """The predicted seconds of the network as it is."""
+    if not isinstance(target, Machine):
+        return None
+    return target.predict_sketch(sketch(whole_layouts(program, channel_facts(program))))
 
 
 def _verdict(by_key: Mapping[str, Verdict], found: Sequence[Producer]) -> Verdict:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from l1rr_fx.latency.prediction import Latency
+from l1rr_fx.machines.by_name import machine
 from l1rr_fx.method.sites.channel_sites import channel_sites
 from l1rr_fx.method.sites.zeroing import ChannelSite, unwrapped
 from l1rr_fx.method.training.channel_vector import ChannelVector
@@ -25,6 +27,7 @@ from l1rr_fx.method.training.penalised import SOURCE
 from l1rr_fx.method.training.reweighting import Reweighting
 from l1rr_fx.method.training.schedules import Schedule, factor_at, mean_factor, schedule_named
 from l1rr_fx.support.arguments import all_of_kind, number, of_kind
+from passes.assignment.cost_model import Target
 from passes.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -68,6 +71,7 @@ class ReweightedL1:
         gradients, the largest. With a share s about s^2 of the MACs stay: for a budget on MACs give its square root or
         a little less. Channels that are zero at the start (held there by a plan) count in no mean and no share.
     `refresh_every`: the number of steps between refreshes of the weights; by default a hundredth of `total_steps`.
+    `target`: the machine that the network is trained for, as for `prune`. It is kept in `target`, and no price yet.
 
     Attached, the penalty follows the optimiser: it does nothing in steps that GradScaler skips, nor between the steps
     of an accumulated gradient, and uses the learning rate of each gamma's group. It uses no random numbers and reads
@@ -91,7 +95,9 @@ class ReweightedL1:
         adaptive: bool = True,
         spared: float = 0.5,
         refresh_every: int | None = None,
+        target: str | Target | Latency = "none",
     ) -> None:
+        self.target = machine(target, args)
         model = of_kind("model", unwrapped(model), nn.Module)
         found = channel_sites(model, args) if sites is None else all_of_kind("sites", sites, ChannelSite, SOURCE)
         self._channels = ChannelVector(model, [site for site in found if site.blocked is None])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate, map_arg
 
 from passes.accounts import Recombination
+from passes.assignment.cost_model import Target
 from passes.assignment.plan import LayoutPlan
 from passes.canonical.normalise import normalise_graph
 from passes.graph.nodes import attribute, hint, is_tensor, place_tensor
@@ -33,8 +34,9 @@ STAND_INS: Mapping[type, Any] = {torch.SymInt: 1, torch.SymFloat: 1.0, torch.Sym
 
 @dataclass(frozen=True, eq=False)
 class Sketch:
-    """A graph in canonical form that is not to be run, and the recombinations that are written in it."""
+    """The graph of the network that `plan` describes, in canonical form and not to be run, and its recombinations."""
 
+    plan: LayoutPlan
     graph: Graph
     recombinations: tuple[Recombination, ...]
 
@@ -42,6 +44,15 @@ class Sketch:
     def copies(self) -> int:
         """The number of recombinations that are calls."""
         return sum(each.kind != "folded" for each in self.recombinations)
+
+
+@runtime_checkable
+class Machine(Target, Protocol):
+    """A cost model of a machine that also predicts how long whole networks take there."""
+
+    def predict_sketch(self, sketch: Sketch) -> float:
+        """The seconds of one forward pass of the network of a sketch."""
+        ...
 
 
 def sketch(plan: LayoutPlan) -> Sketch:
@@ -60,7 +71,7 @@ def sketch(plan: LayoutPlan) -> Sketch:
         elif node.op == "call_function":
             _evaluate(graph, node)
     normalise_graph(graph)
-    return Sketch(graph, tuple(sketcher.recombinations))
+    return Sketch(plan, graph, tuple(sketcher.recombinations))
 
 
 class _Sketcher(Rewriter):
