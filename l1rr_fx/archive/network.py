@@ -78,6 +78,8 @@ def load(
 
 def _usable(device: object) -> torch.device:
     """A device that holds tensors here."""
+    if str(device).startswith("meta"):
+        raise InputError(f"device is {short(device)}, which cannot be used: it holds no values")
     try:
         return torch.empty(0, device=device).device  # type: ignore[call-overload, no-any-return]  # that is the question
     except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError, ImportError) as error:

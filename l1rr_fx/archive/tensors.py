@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
-OS_ERROR = re.compile(r"(.*) \(os error (\d+)\)")
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 class Source(Protocol):
@@ -59,7 +60,8 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         safetensors.torch.save_file(tensors, path)
     except SafetensorError as error:
         said = OS_ERROR.search(str(error))
-        raise OSError(int(said[2]) if said else 0, said[1] if said else str(error)) from error
+        number = int(said[1]) if said else 0
+        raise OSError(number, os.strerror(number) if number else str(error)) from error
 
 
 def read_tensors(source: Source, size: int) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import operator
 import os
 from collections import OrderedDict
@@ -16,7 +17,8 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.support.files import new_directory_beside
+from l1rr_fx.support.arguments import path_of
+from l1rr_fx.support.files import blamed, write_file
 from passes.errors import CaptureError, InputError, first_line
 from passes.frontend.capture import exported_program
 
@@ -92,35 +94,32 @@ def write_pt2(module: nn.Module, example: Example, path: str | os.PathLike[str],
 
 
 def _checked_path(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
-    target = Path(path)
+    target = path_of("path", path, "a file")
     if target.suffix != SUFFIX:
         raise InputError(f"{target} is no name of an exported program; expected one that ends in {SUFFIX}")
-    if target.is_dir():
-        raise InputError(f"{target} is a directory; expected the name of a file")
-    if target.exists() and not overwrite:
-        raise InputError(f"{target} exists; overwrite=True replaces it")
+    with blamed(target):
+        if target.is_dir():
+            raise InputError(f"{target} is a directory; expected the name of a file")
+        if target.exists() and not overwrite:
+            raise InputError(f"{target} exists; overwrite=True replaces it")
     return target
 
 
 def _write(program: ExportedProgram, target: Path) -> None:
-    """Save a program beside its place, load it back, and move it there."""
+    """Save a program in memory, load it back, and write the file; torch ends the process where a disk is full."""
+    content = io.BytesIO()
     try:
+        torch.export.save(program, content)
+        content.seek(0)
+        torch.export.load(content)  # what is saved can be loaded
+    except Exception as error:  # torch has no error tree for this: any error is about what it cannot save
+        raise InputError(
+            f"this network cannot be saved by torch.export: {type(error).__name__}: {first_line(error)}; "
+            "Pruned.save and torch.jit.trace write other files"
+        ) from error
+    with blamed(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with new_directory_beside(target) as work:
-            file = work / target.name
-            try:
-                torch.export.save(program, file)
-                torch.export.load(file)  # what is saved can be loaded
-            except OSError:
-                raise
-            except Exception as error:  # torch has no error tree for this: any error is about what it cannot save
-                raise InputError(
-                    f"this network cannot be saved by torch.export: {type(error).__name__}: {first_line(error)}; "
-                    "Pruned.save and torch.jit.trace write other files"
-                ) from error
-            file.replace(target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+    write_file(target, content.getvalue())
 
 
 def _refuse_foreign_containers(program: ExportedProgram) -> None:

@@ -91,7 +91,10 @@ def written(folder: Path, script: str, *, overwrite: bool) -> Iterator[Path]:
     with blamed(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with new_directory_beside(folder) as work:
-            yield work
+            try:
+                yield work
+            except InputError as error:  # of a file in the directory, whose name means nothing to the user
+                raise (error.__cause__ if isinstance(error.__cause__, OSError) else error) from None
             synced(work, executable=script)
             check_folder(folder, overwrite=overwrite)  # which may have been filled meanwhile
             place = place_of_others(folder)

@@ -208,7 +208,9 @@ class _Record:
     def begin(self) -> None:
         """Write the first line of this process's file, or end a line of it that was cut off."""
         if self.own is not None:
-            self._append([{"curves of": self.fingerprint}] if not self.own.exists() else [])
+            with _blamed(self.own):
+                is_new = not self.own.exists()
+            self._append([{"curves of": self.fingerprint}] if is_new else [])
 
     def write(self, curves: Mapping[str, Curve]) -> None:
         """Add curves to this process's file."""
