@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from l1rr_fx import load
 from l1rr_fx.archive import files, network
@@ -209,6 +210,50 @@ def test_every_kind_of_argument_comes_back(argument: Any, tmp_path: Path) -> Non
     assert repr(back) == repr(argument)  # NaN and -0.0 included
 
 
+class Output(OrderedDict[str, Any]):
+    """As the outputs of transformers: a mapping with a class of its own, which pytree knows."""
+
+
+pytree.register_pytree_node(
+    Output, lambda output: ([*output.values()], [*output]), lambda values, keys: Output(zip(keys, values, strict=True))
+)
+Point = namedtuple("Point", "x y")
+
+
+class Gives(nn.Module):
+    def __init__(self, output: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.output = output
+
+    def forward(self, x: Tensor) -> Any:
+        return self.output(x * self.weight)
+
+
+@pytest.mark.parametrize(
+    ("output", "plain", "note"),
+    [
+        (lambda x: Point(x, (x, x)), lambda x: (x, (x, x)), "the outputs hold a Point, which becomes a plain tuple"),
+        (lambda x: {"b": x, "a": Point(x, x)}, lambda x: {"b": x, "a": (x, x)}, "a Point"),
+        (lambda x: Output(b=x, a=[x, x]), lambda x: {"b": x, "a": [x, x]}, "a Output, which becomes a plain dict"),
+        (lambda x: defaultdict(list, {3: x}), lambda x: {3: x}, "a defaultdict"),
+        (lambda x: torch.max(x, 0), lambda x: (x.max(), x.argmax()), "a max, which becomes a plain tuple"),
+    ],
+)  # fmt: skip
+def test_outputs_with_a_class_become_plain_ones_and_that_is_noted(
+    output: Callable[[Tensor], Any], plain: Callable[[Tensor], Any], note: str, tmp_path: Path
+) -> None:
+    x = torch.rand(3)
+    Pruned(capture(Gives(output), (x,)), REPORTED).save(tmp_path / "saved")
+    assert same(load(tmp_path / "saved").module(x), plain(x))
+    (noted,) = json.loads((tmp_path / "saved" / MANIFEST).read_text())["notes"]
+    assert note in noted
+
+
+def test_a_manifest_without_notes_is_that_of_before(saved: Path) -> None:
+    assert "notes" not in json.loads((saved / MANIFEST).read_text())
+
+
 # ----------------------------------------------------------------------------------------------- what is not saved
 
 
@@ -216,18 +261,6 @@ def graph_of(target: Any, *args: Any) -> Pruned:
     graph = Graph()
     graph.output(graph.call_function(target, (graph.placeholder("x"), *args)))
     return Pruned(GraphModule(nn.Module(), graph), REPORTED)
-
-
-Point = namedtuple("Point", "x y")
-
-
-class GivesPoint(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(1))
-
-    def forward(self, x: Tensor) -> Point:
-        return Point(x * self.weight, x)
 
 
 class OwnTensor(Tensor):
@@ -248,6 +281,16 @@ def with_buffer(buffer: Tensor) -> Pruned:
     return Pruned(GraphModule(root, graph), REPORTED)
 
 
+def with_spec() -> Pruned:
+    """A network whose buffer has the name that torch.fx gives the structure of inputs."""
+    pruned = with_buffer(torch.ones(1))
+    graph = pruned.module.graph
+    graph.output_node().args[0].target = "_in_spec"  # type: ignore[union-attr]  # the node of the buffer
+    root = nn.Module()
+    root.register_buffer("_in_spec", torch.ones(1))
+    return Pruned(GraphModule(root, graph), REPORTED)
+
+
 UNSAVABLE: dict[str, tuple[Callable[[], Pruned], str]] = {
     "pieces": (lambda: Pruned(nn.Linear(2, 2), REPORTED), "Linear .* state_dict"),
     "a Python function": (lambda: graph_of(math.dist), "dist cannot be saved"),
@@ -255,6 +298,11 @@ UNSAVABLE: dict[str, tuple[Callable[[], Pruned], str]] = {
     "a private operator": (lambda: graph_of(aten._print.default), "_print"),
     "another namespace": (lambda: graph_of(torch.ops.prims.add.default, 1), "not an ATen operator"),
     "a tensor argument": (lambda: graph_of(aten.add.Tensor, torch.ones(1)), "Tensor, cannot be saved"),
+    "a deque": (
+        lambda: Pruned(capture(Gives(lambda x: deque([x])), (torch.ones(1),)), REPORTED),
+        "hold a deque; .*around",
+    ),
+    "a buffer with a name of torch.fx": (lambda: with_spec(), "_in_spec.*taken"),
     "a module": (lambda: with_module(nn.Linear(1, 1)), "module leaf: a Linear"),
     "a module of a like name": (lambda: with_module(type("Dropout", (nn.Dropout,), {})()), "module leaf: a Dropout"),
     "a sparse tensor": (lambda: with_buffer(torch.eye(2).to_sparse()), "b: only dense tensors"),
@@ -531,6 +579,17 @@ def test_operators_that_do_more_than_compute(saved: Path, target: str) -> None:
     refused(saved, rf"{GRAPH}: node .*{target.split('::')[1].split('.')[0]}")
 
 
+def call(document: dict[str, Any], operator: str) -> dict[str, Any]:
+    """The first call of an operator."""
+    return next(each for each in document["nodes"] if each["target"].startswith(f"aten::{operator}."))
+
+
+def deepen(document: dict[str, Any], levels: int) -> None:
+    """Modules in modules: Python walks through them by recursion."""
+    for level in range(1, levels):
+        document["modules"][".".join(["deep"] * level)] = document["modules"][""]
+
+
 HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a field too many": (lambda d: d.update(hook="x"), "'hook'"),
     "a field too few": (lambda d: d.pop("nodes"), "'nodes'"),
@@ -576,6 +635,16 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a kept of another shape": (lambda d: d["kept"]["conv.weight"].update(axes=[None] * 4), "the shape that is there"),
     "a kept beyond its axis": (lambda d: d["kept"]["conv.weight"].update(shape=[4, 3, 3, 3]), "indices below 4"),
     "a kept with negative sizes": (lambda d: d["kept"]["conv.weight"].update(shape=[-16, 3, 3, 3]), "fit together"),
+    "a kept of endless sizes": (lambda d: d["kept"]["conv.weight"].update(shape=[2**60, 3, 3, 3]), "fit together"),
+    "a buffer with a name of torch.fx": (lambda d: d["buffers"].update(_in_spec=d["buffers"]["scale"]), "taken"),
+    "an output with a name of torch.fx": (lambda d: d["buffers"].update(_out_spec=d["buffers"]["scale"]), "taken"),
+    "modules without end": (lambda d: deepen(d, 60), "modules deep"),
+    "a stride of text": (lambda d: call(d, "conv2d").update(args=[*call(d, "conv2d")["args"][:3], "abc"]), "no List"),
+    "a stride of floats": (lambda d: call(d, "conv2d").update(args=[*call(d, "conv2d")["args"][:3], [1.5]]), "no List"),
+    "a stride without end": (lambda d: call(d, "conv2d").update(args=[*call(d, "conv2d")["args"][:3], 2**70]), "no L"),
+    "an input of text": (lambda d: call(d, "conv2d").update(args=["abc", *call(d, "conv2d")["args"][1:]]), "no Tensor"),
+    "an argument twice given": (lambda d: call(d, "conv2d").update(kwargs={"input": None}), "these arguments"),
+    "an argument that is missing": (lambda d: call(d, "conv2d").update(args=[], kwargs={}), "needs the argument"),
     "a kept that is no index": (
         lambda d: d["kept"]["conv.weight"].update(axes=["scale", None, None, None]), "indices below",
     ),
@@ -603,6 +672,15 @@ HOSTILE_MODULES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an option too few": (lambda d: d["modules"][LEAF]["options"].pop("num_features"), "options"),
     "an option of a wrong type": (lambda d: d["modules"][LEAF]["options"].update(num_features="x"), "expected int"),
     "a node as an option": (lambda d: d["modules"][LEAF]["options"].update(eps={"node": "x"}), "no earlier node"),
+    "a text as eps": (lambda d: d["modules"][LEAF]["options"].update(eps="abc"), "eps is 'abc'; expected float"),
+    "no eps": (lambda d: d["modules"][LEAF]["options"].update(eps=None), "eps is None; expected float"),
+    "a negative eps": (lambda d: d["modules"][LEAF]["options"].update(eps=-1.0), "eps is -1.0"),
+    "an endless eps": (lambda d: d["modules"][LEAF]["options"].update(eps={"float": "inf"}), "eps is inf"),
+    "a true eps": (lambda d: d["modules"][LEAF]["options"].update(eps=True), "eps is True"),
+    "a list as momentum": (lambda d: d["modules"][LEAF]["options"].update(momentum=[0.1]), "expected float or None"),
+    "a number as affine": (lambda d: d["modules"][LEAF]["options"].update(affine=1), "affine is 1; expected bool"),
+    "channels of a float": (lambda d: d["modules"][LEAF]["options"].update(num_features=4.0), "expected int"),
+    "a text as inplace": (lambda d: d["modules"]["drop"]["options"].update(inplace="no"), "expected bool"),
     "a probability of 5": (lambda d: d["modules"]["drop"]["options"].update(p=5), "options"),
     "a huge module": (lambda d: d["modules"][LEAF]["options"].update(num_features=2**50), "expected"),
     "a module beyond all sizes": (lambda d: d["modules"][LEAF]["options"].update(num_features=2**70), "options"),
@@ -631,6 +709,7 @@ HOSTILE_MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a size of text": (lambda d: d["files"][GRAPH].update(bytes="1"), "size"),
     "a size without bound": (lambda d: d["files"][TENSORS].update(bytes=2**62), "where the manifest says"),
     "a hash of a number": (lambda d: d["files"][GRAPH].update(sha256=1), "hash"),
+    "notes of another name": (lambda d: d.update(note=["x"]), "'note'"),
     "files are no object": (lambda d: d.update(files=[]), "files"),
 }
 
@@ -656,6 +735,13 @@ def header(**entries: object) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def twice(text: bytes) -> bytes:
+    """One name for two tensors: which of them is loaded depends on the reader."""
+    entry = b'{"dtype": "F32", "shape": [1], "data_offsets": [%d, %d]}'
+    content = text % (entry % (0, 4), entry % (4, 8))
+    return len(content).to_bytes(8, "little") + content + b"00000000"
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -667,6 +753,29 @@ def header(**entries: object) -> bytes:
         header(bare={"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}) + b"0000",
         header(bare={"dtype": "O", "shape": [1], "data_offsets": [0, 4]}) + b"0000",
         b"\x80\x04\x95pickle",
+        header(bare={"dtype": "F32", "shape": [0, 2**63], "data_offsets": [0, 0]}),
+        header(bare={"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}),
+        header(bare={"dtype": "F32", "shape": [1] * 65, "data_offsets": [0, 4]}) + b"0000",
+        header(bare={"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}) + b"0000",
+        header(bare={"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}) + b"0000",
+        header(bare={"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}) + b"0000",
+        header(bare={"dtype": "F32", "shape": None, "data_offsets": [0, 4]}) + b"0000",
+        header(bare={"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}) + b"0000",
+        header(bare={"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 4]}) + b"0000",
+        header(bare={"dtype": "F32", "shape": [1], "data_offsets": 4}) + b"0000",
+        header(bare={"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "more": 1}) + b"0000",
+        header(bare=[]) + b"0000",
+        header(bare={"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}) + b"00000000",
+        header(bare={"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}) + b"0000",
+        header(bare={"dtype": "BOOL", "shape": [1], "data_offsets": [0, 1]}) + b"\x02",
+        header(
+            bare={"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+            frozen={"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+        )
+        + b"0000",
+        header(__metadata__={"a": 1}),
+        header(__metadata__=3),
+        twice(b'{"bare": %b, "bare": %b}'),
     ],
 )
 def test_what_is_no_safetensors_file(saved: Path, content: bytes) -> None:
