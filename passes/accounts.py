@@ -53,6 +53,24 @@ class Kept:
     macs: int
 
 
+ConstantPlace = Literal["bias", "merged", "shift", "stays"]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Channels of one tensor that are constant, not zero, as one reader sees them.
+
+    `place` says where they went: into the reader's bias, into one channel for all of them (merged), into a shift beside
+    a sum; or that they stay, with the reason.
+    """
+
+    tensor: str
+    reader: str
+    channels: int
+    place: ConstantPlace
+    reason: str = ""
+
+
 @dataclass(frozen=True)
 class Layer:
     """One contraction (convolution, linear layer, matrix product) before and after; `macs` also at the limit.
@@ -118,3 +136,4 @@ class Accounts:
     seconds: Mapping[str, float] = field(default_factory=dict)
     families: tuple[Family, ...] = ()
     not_counted: tuple[NotCounted, ...] = ()
+    constants: tuple[Constant, ...] = ()

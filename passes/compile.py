@@ -13,8 +13,9 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from passes.accounts import Alternative
-from passes.analysis.liveness import Facts, channel_facts
+from passes.absorption.absorb import absorb_constants
+from passes.accounts import Alternative, Constant
+from passes.analysis.liveness import Facts
 from passes.analysis.program import Program
 from passes.assignment.assign import plan_layouts
 from passes.assignment.cost_model import ByteCount
@@ -51,17 +52,18 @@ class Assigned:
 class Removed:
     """The small network, the layout plan that it was made from, and the record of the rewrite.
 
-    `alternatives` are those of `Assigned`.
+    `alternatives` are those of `Assigned`; `constants` says where channels went that are constant and not zero.
     """
 
     module: GraphModule
     plan: LayoutPlan
     rewritten: Rewritten
     alternatives: tuple[Alternative, ...] = ()
+    constants: tuple[Constant, ...] = ()
 
 
 def remove_zero_channels(
-    captured: GraphModule, options: Options | None = None, *, clock: Phase | None = None
+    captured: GraphModule, options: Options | None = None, *, inference: bool = False, clock: Phase | None = None
 ) -> Removed:
     """The network without its zeroed channels.
 
@@ -71,13 +73,13 @@ def remove_zero_channels(
     phase = clock or (lambda name: nullcontext())
     with phase("analysis"):
         normalise_graph(captured.graph)
-        program = Program(captured, rule_for)
-        facts = channel_facts(program)
+        absorbed = absorb_constants(captured, rule_for, inference=inference)
+        program, facts = absorbed.program, absorbed.facts
         refuse_vanished(program, facts)
         assigned = fastest_plan(program, facts, options)
     with phase("rewrite"):
         rewritten = rewrite(assigned.plan)
-    return Removed(rewritten.module, assigned.plan, rewritten, assigned.alternatives)
+    return Removed(rewritten.module, assigned.plan, rewritten, assigned.alternatives, absorbed.constants)
 
 
 def fastest_plan(program: Program, facts: Facts, options: Options | None = None) -> Assigned:

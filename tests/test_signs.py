@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from l1rr_fx.testing import assert_prunes_exactly
+from passes.analysis.liveness import channel_facts
 from passes.analysis.program import Program
+from passes.canonical.normalise import normalise
 from passes.frontend.capture import capture
 from passes.rules import rule_for
-from passes.rules.signs import never_zero
 
 X = torch.randn(2, 4, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 X[0, 0] = 0
@@ -27,6 +28,12 @@ NEVER: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: (x.var((2, 3), keepdim=True) + 1e-5).expand(2, 4, 3, 3),
     lambda x: x.norm(dim=1, keepdim=True).clamp_min(1e-12),
     lambda x: (x.exp() * x.abs() / 2 + 1).mean(1, keepdim=True) + 1,
+    lambda x: (1 + x**2) ** 0.75,
+    lambda x: x.sin() + 1.5,
+    lambda x: x.sigmoid().clamp(0.2, 0.9) * -2,
+    lambda x: 3 - x.tanh(),
+    lambda x: torch.maximum(x, x.abs() + 0.1),
+    lambda x: nn.functional.leaky_relu(x.abs() + 1, 0.1),
 )
 PERHAPS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: x,
@@ -42,6 +49,10 @@ PERHAPS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: torch.add(x.abs(), 1, alpha=-1),
     lambda x: x.exp(),  # which may underflow
     lambda x: x.abs().add(1).round() - 1,
+    lambda x: (x**2) ** 0.75,
+    lambda x: x.sin() + 1,
+    lambda x: 1 - x.sigmoid(),
+    lambda x: x**-2 - 1,
 )
 
 
@@ -61,9 +72,10 @@ class Divided(nn.Module):
 
 def is_never_zero(net: nn.Module) -> bool:
     """What is said of the divisor of the last division."""
-    module = capture(net.double(), (X,))
+    module = normalise(capture(net.double(), (X,)))
     divisions = [node for node in module.graph.nodes if node.target is torch.ops.aten.div.Tensor]
-    return never_zero(Program(module, rule_for), divisions[-1].args[1])
+    found = channel_facts(Program(module, rule_for)).ranges.get(divisions[-1].args[1])
+    return found is not None and bool(found.excludes_zero.all())
 
 
 @pytest.mark.parametrize("divisor", NEVER)

@@ -66,8 +66,10 @@ def test_a_shift_that_the_activation_swallows(name: str) -> None:
 def test_a_shift_that_gets_through(name: str) -> None:
     activation, shift = LOUD[name]
     model = network(activation(), shift)
-    assert width(model) == 5  # nobody needs what the scale takes away
-    assert l1rr_fx.prune(model, IMAGE).module.get_parameter("1.weight").shape == (8,)
+    assert width(model) == 5
+    pruned = l1rr_fx.prune(model, IMAGE)
+    assert pruned.module.get_parameter("1.weight").shape == (5,)  # the constants are in the bias of the last layer
+    assert not torch.equal(pruned.module.get_parameter("3.bias"), model.get_parameter("3.bias"))
 
 
 def test_a_bias_without_a_row() -> None:
@@ -75,7 +77,7 @@ def test_a_bias_without_a_row() -> None:
     first = model.get_submodule("0")
     first.get_parameter("weight").data[:4] = 0
     first.get_parameter("bias").data[:4] = torch.tensor([-1.0, 0.0, 1.0, -0.1], dtype=torch.float64)
-    assert width(model) == 5  # of the four without a row the one that is positive stays
+    assert width(model) == 4  # the one that is positive goes into the next bias
 
 
 class Preactivated(nn.Module):

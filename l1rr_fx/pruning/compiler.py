@@ -74,7 +74,7 @@ def prune(
             return _in_pieces(model, args, kwargs or {}, failure, clock, options, verify)
         with clock("verify"):
             verified = check(model, result.module, args, kwargs or {}, zeroed, result)
-    accounts = accounts_of(result.plan, result.rewritten, clock.seconds)
+    accounts = accounts_of(result.plan, result.rewritten, clock.seconds, result.constants)
     notes = (*what_is_unusual(model, accounts, {"": result}), *notes, *verified.notes)
     report = Report(
         accounts,

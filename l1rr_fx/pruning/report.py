@@ -14,7 +14,7 @@ from l1rr_fx.pruning.dense import Dense
 from l1rr_fx.support.documents import from_json, to_json
 from l1rr_fx.support.tables import printed
 from l1rr_fx.support.uncounted import at_least, uncounted
-from passes.accounts import RECOMBINATION_KINDS, Accounts, Alternative, Cost, Kept, NotCounted
+from passes.accounts import RECOMBINATION_KINDS, Accounts, Alternative, Constant, Cost, Kept, NotCounted
 
 VERSION = 1
 SHOWN_REASONS = 12
@@ -79,6 +79,8 @@ class Report:
             parts.append(_recombination_table(accounts))
         if accounts.families:
             parts.append(_family_table(accounts))
+        if accounts.constants:
+            parts.append(_constant_table(accounts.constants))
         if accounts.kept:
             parts.append(_kept_table(accounts.kept))
         parts.extend(Text(f"note: {note}") for note in self.notes)
@@ -171,6 +173,29 @@ def _family_table(accounts: Accounts) -> Table:
         sums = [sum(getattr(each, name) for each in rest) for name in ("in_place", "as_zeros", "copied")]
         table.add_row(
             f"{len(rest)} more", "", f"{sum(each.sums for each in rest):,}", "", "", *(f"{n:,}" for n in sums), ""
+        )
+    return table
+
+
+PLACES = {
+    "bias": "into the reader's bias",
+    "merged": "into one channel for all of them",
+    "shift": "into a shift beside a sum",
+}
+
+
+def _constant_table(constants: tuple[Constant, ...]) -> Table:
+    """Where the channels went that are constant, not zero: by place, then those that stay by reason."""
+    by_place: dict[str, list[Constant]] = defaultdict(list)
+    for each in constants:
+        by_place[PLACES.get(each.place, f"stays: {each.reason}")].append(each)
+    table = Table("constant, not zero", "where", title="Constant channels", title_justify="left")
+    for heading in ("readers", "channels read"):
+        table.add_column(heading, justify="right")
+    for place, of_place in sorted(by_place.items(), key=lambda item: (item[0].startswith("stays"), item[0])):
+        top = max(of_place, key=lambda each: each.channels)
+        table.add_row(
+            Text(place), Text(top.reader), f"{len(of_place):,}", f"{sum(each.channels for each in of_place):,}"
         )
     return table
 

@@ -30,6 +30,7 @@ from passes.graph.constants import constant_values
 from passes.graph.layout import collapse
 from passes.graph.modes import SWITCHED
 from passes.graph.nodes import attribute, is_tensor
+from passes.graph.ranges import Range
 from passes.rules.base import Site, SiteFacts
 
 
@@ -37,12 +38,14 @@ from passes.rules.base import Site, SiteFacts
 class Facts:
     """The liveness of every tensor of a program.
 
-    `zero[t]`: the labels of tensor t that are zero for every input. `needed[t]`: the labels that some output depends
+    `zero[t]`: the labels of tensor t that are zero for every input. `ranges[t]`: bounds of its elements, where any are
+    known. `needed[t]`: the labels that some output depends
     on. `asked[c]`: for each input of call c, the labels that its own live results depend on; `needed` is the union over
     all readers.
     """
 
     zero: Mapping[Node, Tensor]
+    ranges: Mapping[Node, Range]
     needed: Mapping[Node, Tensor]
     asked: Mapping[Node, tuple[Tensor, ...]]
 
@@ -61,19 +64,28 @@ class Facts:
         )
 
 
-def channel_facts(program: Program, assumed: Mapping[Node, Tensor] = MappingProxyType({})) -> Facts:
+Cuts = Mapping[tuple[Node, int], Tensor]
+"""By call and input: labels that the call no longer depends on."""
+
+
+def channel_facts(
+    program: Program,
+    assumed: Mapping[Node, Tensor] = MappingProxyType({}),
+    cuts: Cuts = MappingProxyType({}),
+) -> Facts:
     """The liveness of a program, from the zeros in its weights.
 
     `assumed` marks additional result elements as zero, as masks that broadcast to the shape of the result: the facts
-    are then those of a network in which these elements are zero.
+    are then those of a network in which these elements are zero. `cuts` are masks of labels that a call does not need.
     """
-    zero = _zero(program, assumed)
-    return Facts(zero, *_needed(program, zero))
+    zero, ranges = _forward(program, assumed)
+    return Facts(zero, ranges, *_needed(program, zero, cuts))
 
 
-def _zero(program: Program, assumed: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
+def _forward(program: Program, assumed: Mapping[Node, Tensor]) -> tuple[dict[Node, Tensor], dict[Node, Range]]:
+    """What is zero and between which bounds the labels of each tensor lie."""
     zero: dict[Node, Tensor] = {}
-    ceilings: dict[Node, Tensor] = {}
+    ranges: dict[Node, Range] = {}
     constants = _made_of_parameters(program)
     for node in program.module.graph.nodes:
         if node.op == "placeholder" and is_tensor(node):
@@ -81,19 +93,25 @@ def _zero(program: Program, assumed: Mapping[Node, Tensor]) -> dict[Node, Tensor
         elif node.op == "get_attr" and is_tensor(node):
             if any(node in site.inputs for site in map(program.at_call, node.users) if site is not None):
                 zero[node] = _constant_zero(program, node)
+                if node.meta["val"].is_floating_point():
+                    ranges[node] = Range.constant(program.tensor(node))
         elif (site := program.at_call(node)) is not None:
             incoming = [zero[n] for n in site.inputs]
             found = site.rule.zero(site, incoming)
-            if (ceiling := site.rule.ceiling(site, incoming)) is not None:
-                ceilings[node] = ceiling
-            ceiling = ceilings.get(site.inputs[0]) if site.inputs else None
-            if ceiling is not None and (silenced := site.rule.silenced(site, ceiling)) is not None:
-                found = [found[0] | silenced, *found[1:]]
-            for out, mask in zip(site.outputs, found, strict=True):
+            bounds = site.rule.range(site, incoming, [ranges.get(n) for n in site.inputs])
+            for out, mask, bound in zip(site.outputs, found, bounds, strict=True):
                 if out is not None:
                     more = [known[out] for known in (constants, assumed) if out in known]
-                    zero[out] = reduce(or_, (collapse(each, mask.shape, every=True) for each in more), mask)
-    return zero
+                    mask = reduce(or_, (collapse(each, mask.shape, every=True) for each in more), mask)
+                    if bound is not None:
+                        bound = bound.fitted(mask.shape)
+                        mask = mask | bound.is_zero
+                    zero[out] = mask
+                    if bool(mask.any()):
+                        bound = (bound or Range.unknown(mask.shape)).met(mask)
+                    if bound is not None and not bound.says_nothing:
+                        ranges[out] = bound
+    return zero, ranges
 
 
 def _made_of_parameters(program: Program) -> dict[Node, Tensor]:
@@ -133,7 +151,9 @@ def _constant_zero(program: Program, node: Node) -> Tensor:
     return (value == 0).cpu()
 
 
-def _needed(program: Program, zero: Mapping[Node, Tensor]) -> tuple[dict[Node, Tensor], dict[Node, tuple[Tensor, ...]]]:
+def _needed(
+    program: Program, zero: Mapping[Node, Tensor], cuts: Cuts
+) -> tuple[dict[Node, Tensor], dict[Node, tuple[Tensor, ...]]]:
     asked: dict[Node, tuple[Tensor, ...]] = {}
     needed = {node: torch.zeros_like(mask) for node, mask in zero.items()}
     for node in program.output_tensors:
@@ -145,7 +165,10 @@ def _needed(program: Program, zero: Mapping[Node, Tensor]) -> tuple[dict[Node, T
         lives = [
             needed[out] & ~zero[out] if out is not None else _unread(site, i) for i, out in enumerate(site.outputs)
         ]
-        found = asked[site.node] = tuple(site.rule.needed(site, lives, [zero[n] for n in site.inputs]))
+        found = tuple(site.rule.needed(site, lives, [zero[n] for n in site.inputs]))
+        if cuts:
+            found = tuple(m & ~cuts[site.node, i] if (site.node, i) in cuts else m for i, m in enumerate(found))
+        asked[site.node] = found
         for node, mask in zip(site.inputs, found, strict=True):
             needed[node] = needed[node] | mask
     return needed, asked

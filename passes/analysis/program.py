@@ -19,8 +19,8 @@ class Program(Values):
     `rule_for` is the table of rules (`passes.rules.rule_for`).
     """
 
-    def __init__(self, module: GraphModule, rule_for: Callable[[Node], Rule]) -> None:
-        super().__init__(module)
+    def __init__(self, module: GraphModule, rule_for: Callable[[Node], Rule], *, inference: bool = False) -> None:
+        super().__init__(module, inference=inference)
         self.sites: list[Site] = []
         self.at: dict[Node, Site] = {}
         self._calls: dict[Node, Site] = {}

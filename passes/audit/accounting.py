@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
-from passes.accounts import Accounts, Cost, Family, Kept, Layer
+from passes.accounts import Accounts, Constant, Cost, Family, Kept, Layer
 from passes.assignment.plan import LayoutPlan, SitePlan
 from passes.audit.costs import dense_cost, dense_macs, limit_cost, not_counted, planned_cost
 from passes.graph.nodes import operator_label
@@ -19,7 +19,9 @@ from passes.rules import UNKNOWN
 from passes.rules.base import COLUMNS, ROWS, Contraction
 
 
-def accounts_of(plan: LayoutPlan, rewritten: Rewritten, seconds: Mapping[str, float]) -> Accounts:
+def accounts_of(
+    plan: LayoutPlan, rewritten: Rewritten, seconds: Mapping[str, float], constants: tuple[Constant, ...] = ()
+) -> Accounts:
     """The accounts of a layout plan and of the network rewritten by it; `seconds` is handed on, by phase."""
     layers: list[Layer] = []
     kept: list[Kept] = []
@@ -57,6 +59,7 @@ def accounts_of(plan: LayoutPlan, rewritten: Rewritten, seconds: Mapping[str, fl
         kept=tuple(kept),
         families=_families(plan),
         not_counted=not_counted(plan.program),
+        constants=constants,
         seconds=dict(seconds),
     )
 

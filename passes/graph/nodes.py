@@ -15,6 +15,9 @@ from torch.fx.node import map_arg
 
 from passes.errors import CaptureError
 
+FIXED = "fixed"
+"""The key of `node.meta` of a buffer that the compiler made: nothing changes its value."""
+
 
 def is_tensor(node: Node) -> bool:
     """Whether the node's value is one tensor (not a list of them, not a size)."""

@@ -16,8 +16,10 @@ from passes.graph.nodes import attribute, hint, is_tensor
 class Values:
     """What is known of the values of a graph module, whose nodes have example values in `meta["val"]`."""
 
-    def __init__(self, module: GraphModule) -> None:
+    def __init__(self, module: GraphModule, *, inference: bool = False) -> None:
         self.module = module
+        self.inference = inference
+        """The network is for evaluation alone: batch norms use their running statistics, nothing is dropped."""
         self._shapes: dict[Node, tuple[int, ...]] = {}
         self._connections: dict[str, Tensor | None] = {}
 
@@ -73,6 +75,11 @@ class Values:
         value = attribute(self.module, str(node.target))
         assert isinstance(value, Tensor)
         return value.detach()
+
+    def is_trained(self, node: Node) -> bool:
+        """Whether the node is a parameter that has gradients."""
+        value = attribute(self.module, str(node.target)) if node.op == "get_attr" else None
+        return isinstance(value, torch.nn.Parameter) and value.requires_grad
 
     def constant(self, node: Node) -> Tensor | None:
         """The value of a node that depends on buffers and literals alone; None for any other node."""

@@ -23,7 +23,8 @@ form.
     weights        the weight of a contraction, and how it connects channels
     units          the units of a recurrent layer: which are zero, and which need which
     views          the operators that show the elements of an input again
-    signs          which tensors are never zero
+    intervals      the range of an element-wise function
+    bounds         the interval that an element-wise function lies in
     probe          an element-wise function at a few numbers
 """
 

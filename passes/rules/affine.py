@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from passes.graph.layout import Layout, collapse
+from passes.graph.ranges import Range
 from passes.graph.selection import Selection
-from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts, compact
+from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts, compact, own_parameter
 from passes.rules.pointwise import Pointwise
 
 
@@ -28,6 +29,9 @@ class ChannelAffine(Rule):
 
     def parameters(self, node: Node) -> tuple[Node | None, ...]:
         return tuple(a if isinstance(a, Node) and a.op == "get_attr" else None for a in node.args[1:5])
+
+    def shift(self, site: Site) -> Node | None:
+        return own_parameter(site, site.node.args[2] if len(site.node.args) > 2 else None)
 
     def slot(self, site: Site, index: int) -> Tensor | None:
         """The value of the parameter at an argument's index, if there is one."""
@@ -52,21 +56,39 @@ class ChannelAffine(Rule):
         centred = yes if mean is None else (mean == 0).cpu()
         return scaled_away & unshifted, unshifted & (centred | scaled_away)
 
-    def ceiling(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
-        shift = self.slot(site, 2) if self.owns_parameters(site) else None
-        if shift is None:
-            return None
-        weight, mean, variance = (self.slot(site, i) for i in (1, 3, 4))
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        """A channel with scale 0 is its shift; a constant one is the shift in training, and in evaluation what the
+        running statistics make of it."""
+        if not self.owns_parameters(site):
+            return [None]
+        channels, rank = site.out_shape[1], len(site.out_shape)
+        line = [channels if a == 1 else 1 for a in range(rank)]
+        weight, shift, mean, variance = (self.slot(site, i) for i in (1, 2, 3, 4))
+        scale = torch.ones(channels) if weight is None else weight.cpu()
+        shift = torch.zeros(channels) if shift is None else shift.cpu()
+        shift, gone = shift.double().view(line), (scale == 0).view(line)
+        given = ranges[0]
+        if given is None and not bool(gone.any()):
+            return [None]
+        given = (
+            Range.unknown(line)
+            if given is None
+            else given.fitted([n if a == 1 else 1 for a, n in enumerate(given.low.shape)])
+        )
+        known = given.is_constant.expand(line)
         evaluated = shift
         if mean is not None and variance is not None:
-            moved = mean / (variance + site.argument(7, "eps")).sqrt()
-            evaluated = shift - (moved if weight is None else weight * moved)
-        line = tuple(len(shift) if a == 1 else 1 for a in range(zeros[0].dim()))
-        incoming = collapse(zeros[0], [n if a == 1 else 1 for a, n in enumerate(zeros[0].shape)], every=True)
-        result = torch.maximum(shift, evaluated).cpu().view(line).masked_fill(~incoming, math.inf)
-        if weight is not None:
-            result = torch.where((weight == 0).cpu().view(line), shift.cpu().view(line), result)
-        return result
+            slope = scale.double() / (variance.cpu().double() + site.argument(7, "eps")).sqrt()
+            evaluated = (given.low - mean.cpu().double().view(line)) * slope.view(line) + shift
+        trained = evaluated if site.values.inference else shift
+        found = [
+            torch.where(gone, shift, end.masked_fill(~known, limit))
+            for end, limit in (
+                (torch.minimum(trained, evaluated), -math.inf),
+                (torch.maximum(trained, evaluated), math.inf),
+            )
+        ]
+        return [Range(*found)]
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         if not self.owns_parameters(site):
@@ -93,6 +115,12 @@ class PReLU(Pointwise):
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         return [zeros[0]]
+
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        """Where x is a constant that is not negative: itself. Elsewhere a shared weight would miss its gradient."""
+        if ranges[0] is None:
+            return [None]
+        return [Range.constant(ranges[0].low, ranges[0].is_constant & (ranges[0].low >= 0))]
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         return [collapse(lives[0], compact(zeros[0])), *(torch.ones_like(z) for z in zeros[1:])]

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from passes.graph.layout import Layout
+from passes.graph.ranges import Range
 from passes.graph.selection import Selection
 from passes.graph.values import Values
 from passes.rules.emitter import Emitter
@@ -197,25 +198,22 @@ class Rule:
         """The arguments that the rule slices itself where they are parameters or buffers."""
         return ()
 
+    def shift(self, site: Site) -> Node | None:
+        """The parameter that is added to each channel of the result at last; None if there is none."""
+        return None
+
     # --- Liveness
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         """For each result, which labels are zero for every input, given which labels of the inputs are."""
         return [unlabelled(site, out) for out in site.outputs]
 
-    def ceiling(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
-        """An upper bound for each label that the weights alone make constant, in training and in evaluation.
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        """For each result, the bounds of each label, given those of the inputs' labels (None: nothing is known).
 
-        +inf for all other labels; None if there is no such label.
+        They hold for every input, in training and in evaluation: a batch norm of a constant channel has two values.
         """
-        return None
-
-    def silenced(self, site: Site, ceiling: Tensor) -> Tensor | None:
-        """Which labels are zero because the first input is a constant of at most `ceiling` there; None if none are.
-
-        Example: a ReLU after a constant negative channel.
-        """
-        return None
+        return [None for _ in site.outputs]
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         """For each input, which labels some live label of a result depends on."""
@@ -271,6 +269,11 @@ class Rule:
     def limit(self, site: Site, facts: SiteFacts) -> Contraction | None:
         """What a contraction costs if only live inputs and live outputs exist."""
         return None
+
+
+def own_parameter(site: Site, argument: Any) -> Node | None:
+    """The argument if it is one of the parameters that the rule slices."""
+    return argument if isinstance(argument, Node) and argument in site.parameters else None
 
 
 def unlabelled(site: Site, out: Node | None) -> Tensor:

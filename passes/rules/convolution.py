@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from passes.graph.layout import Layout, along, collapse, grown, product
+from passes.graph.ranges import Range
 from passes.graph.selection import Selection
 from passes.rules.base import (
     ALONE,
@@ -27,6 +28,7 @@ from passes.rules.base import (
     Site,
     SiteFacts,
     WeightForm,
+    own_parameter,
     replaced,
 )
 from passes.rules.emitter import Emitter
@@ -67,6 +69,9 @@ class Weighted(Rule):
         if self.form.linear:
             return 1
         return int(site.argument(6, "groups", 1))
+
+    def shift(self, site: Site) -> Node | None:
+        return own_parameter(site, bias_of(site.node))
 
     def widths(self, site: Site, zeros: Sequence[Tensor] = ()) -> Widths:
         """The channels; of a computed weight the connections are known once the zeros of the inputs are. Until then
@@ -123,14 +128,63 @@ class Weighted(Rule):
             along(zero, axis, rank).expand([widths.outputs if a == axis else n for a, n in enumerate(alive_rows.shape)])
         ]
 
-    def ceiling(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
-        bias = bias_of(site.node)
-        if not isinstance(bias, Node) or bias.op != "get_attr":
-            return None
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        """A channel all of whose inputs are constant is constant; behind padding only if these are zero."""
+        if not self.owns_parameters(site):
+            return [None]
         widths, axis = self.widths(site, zeros), self.axis(site)
-        fed = widths.feed(~self.channels(zeros[0], axis, widths.inputs, every=True))
-        shift = site.values.tensor(bias).cpu()
-        return along(shift.masked_fill(fed, math.inf), axis, len(site.out_shape))
+        known, value = self.channel_constants(site, zeros[0], ranges[0])
+        moving = ~known if self.is_uniform(site) else ~(known & (value == 0))
+        found = ~widths.feed(moving)
+        if not bool(found.any()):
+            return [None]
+        bias = bias_of(site.node)
+        result = torch.zeros(widths.outputs, dtype=torch.float64)
+        if isinstance(bias, Node):
+            result = result + site.values.tensor(bias).cpu().double()
+        if bool((known & (value != 0)).any()):
+            result = result + self.response(site, value.masked_fill(~known, 0.0))
+        line = [widths.outputs if a == axis else 1 for a in range(len(site.out_shape))]
+        return [Range.constant(result.view(line), found.view(line))]
+
+    def channel_constants(self, site: Site, zero: Tensor, known: Range | None) -> tuple[Tensor, Tensor]:
+        """Which input channels are constant, and their values (0 for others)."""
+        axis, inputs = self.axis(site), site.shape(site.inputs[0])[self.axis(site)]
+        each = (Range.unknown(zero.shape).met(zero) if known is None else known.expand(zero.shape)).fitted(
+            [n if a == axis else 1 for a, n in enumerate(zero.shape)]
+        )
+        constant = each.is_constant
+        return constant.view(-1).expand(inputs), each.low.masked_fill(~constant, 0.0).view(-1).expand(inputs)
+
+    def response(self, site: Site, values: Tensor) -> Tensor:
+        """What constant input channels of these values add to each output channel, away from borders."""
+        widths = self.widths(site)
+        weight = (
+            site.values.tensor(weight_of(site.node)).cpu().double().flatten(2).sum(-1)
+            if not self.form.linear
+            else site.values.tensor(weight_of(site.node)).cpu().double()
+        )
+        inside, outside = widths.inputs // widths.groups, widths.outputs // widths.groups
+        if self.form.transposed:
+            weight = weight.reshape(widths.groups, inside, outside).transpose(1, 2)
+        return (weight.reshape(widths.groups, outside, inside) @ values.view(widths.groups, inside, 1)).view(-1)
+
+    def is_uniform(self, site: Site) -> bool:
+        """Whether every element of the result is the same function of its surroundings: nothing is padded."""
+        if self.form.linear:
+            return True
+        window = site.shape(weight_of(site.node))[2:]
+        if self.form.transposed:
+            return (
+                all(n == 1 for n in window)
+                and _all(site.argument(3, "stride", 1), 1)
+                and _all(site.argument(4, "padding", 0), 0)
+                and _all(site.argument(5, "output_padding", 0), 0)
+            )
+        pads = site.argument(4, "padding", 0)
+        if isinstance(pads, str):
+            return pads == "valid" or all(n == 1 for n in window)
+        return _all(pads, 0)
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         widths, axis = self.widths(site), self.axis(site)
@@ -341,6 +395,11 @@ class Weighted(Rule):
             shape = site.shape(site.inputs[0])
             return taps * math.prod(n for a, n in enumerate(shape) if a != 1)
         return taps * positions
+
+
+def _all(given: int | Sequence[int], number: int) -> bool:
+    """Whether an argument for each axis, or one for all of them, is this number."""
+    return all(n == number for n in given) if isinstance(given, (list, tuple)) else given == number
 
 
 LINEAR = Weighted(linear=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from passes.graph.layout import Layout, box_of, collapse
+from passes.graph.ranges import Range
 from passes.rules.base import UNREAD, LayoutRequest, Request, Rule, Site, SiteFacts
 from passes.rules.emitter import Emitter
 from passes.rules.movement import Movement
@@ -65,6 +67,15 @@ class Join(Movement):
         for zero in zeros[1:]:
             result = result & zero
         return [result.expand(sources[0].shape)]
+
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        sources = self.sources(site, zeros)
+        if sources is None or not self.is_blind(site, zeros):
+            return super().range(site, zeros, ranges)
+        if any(each is None for each in ranges):
+            return [None]
+        hull = reduce(Range.joined, (each for each in ranges if each is not None))
+        return [hull.expand(sources[0].shape)]
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         if self.sources(site, zeros) is None or not self.is_blind(site, zeros):

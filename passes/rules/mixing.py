@@ -6,6 +6,7 @@ is removed there; along the other axes liveness passes through.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from passes.graph.layout import Layout, box_of, collapse, product
+from passes.graph.nodes import operator_name
+from passes.graph.ranges import Range
 from passes.graph.selection import Selection
-from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts, replaced
+from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts, own_parameter, replaced
 from passes.rules.emitter import Emitter
 
 Axes = Callable[[Site], tuple[int, ...]]
@@ -81,6 +84,18 @@ class Mixing(Rule):
             zero = torch.zeros_like(zero)
         return [zero if index == 0 else torch.zeros_like(zero) for index in range(len(site.outputs))]
 
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        found = mixed_range(site, self.outer_range(site, zeros[0], ranges[0])) if site.outputs[0] is not None else None
+        return [found if index == 0 else None for index in range(len(site.outputs))]
+
+    def outer_range(self, site: Site, zero: Tensor, known: Range | None) -> Range | None:
+        """The hull of the input along the mixed axes, with the result's rank."""
+        if known is None:
+            return None
+        mixed, dropped = self.axes(site), self.dropped(site)
+        hull = known.expand(zero.shape).fitted([1 if a in mixed else n for a, n in enumerate(zero.shape)])
+        return hull.reshape([n for a, n in enumerate(hull.low.shape) if a not in dropped])
+
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         live, mixed = either(lives), self.axes(site)
         whole = collapse(
@@ -132,6 +147,10 @@ class Normalisation(Mixing):
         given = [node.args[i] if len(node.args) > i else None for i in self.weights_at]
         return tuple(a if isinstance(a, Node) and a.op == "get_attr" else None for a in given)
 
+    def shift(self, site: Site) -> Node | None:
+        scale, shift = self.weights_at
+        return own_parameter(site, site.node.args[shift] if scale != shift and len(site.node.args) > shift else None)
+
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         outer = self.outer(site, zeros[0], every=True)
         axes = self.channels(site)
@@ -144,6 +163,18 @@ class Normalisation(Mixing):
             zero = zero & (site.values.tensor(given[1]) == 0).cpu()
         line = [site.out_shape[a] if a in axes else 1 for a in range(len(shape))]
         return [zero.reshape(line).expand(shape)]
+
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        """A label with scale 0 is its shift."""
+        scale, shift = (site.node.args[i] if len(site.node.args) > i else None for i in self.weights_at)
+        if not isinstance(scale, Node) or any(isinstance(g, Node) and g.op != "get_attr" for g in (scale, shift)):
+            return [None for _ in site.outputs]
+        gone = (site.values.tensor(scale) == 0).cpu()
+        if not bool(gone.any()):
+            return [None for _ in site.outputs]
+        value = site.values.tensor(shift) if isinstance(shift, Node) else torch.zeros_like(site.values.tensor(scale))
+        line = [n if a in self.channels(site) else 1 for a, n in enumerate(site.out_shape)]
+        return [Range.constant(value.cpu().reshape(line), gone.reshape(line)), *(None for _ in site.outputs[1:])]
 
     def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         return None if len(site.inputs) > 1 else super().requests(site, outs, facts)
@@ -189,6 +220,52 @@ class GroupNorm(Normalisation):
     def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
         groups = site.argument(1, "num_groups") * ins[0].size(1, site.out_shape[1]) // site.out_shape[1]
         return [to.call(site.node.target, replaced(to.args, 1, groups), to.kwargs)]
+
+
+INSIDE = frozenset(
+    "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices adaptive_avg_pool1d adaptive_avg_pool2d "
+    "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d "
+    "upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d upsample_bilinear2d upsample_linear1d "
+    "upsample_trilinear3d mean amax amin max min median sort topk reflection_pad1d reflection_pad2d reflection_pad3d "
+    "replication_pad1d replication_pad2d replication_pad3d".split()
+)
+"""Their results lie between the least and the greatest element that they read."""
+
+WEIGHTED = frozenset(("upsample_bicubic2d", "_upsample_bilinear2d_aa"))
+"""Sums with weights that add up to 1, some of them negative: of a constant they are the constant."""
+
+NEVER_NEGATIVE = frozenset("var std norm linalg_vector_norm".split())
+
+
+def mixed_range(site: Site, hull: Range | None) -> Range | None:
+    """The range of a result, given the hull of what it is computed from."""
+    name, rank = operator_name(site.node), len(site.out_shape)
+    if name in NEVER_NEGATIVE:
+        return Range.between((1,) * rank, 0.0, math.inf)
+    if name in ("softmax", "_softmax"):
+        return Range.between((1,) * rank, 0.0, 1.0)
+    if hull is None:
+        return None
+    if name in INSIDE:
+        return hull
+    if name in WEIGHTED:
+        return Range.constant(hull.low, hull.is_constant)
+    if name.startswith("avg_pool"):
+        pads, counted, divisor = (
+            site.argument(3, "padding", 0),
+            site.argument(5, "count_include_pad", True),
+            site.argument(6, "divisor_override"),
+        )
+        if divisor is not None:
+            return None
+        padded = any(pads) if isinstance(pads, (list, tuple)) else bool(pads)
+        return hull.joined(Range.between(hull.low.shape, 0.0, 0.0)) if padded and counted else hull
+    if name in ("sum", "prod", "cumsum"):
+        return Range(
+            hull.low.masked_fill(hull.low >= 0, 0.0).masked_fill(hull.low < 0, -math.inf),
+            torch.full_like(hull.low, math.inf),
+        )
+    return None
 
 
 def either(lives: Sequence[Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from torch.fx.node import map_arg
 
 from passes.graph.layout import Layout, collapse, identity
 from passes.graph.nodes import is_tensor
+from passes.graph.ranges import Range
 from passes.rules.base import Rule, Site, SiteFacts
 from passes.rules.memo import Key
 
@@ -146,9 +147,29 @@ class Movement(Rule):
         )
         return [flat[source] for source in sources]
 
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        """Each label has the bounds of the label that it came from."""
+        if all(each is None for each in ranges):
+            return [None for _ in site.outputs]
+        sources = self.sources(site, zeros)
+        if sources is None:
+            return [None for _ in site.outputs]
+        ends: list[list[Tensor]] = [[], []]
+        for each, shape in zip(ranges, self.labelled(site, zeros), strict=True):
+            known = Range.unknown(shape) if each is None else each
+            for end, value in zip(ends, (known.low, known.high), strict=True):
+                end.append(value.expand(shape).reshape(-1))
+        filled = torch.tensor([self.fill(site)], dtype=torch.float64)
+        low, high = (torch.cat([*end, filled]) for end in ends)
+        return [Range(low[source], high[source]) for source in sources]
+
     def fills_zero(self, site: Site) -> bool:
         """Whether what the operator fills in is zero."""
-        return True
+        return self.fill(site) == 0
+
+    def fill(self, site: Site) -> float:
+        """The number that the operator fills in."""
+        return 0.0
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         sources = self.sources(site, zeros)

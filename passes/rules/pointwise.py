@@ -10,11 +10,14 @@ from torch import Tensor
 from torch.fx import Node
 
 from passes.graph.layout import Layout, collapse
+from passes.graph.modes import DROPOUTS
+from passes.graph.nodes import FIXED, operator_name
+from passes.graph.ranges import Range
 from passes.rules.base import ANY_LAYOUT, UNREAD, LayoutRequest, Request, Rule, Site, SiteFacts, compact
 from passes.rules.emitter import Emitter
+from passes.rules.intervals import argument_range, bounded, operands
 from passes.rules.memo import Key
 from passes.rules.probe import stand_ins, value_at
-from passes.rules.signs import never_zero
 from passes.rules.views import COPIES
 
 aten = torch.ops.aten
@@ -73,6 +76,9 @@ class Pointwise(Rule):
             result = result & zero
         return result
 
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        return [bounded(site, ranges)]
+
     def keeps_zero(self, site: Site) -> bool:
         """Whether f(0, ..., 0) is 0."""
         result = self.at_zero(site)
@@ -118,26 +124,6 @@ class Pointwise(Rule):
         )
 
 
-class Rectifier(Pointwise):
-    """Zero for every argument up to some number: a constant channel at most that large becomes zero.
-
-    Example: a batch norm channel with scale 0 and a negative shift, before a ReLU.
-    """
-
-    def __init__(self, up_to: float | None = None) -> None:
-        self.up_to = up_to  # None: the call says it (`hardtanh`, `clamp`)
-
-    def silenced(self, site: Site, ceiling: Tensor) -> Tensor:
-        up_to = self.up_to
-        if up_to is None:
-            least = site.argument(1, "min", site.node.kwargs.get("min_val", -1))
-            from_zero = (
-                isinstance(least, (int, float)) and least == 0 and self.keeps_zero(site)
-            )  # the other bound may win
-            up_to = 0.0 if from_zero else -math.inf
-        return ceiling <= up_to
-
-
 class Product(Pointwise):
     """x * y, x & y: zero where either is, and neither is needed where the other is zero."""
 
@@ -162,16 +148,31 @@ class Product(Pointwise):
             found.append(collapse(live, compact(zero)).expand(zero.shape))
         return found
 
+    def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
+        """Where a mask of the compiler has no zero left it is left out."""
+        for index, node in enumerate(site.inputs):
+            other = to.inputs[1 - index] if len(site.inputs) == 2 else None
+            if (
+                other is not None
+                and node.meta.get(FIXED)
+                and bool((ins[index].of(site.values.tensor(node).cpu()) == 1).all())
+            ):
+                return [other]
+        return [to.copy()]
+
 
 class Quotient(Pointwise):
-    """x / y, x // y, x % y: zero where x is, if y is never zero (0 / 0 is no number)."""
-
-    def combine(self, site: Site, zeros: Sequence[Tensor]) -> Tensor:
-        return zeros[0]
+    """x / y, x // y, x % y: zero where x is and y is not (0 / 0 is no number)."""
 
     def keeps_zero(self, site: Site) -> bool:
-        dividend, divisor = site.node.args[:2]
-        return isinstance(dividend, Node) and dividend is not divisor and never_zero(site.values, divisor)
+        return False  # the range of y decides
+
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        found, (dividend, divisor) = bounded(site, ranges), operands(site, ranges, 2)
+        if dividend is None or divisor is None:
+            return [found]
+        zero = dividend.is_zero & divisor.excludes_zero
+        return [(Range.unknown(zero.shape) if found is None else found.expand(zero.shape)).met(zero)]
 
 
 class Sum(Pointwise):
@@ -214,6 +215,18 @@ class Choice(Pointwise):
     def __init__(self, places: tuple[int, int, int]) -> None:
         self.places = places
 
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        condition, first, second = (argument_range(site, ranges, site.node.args[index]) for index in self.places)
+        if second is None:
+            return [None]
+        never = condition.is_zero if condition is not None else torch.zeros((), dtype=torch.bool)
+        if first is None:
+            first = Range.unknown(second.low.shape)
+        return [
+            Range(torch.where(never, second.low, hull.low), torch.where(never, second.high, hull.high))
+            for hull in (first.joined(second),)
+        ]
+
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         condition, first, second = (self._is_zero(site, zeros, index) for index in self.places)
         rank = len(site.out_shape)
@@ -247,6 +260,17 @@ class Identity(Pointwise):
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         return [zeros[0]]
 
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        """A dropout that drops something changes what is not zero, except in evaluation."""
+        found, dtype = ranges[0], site.node.meta["val"].dtype
+        if found is None or not dtype.is_floating_point or not site.inputs[0].meta["val"].dtype.is_floating_point:
+            return [None]
+        if site.node.target in DROPOUTS and site.argument(1, "p") and not site.values.inference:
+            return [Range.constant(found.low, found.is_zero)]
+        if dtype is site.inputs[0].meta["val"].dtype:
+            return [found]
+        return [Range(found.low.to(dtype).double(), found.high.to(dtype).double())]
+
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         return [lives[0], *(torch.zeros_like(z) for z in zeros[1:])]
 
@@ -269,6 +293,11 @@ class Fill(Pointwise):
     def keeps_zero(self, site: Site) -> bool:
         return False
 
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        return [
+            filled(site, {"zeros": 0.0, "ones": 1.0}.get(operator_name(site.node).partition("_")[0], _second(site)))
+        ]
+
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         value = site.node.args[1] if len(site.node.args) > 1 else None
         if isinstance(value, Node):
@@ -286,6 +315,9 @@ class Made(Rule):
     makes_channels = False
     makes_constant = True
 
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        return [filled(site, 0.0 if site.node.target is aten.zeros.default else _second(site))]
+
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         is_zero = site.node.target is aten.zeros.default or not site.node.args[1]
         return [torch.full((1,) * len(site.out_shape), is_zero)]
@@ -299,6 +331,9 @@ class MadeNew(Made):
 
     def __init__(self, value: float | None = None) -> None:
         self.value = value
+
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        return [filled(site, site.argument(2, "fill_value") if self.value is None else self.value)]
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         value = site.argument(2, "fill_value") if self.value is None else self.value
@@ -315,6 +350,17 @@ class MadeNew(Made):
         return [ANY_LAYOUT for _ in site.inputs]
 
 
+def filled(site: Site, value: object) -> Range | None:
+    """The range of a constant that holds one number."""
+    if not isinstance(value, (bool, int, float)):
+        return None
+    return Range.between((1,) * len(site.out_shape), float(value), float(value))
+
+
+def _second(site: Site) -> object:
+    return site.node.args[1] if len(site.node.args) > 1 else None
+
+
 POINTWISE = Pointwise()
 PRODUCT, QUOTIENT, SUM, IDENTITY, FILL = Product(), Quotient(), Sum(), Identity(), Fill()
 
@@ -326,13 +372,11 @@ UNTAGGED = (
     "lerp",
     "subtract",
     "rrelu",
+    "hardswish",
 )
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(UNTAGGED, POINTWISE),
-    **dict.fromkeys(("relu", "relu6"), Rectifier(0.0)),
-    **dict.fromkeys(("hardswish", "hardsigmoid"), Rectifier(-3.0)),
-    **dict.fromkeys(("hardtanh", "clamp", "clamp_min"), Rectifier()),
     "where": Choice((0, 1, 2)),
     "masked_fill": Choice((1, 2, 0)),
     **dict.fromkeys(("mul", "multiply", "logical_and", "bitwise_and"), PRODUCT),

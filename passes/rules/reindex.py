@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from passes.graph.layout import Layout, Shape
+from passes.graph.ranges import Range
 from passes.rules.base import UNREAD, LayoutRequest, Request, Rule, Site, SiteFacts
 from passes.rules.emitter import Emitter
 from passes.rules.movement import Movement, Touched
@@ -97,6 +98,15 @@ class Select(Reindex):
         sources = self.sources(site, zeros)
         return PICKED.zero(site, zeros) if sources is None else [zeros[0].reshape(-1)[sources[0]]]
 
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        sources = self.sources(site, zeros)
+        if sources is None:
+            return PICKED.range(site, zeros, ranges)
+        if ranges[0] is None:
+            return [None]
+        known = ranges[0].expand(zeros[0].shape)
+        return [Range(known.low.reshape(-1)[sources[0]], known.high.reshape(-1)[sources[0]])]
+
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         sources = self.sources(site, zeros)
         if sources is None:
@@ -144,9 +154,17 @@ class Pad(Reindex):
             return None
         return super().sources(site, zeros)
 
-    def fills_zero(self, site: Site) -> bool:
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        """Along an axis without labels the old elements and the border are both in every label."""
+        found = super().range(site, zeros, ranges)
+        full, (known,) = site.shape(site.inputs[0]), found
+        if known is None or not any(zeros[0].shape[a] == 1 and full[a] != 1 for a in self.moved(site)):
+            return found
+        return [known.joined(Range.between(known.low.shape, self.fill(site), self.fill(site)))]
+
+    def fill(self, site: Site) -> float:
         index = 3 if "constant" not in str(site.node.target) else 2
-        return not site.argument(index, "value", 0)
+        return float(site.argument(index, "value", 0) or 0)
 
 
 class Repeat(Reindex):

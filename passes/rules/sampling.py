@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from passes.graph.layout import Layout, collapse, product
+from passes.graph.ranges import Range
 from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts
 from passes.rules.mixing import Axes, Mixing, named, spatial
 
@@ -16,6 +17,7 @@ class Sampling(Mixing):
     """x read at places that the other inputs give.
 
     `shared`: the axes of the result that the places have too, so that each index along them has places of its own.
+    `beyond`: places may lie beyond the border, where zeros are read.
     """
 
     family = "sampling"
@@ -23,9 +25,10 @@ class Sampling(Mixing):
     def keeps_channels(self, site: Site) -> bool:
         return False
 
-    def __init__(self, axes: Axes, shared: Axes) -> None:
+    def __init__(self, axes: Axes, shared: Axes, *, beyond: bool = False) -> None:
         super().__init__(axes, keeps_zero=True)
         self.shared = shared
+        self.beyond = beyond
 
     def is_followed(self, site: Site) -> bool:
         """Whether the result has x's axes, and along those that are not sampled all that x has."""
@@ -39,6 +42,15 @@ class Sampling(Mixing):
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         return [self.outer(site, zeros[0], every=True)] if self.is_followed(site) else Rule.zero(self, site, zeros)
+
+    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        """Elements of x where they are picked; where they are interpolated, zeros beyond the border too."""
+        if not self.is_followed(site):
+            return [None]
+        found = self.outer_range(site, zeros[0], ranges[0])
+        if found is None or not self.beyond:
+            return [found]
+        return [found.joined(Range.between(found.low.shape, 0.0, 0.0))]
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         if not self.is_followed(site):
@@ -93,7 +105,7 @@ def _everywhere(site: Site) -> tuple[int, ...]:
 PICKED = Sampling(named(), _nowhere)
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), Sampling(spatial, _batch)),
+    **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), Sampling(spatial, _batch, beyond=True)),
     "gather": Sampling(named(), _everywhere),
     "index": Sampling(indexed, _nowhere),
 }

@@ -144,7 +144,7 @@ class _Search:
             self.left_whole = True
             self.notes.append(f"{name} left whole: {_noted(error)}")
             return
-        accounts = accounts_of(removed.plan, removed.rewritten, {})
+        accounts = accounts_of(removed.plan, removed.rewritten, {}, removed.constants)
         if len(calls.signatures) > 1:
             self.notes.append(f"{name} is called {len(calls.signatures)} times; its costs are those of the first call")
         piece = None

@@ -1,0 +1,74 @@
+"""New values of parameters and new parameters, in a module that shares the old ones with the user's model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from passes.graph.nodes import FIXED, attribute, free_name, free_names, place_tensor
+
+
+class Edits:
+    """Changes of a graph module's tensors. The old tensors, which the user's model holds too, are left alone."""
+
+    def __init__(self, module: GraphModule) -> None:
+        self.module = module
+        self.created: dict[str, str] = {}
+        self._own: set[int] = set()
+        self._twins: dict[int, list[str]] = {}
+        tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+        for name, tensor in tensors:
+            self._twins.setdefault(id(tensor), []).append(name)
+        self._buffers = free_names(module, "_constant")
+
+    def names(self, name: str) -> list[str]:
+        """All names of a tensor."""
+        return self._twins.get(id(attribute(self.module, name)), [name])
+
+    def tensor(self, name: str) -> Tensor:
+        """A parameter or buffer as it is now, to be read."""
+        value: Tensor = attribute(self.module, name).detach()
+        return value
+
+    def value(self, name: str) -> Tensor:
+        """A parameter or buffer as a tensor that may be changed in place."""
+        old = attribute(self.module, name)
+        if id(old) not in self._own:
+            data = old.detach().clone()
+            new = nn.Parameter(data, old.requires_grad) if isinstance(old, nn.Parameter) else data
+            names = self.names(name)
+            for each in names:
+                place_tensor(self.module, each, new)
+            self._own.add(id(new))
+            self._twins[id(new)] = names
+            old = new
+        value: Tensor = old.detach()
+        return value
+
+    def new_bias(self, weight: Node, size: int) -> Node:
+        """A bias of zeros beside a weight, as a node before the weight's first reader."""
+        name = free_name(self.module, ".".join((*str(weight.target).split(".")[:-1], "bias")))
+        like = attribute(self.module, str(weight.target))
+        place_tensor(
+            self.module, name, nn.Parameter(torch.zeros(size, dtype=like.dtype, device=like.device), like.requires_grad)
+        )
+        self.created[name] = str(weight.target)
+        self._own.add(id(attribute(self.module, name)))
+        return self._node(weight, name, weight.meta["val"].new_empty((size,)))
+
+    def new_buffer(self, like: Node, value: Tensor, *, before: Node) -> Node:
+        """A constant in the dtype and on the device of a node's value, as a node before another."""
+        example = like.meta["val"]
+        name = next(self._buffers)
+        place_tensor(self.module, name, value.to(example.device, example.dtype))
+        node = self._node(before, name, example.new_empty(tuple(value.shape)))
+        node.meta[FIXED] = True
+        return node
+
+    @staticmethod
+    def _node(before: Node, name: str, example: Tensor) -> Node:
+        with before.graph.inserting_before(before):
+            node = before.graph.get_attr(name)
+        node.meta["val"] = example
+        return node

@@ -1,0 +1,165 @@
+"""The layers that constants come from, and the sums in which they meet what is not constant.
+
+    s = a + b        where b is the constant c in some channels and a is not
+    s = (a + b') + c                    b' is zero there, so that b's branch need not compute these channels
+
+c goes into the shift of the layer that a comes from, where nothing else reads it; otherwise it is one addition for each
+channel. A branch that is constant altogether is left out with all its calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from passes.absorption.edits import Edits
+from passes.analysis.liveness import Facts
+from passes.analysis.program import Program
+from passes.graph.ranges import Range
+from passes.rules.base import Site
+from passes.rules.pointwise import Sum
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, eq=False)
+class Meeting:
+    """Constant labels of one operand of a sum whose other operand is not constant there."""
+
+    site: Site
+    index: int
+    constant: Tensor
+    value: Tensor
+
+    @property
+    def node(self) -> Node:
+        return self.site.inputs[self.index]
+
+    @property
+    def other(self) -> Node:
+        return self.site.inputs[1 - self.index]
+
+
+def meetings(program: Program, facts: Facts) -> Iterator[Meeting]:
+    """The operands of sums that have constant labels which are not zero, and of which something depends."""
+    for site in program.sites:
+        if not isinstance(site.rule, Sum) or not site.rule.is_bare(site) or len(set(site.inputs)) != 2:
+            continue
+        for index, node in enumerate(site.inputs):
+            known, maker = facts.ranges.get(node), program.at.get(node)
+            if known is None or maker is None or not maker.inputs:
+                continue
+            other = facts.ranges.get(site.inputs[1 - index])
+            constant = known.is_constant & ~known.is_zero & facts.asked[site.node][index]
+            if other is not None and other.low.dim() == known.low.dim():
+                constant = constant & ~_hull(other, constant).is_constant
+            if bool(constant.any()):
+                yield Meeting(site, index, constant, torch.where(constant, known.low, 0.0))
+
+
+def _hull(known: Range, like: Tensor) -> Range:
+    """A range in the compact shape of a mask, which broadcasts against its own."""
+    shape = torch.broadcast_shapes(known.low.shape, like.shape)
+    return known.expand(shape).fitted(tuple(like.shape))
+
+
+def clear_shifts(program: Program, facts: Facts, edits: Edits) -> None:
+    """Make the shifts zero that give constants of which nothing depends, so that these channels are zero."""
+    gone: dict[str, Tensor] = {}
+    for site in program.sites:
+        shift = site.rule.shift(site)
+        if shift is None:
+            continue
+        (out,) = (each for each in site.outputs[:1])
+        idle = torch.zeros(program.shape(shift), dtype=torch.bool)
+        if out is not None and (known := facts.ranges.get(out)) is not None:
+            idle = _by_channel(site, known.is_constant & ~facts.needed[out], idle)
+        elif out is None:
+            idle = ~idle
+        for name in edits.names(str(shift.target)):
+            gone[name] = gone[name] & idle if name in gone else idle
+    shared = _read_otherwise(program)
+    for name, idle in gone.items():
+        value = edits.tensor(name)
+        if name not in shared and bool((idle & (value != 0).cpu()).any()):
+            edits.value(name)[idle.to(value.device)] = 0
+
+
+def _by_channel(site: Site, mask: Tensor, like: Tensor) -> Tensor:
+    """A mask of a result's labels as a mask of the shift; all False where they do not correspond."""
+    shape = site.out_shape
+    axes = [a for a, n in enumerate(mask.shape) if n != 1]
+    if not axes:
+        return torch.full_like(like, bool(mask.all())) if mask.numel() == 1 else like
+    line = mask
+    own = (
+        range(len(shape) - like.dim(), len(shape))
+        if like.dim() > 1 or shape[-1] == len(like) and axes[-1] == len(shape) - 1
+        else range(1, 2)
+    )
+    for axis in axes:
+        if axis not in own:
+            line = line.all(axis, keepdim=True)
+    return line.expand([shape[a] if a in own else 1 for a in range(len(shape))]).reshape(like.shape)
+
+
+def _read_otherwise(program: Program) -> set[str]:
+    """Names of parameters that some node reads which does not add them at last."""
+    found: set[str] = set()
+    for node in program.module.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        for user in node.users:
+            site = program.at_call(user)
+            if site is None or site.rule.shift(site) is not node:
+                found.add(str(node.target))
+    return found
+
+
+def move_shift(program: Program, facts: Facts, edits: Edits, meeting: Meeting, moved: Tensor) -> None:
+    """Take the constants `moved` out of the operand, whose zeros are those of `facts`, and add them elsewhere."""
+    graph, call = program.module.graph, meeting.site.node
+    if not bool(facts.zero[meeting.node][moved].all()):
+        with graph.inserting_before(call):
+            keep = edits.new_buffer(meeting.node, (~moved).double(), before=call)
+            product = graph.call_function(aten.mul.Tensor, (meeting.node, keep))
+        product.meta["val"] = meeting.node.meta["val"]
+        call.replace_input_with(meeting.node, product)
+    value = torch.where(moved, meeting.value, 0.0)
+    if _into_producer(program, edits, meeting, value):
+        return
+    users = list(call.users)
+    with graph.inserting_after(call):
+        total = graph.call_function(aten.add.Tensor, (call,))
+    total.meta["val"] = call.meta["val"]
+    call.replace_all_uses_with(total)
+    total.args = (call, edits.new_buffer(call, value, before=total))
+    assert users
+
+
+def _into_producer(program: Program, edits: Edits, meeting: Meeting, value: Tensor) -> bool:
+    """Add the constants to the shift of the layer that gives the other operand, if nothing else reads either."""
+    maker = program.at.get(meeting.other)
+    shift = None if maker is None else maker.rule.shift(maker)
+    if maker is None or shift is None or len(meeting.other.users) != 1 or maker.out_shape != meeting.site.out_shape:
+        return False
+    axes = [a for a, n in enumerate(value.shape) if n != 1]
+    name = str(shift.target)
+    parameter = edits.tensor(name)
+    if (
+        axes != [1]
+        or parameter.dim() != 1
+        or len(parameter) != value.shape[1]
+        or len(shift.users) != 1
+        or len(edits.names(name)) != 1
+    ):
+        return False
+    if program.shape(shift) != (maker.out_shape[1],) or maker.rule.weight is not None and maker.rule.weight.linear:
+        return False
+    own = edits.value(name)
+    own.add_(value.view(-1).to(own))
+    return True

@@ -1,0 +1,112 @@
+"""The range of an element-wise function: constants by calling it, intervals by what is listed in `bounds`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import Node
+
+from passes.graph.nodes import operator_name
+from passes.graph.ranges import Range
+from passes.rules.base import Site
+from passes.rules.bounds import BOUNDS
+from passes.rules.probe import value_at
+
+
+def argument_range(site: Site, ranges: Sequence[Range | None], argument: Any) -> Range | None:
+    """The range of one argument of a call, a tensor or a number; None where nothing is known."""
+    if isinstance(argument, Node):
+        return ranges[site.inputs.index(argument)] if argument in site.inputs else None
+    if isinstance(argument, (bool, int, float)) and not math.isnan(argument):
+        return Range.between((), float(argument), float(argument))
+    return None
+
+
+def operands(site: Site, ranges: Sequence[Range | None], count: int) -> list[Range | None]:
+    """The ranges of the first arguments of a call."""
+    return [argument_range(site, ranges, argument) for argument in site.node.args[:count]]
+
+
+def bounded(site: Site, ranges: Sequence[Range | None]) -> Range | None:
+    """The range of f(x, y, ...); None where nothing is known."""
+    if not site.node.meta["val"].is_floating_point() or _is_random(site):
+        return None
+    between = _between(site, ranges)
+    constant = _constant(site, ranges)
+    if constant is None or between is None:
+        return constant or between
+    known = constant.is_constant
+    return Range(torch.where(known, constant.low, between.low), torch.where(known, constant.high, between.high))
+
+
+def _is_random(site: Site) -> bool:
+    target = site.node.target
+    return isinstance(target, OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
+
+
+def _constant(site: Site, ranges: Sequence[Range | None]) -> Range | None:
+    """The value where all inputs are constant. It is computed in the precision of the network."""
+    if not ranges or any(each is None for each in ranges):
+        return None
+    known = torch.ones((), dtype=torch.bool)
+    values: dict[Node, Tensor] = {}
+    for node, each in zip(site.inputs, ranges, strict=True):
+        assert each is not None
+        known = known & each.is_constant & ~_shared(site, node, ranges)
+        values[node] = each.low.masked_fill(~each.is_constant, 0.0)
+    if not bool(known.any()):
+        return None
+    result = value_at(site, values)
+    if result is None or not result.is_floating_point():
+        return None
+    shape = torch.broadcast_shapes(result.shape, known.shape)
+    return Range.constant(result.expand(shape), known.expand(shape))
+
+
+def _shared(site: Site, node: Node, ranges: Sequence[Range | None]) -> Tensor:
+    """Whether a parameter meets several channels in one entry.
+
+    Its gradient sums over all of these channels: those that are constant are not left out while it trains.
+    """
+    no = torch.zeros((), dtype=torch.bool)
+    if site.values.inference or node.op != "get_attr" or not site.values.is_trained(node):
+        return no
+    rank = len(site.out_shape)
+    own = site.shape(node)
+    for other, each in zip(site.inputs, ranges, strict=True):
+        if other is node or each is None:
+            continue
+        for axis, size in enumerate(each.low.shape, start=rank - each.low.dim()):
+            behind = axis - (rank - len(own))
+            if size > 1 and (behind < 0 or own[behind] == 1):
+                return ~no
+    return no
+
+
+def _between(site: Site, ranges: Sequence[Range | None]) -> Range | None:
+    """The interval, where the function is listed and is called without options."""
+    bound = BOUNDS.get(operator_name(site.node))
+    if bound is None or site.node.kwargs:
+        return None
+    given: list[Range | None] = []
+    for argument in site.node.args:
+        found = None if argument is None else argument_range(site, ranges, argument)
+        if argument is not None and found is None:
+            if not isinstance(argument, Node):
+                return None
+            found = Range.unknown((1,) * len(site.shape(argument)))
+        given.append(found)
+    if len(given) > 1 and site.node.args[0] is site.node.args[1] and operator_name(site.node) in ("mul", "multiply"):
+        bound, given = BOUNDS["square"], given[:1]
+    try:
+        low, high = torch.broadcast_tensors(*bound(*given))
+    except TypeError:  # more arguments than the list knows
+        return None
+    low, high = low.nan_to_num(-math.inf, math.inf, -math.inf), high.nan_to_num(math.inf, math.inf, -math.inf)
+    found = Range(low, high)
+    return None if found.says_nothing else found
