@@ -21,9 +21,10 @@ def pruned_optimizer_state(pruned: Pruned, model: nn.Module, optimizer: Optimize
 
     `optimizer` is that of `model`, the network that was pruned. Moments of the shape of their parameter keep the
     elements that the parameter kept, and are zero where it is zero: what is dead but stays (to fill a group, say) has
-    moments from before it died, which would bring it back to life. Numbers such as the step are copied. Every
-    parameter group keeps its options, less the parameters that vanished, in the order of
-    `pruned.module.named_parameters()`: build the new optimizer in that order, with the same groups.
+    moments from before it died, which would bring it back to life. Those of a bias that pruning created for constant
+    channels are zero. Numbers such as the step are copied. Every parameter group keeps its options, less the parameters
+    that vanished, in the order of `pruned.module.named_parameters()`: build the new optimizer in that order, with the
+    same groups.
 
         small = torch.optim.AdamW(pruned.module.parameters(), lr=1e-3)
         small.load_state_dict(l1rr_fx.pruned_optimizer_state(pruned, model, optimizer))
@@ -56,12 +57,16 @@ def pruned_optimizer_state(pruned: Pruned, model: nn.Module, optimizer: Optimize
 
 @dataclass(frozen=True)
 class _Survivor:
-    """A parameter of the pruned network: its name, the parameter of the model that it was, and what it kept of it."""
+    """A parameter of the pruned network: its name, the parameter of the model that it was, and what it kept of it.
+
+    A bias that pruning created for constant channels was none: `original` is the weight beside it.
+    """
 
     name: str
     original: nn.Parameter
     selection: Selection
     value: nn.Parameter
+    created: bool = False
 
 
 def _survivors(pruned: Pruned, model: nn.Module) -> tuple[_Survivor, ...]:
@@ -73,6 +78,9 @@ def _survivors(pruned: Pruned, model: nn.Module) -> tuple[_Survivor, ...]:
     found = []
     for parameter, aliases in names.items():
         known = [alias for alias in aliases if alias in originals and alias in pruned.kept]
+        if not known and (beside := _beside(aliases[0], originals)) is not None:
+            found.append(_Survivor(aliases[0], beside, Selection.whole(parameter.shape), parameter, created=True))
+            continue
         if not known:
             raise InputError(f"the pruned network's parameter {aliases[0]} is not one of this {type(model).__name__}")
         name = known[0]
@@ -84,6 +92,12 @@ def _survivors(pruned: Pruned, model: nn.Module) -> tuple[_Survivor, ...]:
             )
         found.append(_Survivor(name, original, selection, parameter))
     return tuple(found)
+
+
+def _beside(name: str, originals: Mapping[str, nn.Parameter]) -> nn.Parameter | None:
+    """The weight beside which pruning created a bias of this name; None for any other name."""
+    owner, _, leaf = name.rpartition(".")
+    return originals.get(f"{owner}.weight" if owner else "weight") if leaf.startswith("bias") else None
 
 
 def _group(saved: Mapping[str, Any], members: Sequence[_Survivor], start: int) -> dict[str, Any]:
@@ -102,6 +116,8 @@ def _selected(survivor: _Survivor, state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _selected_value(what: str, survivor: _Survivor, value: Any) -> Any:
     selection = survivor.selection
+    if isinstance(value, Tensor) and survivor.created and value.dim():
+        return value.new_zeros(selection.new_shape)
     if isinstance(value, Tensor):
         if value.shape == selection.shape:
             kept = selection.apply(value.detach())

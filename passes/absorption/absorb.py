@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from passes.absorption.columns import Reader, constant_readers
 from passes.absorption.edits import Edits
 from passes.absorption.record import moved_constants, staying_constants
-from passes.absorption.shifts import Meeting, clear_shifts, meetings, move_shift
+from passes.absorption.shifts import Meeting, clear_shifts, meetings, move_shift, replace_constants
 from passes.accounts import Constant
 from passes.analysis.liveness import Facts, channel_facts
 from passes.analysis.program import Program
@@ -46,10 +46,11 @@ def absorb_constants(module: GraphModule, rule_for: Callable[[Node], Rule], *, i
         reader.absorb(edits, columns)
     clear_shifts(program, moved.facts, edits)
     program, facts = _analysed(module, rule_for, inference)
-    if any(bool(labels.any()) for labels in moved.labels):
-        for meeting, labels in zip(sums, moved.labels, strict=True):
-            if bool(labels.any()):
-                move_shift(program, facts, edits, meeting, labels)
+    for meeting, labels in zip(sums, moved.labels, strict=True):
+        if bool(labels.any()):
+            move_shift(program, facts, edits, meeting, labels)
+    changed = replace_constants(program, facts, edits)
+    if changed or any(bool(labels.any()) for labels in moved.labels):
         program, facts = _analysed(module, rule_for, inference)
     return Absorbed(program, facts, (*constants, *staying_constants(program, facts)))
 

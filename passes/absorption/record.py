@@ -53,9 +53,11 @@ def _handed_on(site: Site, facts: Facts, node: Node) -> Tensor:
     """Which labels of an input are constant in the result too, or leave the call as they came."""
     mask = facts.zero[node].new_zeros(facts.zero[node].shape)
     out = site.outputs[0]
-    if site.rule.is_movement or out is None:
+    if out is None:
         return ~mask
     known = facts.ranges.get(out)
+    if site.rule.is_movement:
+        return ~mask if known is not None and bool(known.is_constant.any()) else mask
     if site.rule.weight is None and known is not None and known.low.dim() == mask.dim():
         return (
             known.expand(facts.zero[out].shape).fitted(tuple(mask.shape)).is_constant

@@ -163,3 +163,25 @@ def _into_producer(program: Program, edits: Edits, meeting: Meeting, value: Tens
     own = edits.value(name)
     own.add_(value.view(-1).to(own))
     return True
+
+
+def replace_constants(program: Program, facts: Facts, edits: Edits) -> bool:
+    """Let element-wise calls read a number for each channel in place of a tensor that is constant altogether.
+
+    Says whether there was one: a gate, say, that no input opens any more is a scale.
+    """
+    found = False
+    for site in program.sites:
+        if not site.rule.is_pointwise or len(set(site.inputs)) < 2:
+            continue
+        for node in dict.fromkeys(site.inputs):
+            known, maker = facts.ranges.get(node), program.at.get(node)
+            others = [other for other in site.inputs if other is not node]
+            whole = any(program.shape(other) == site.out_shape for other in others)
+            if known is None or maker is None or not maker.inputs or not whole or bool(facts.zero[node].all()):
+                continue
+            if bool(known.is_constant.all()):
+                buffer = edits.new_buffer(node, known.low, before=site.node)
+                site.node.replace_input_with(node, buffer)
+                found = True
+    return found

@@ -70,8 +70,8 @@ class Range:
         return Range(self.low.reshape(tuple(shape)), self.high.reshape(tuple(shape)))
 
     def fitted(self, shape: Sequence[int]) -> Range:
-        """The intervals in another compact shape of the same rank: along axes without labels there, the hull."""
-        low, high = self.low, self.high
+        """The intervals in another compact shape of at least the same rank: where it has no labels, the hull."""
+        low, high = (end.reshape((1,) * (len(shape) - end.dim()) + tuple(end.shape)) for end in (self.low, self.high))
         for axis, size in enumerate(shape):
             if size == 1 and low.shape[axis] != 1:
                 low, high = low.amin(axis, keepdim=True), high.amax(axis, keepdim=True)

@@ -306,8 +306,11 @@ class Rewriter:
     def _module(self) -> GraphModule:
         self.graph._codegen = self.old.graph._codegen
         root = nn.Module()
+        read = {str(node.target) for node in self.graph.find_nodes(op="get_attr") if node.users}
         for name, tensor in {**self.tensors, **self.buffers}.items():
-            place_tensor(root, name, tensor)
+            if name in read:
+                place_tensor(root, name, tensor)
+        self.kept = {name: selection for name, selection in self.kept.items() if name in read}
         held: dict[Node, str] = {}  # of the original values that one node holds, the first
         for old, new in self.new.items():
             if old in self.plan.layout:

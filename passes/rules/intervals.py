@@ -36,6 +36,7 @@ def bounded(site: Site, ranges: Sequence[Range | None]) -> Range | None:
     """The range of f(x, y, ...); None where nothing is known."""
     if not site.node.meta["val"].is_floating_point() or _is_random(site):
         return None
+    ranges = [None if _shared(site, node, ranges) else each for node, each in zip(site.inputs, ranges, strict=True)]
     between = _between(site, ranges)
     constant = _constant(site, ranges)
     if constant is None or between is None:
@@ -57,7 +58,7 @@ def _constant(site: Site, ranges: Sequence[Range | None]) -> Range | None:
     values: dict[Node, Tensor] = {}
     for node, each in zip(site.inputs, ranges, strict=True):
         assert each is not None
-        known = known & each.is_constant & ~_shared(site, node, ranges)
+        known = known & each.is_constant
         values[node] = each.low.masked_fill(~each.is_constant, 0.0)
     if not bool(known.any()):
         return None
@@ -68,14 +69,13 @@ def _constant(site: Site, ranges: Sequence[Range | None]) -> Range | None:
     return Range.constant(result.expand(shape), known.expand(shape))
 
 
-def _shared(site: Site, node: Node, ranges: Sequence[Range | None]) -> Tensor:
+def _shared(site: Site, node: Node, ranges: Sequence[Range | None]) -> bool:
     """Whether a parameter meets several channels in one entry.
 
     Its gradient sums over all of these channels: those that are constant are not left out while it trains.
     """
-    no = torch.zeros((), dtype=torch.bool)
     if site.values.inference or node.op != "get_attr" or not site.values.is_trained(node):
-        return no
+        return False
     rank = len(site.out_shape)
     own = site.shape(node)
     for other, each in zip(site.inputs, ranges, strict=True):
@@ -84,8 +84,8 @@ def _shared(site: Site, node: Node, ranges: Sequence[Range | None]) -> Tensor:
         for axis, size in enumerate(each.low.shape, start=rank - each.low.dim()):
             behind = axis - (rank - len(own))
             if size > 1 and (behind < 0 or own[behind] == 1):
-                return ~no
-    return no
+                return True
+    return False
 
 
 def _between(site: Site, ranges: Sequence[Range | None]) -> Range | None:
