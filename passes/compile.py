@@ -63,7 +63,7 @@ class Removed:
 
 
 def remove_zero_channels(
-    captured: GraphModule, options: Options | None = None, *, inference: bool = False, clock: Phase | None = None
+    captured: GraphModule, options: Options | None = None, *, clock: Phase | None = None
 ) -> Removed:
     """The network without its zeroed channels.
 
@@ -73,7 +73,7 @@ def remove_zero_channels(
     phase = clock or (lambda name: nullcontext())
     with phase("analysis"):
         normalise_graph(captured.graph)
-        absorbed = absorb_constants(captured, rule_for, inference=inference)
+        absorbed = absorb_constants(captured, rule_for, inference=options is not None and options.inference)
         program, facts = absorbed.program, absorbed.facts
         refuse_vanished(program, facts)
         assigned = fastest_plan(program, facts, options)

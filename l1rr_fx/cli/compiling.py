@@ -48,6 +48,9 @@ def prune_command(
     channel_multiple: Annotated[
         int | None, typer.Option(min=1, help="Keep a multiple of this many channels (default: where it pays).")
     ] = None,
+    inference: Annotated[
+        bool, typer.Option("--inference", help="For evaluation alone: batch norms of constant channels go too.")
+    ] = False,
     verify: Annotated[bool, typer.Option(help="Compare with the zeroed model on the example input.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the saved network in DIR.")] = False,
     details: Annotated[bool, typer.Option("--details", help="Show every layer too.")] = False,
@@ -66,6 +69,7 @@ def prune_command(
             mode=mode.value,
             target=target,
             channel_multiple=channel_multiple,
+            inference=inference,
             verify=verify,
         )
         pruned.save(output, overwrite=overwrite)

@@ -25,7 +25,7 @@ from passes.assignment.cost_model import Target
 from passes.assignment.options import Options
 from passes.audit.accounting import accounts_of
 from passes.compile import remove_zero_channels
-from passes.errors import CaptureError
+from passes.errors import CaptureError, InputError
 from passes.frontend.capture import capture, check_arguments
 from passes.graph.isolation import collection_paused, run_watched
 
@@ -39,6 +39,7 @@ def prune(
     dynamic_shapes: Any = None,
     channel_multiple: int | None = None,
     target: str | Target | Latency = "none",
+    inference: bool = False,
     verify: bool = True,
 ) -> Pruned:
     """The small network that computes what `model`, with the zeros in its weights, computes.
@@ -49,13 +50,16 @@ def prune(
     your own (see `l1rr_fx.machines`). A target keeps dead channels where they make the network faster; with "none" the
     fewest multiplications are made. A target that predicts whole networks, as "jetson-tx2" does, is asked about the
     network written in each mode, and about the network as it is: the fastest is returned. `channel_multiple` rounds
-    channel counts up where dead channels are left, whether it pays or not. With `verify` both networks are run on the
-    example and compared.
+    channel counts up where dead channels are left, whether it pays or not. `inference` asks for a network for evaluation
+    alone: more channels are constant there, because batch norms use their running statistics. With `verify` both
+    networks are run on the example and compared.
 
     Raises InputError, CaptureError, VanishedError or VerifyError, each of them an L1RRError.
     """
     check_arguments(model, args, kwargs)
-    options = Options(mode, channel_multiple, machine(target, args))
+    if inference and model.training:
+        raise InputError("inference=True with a model in training mode; expected one in evaluation: call model.eval()")
+    options = Options(mode, channel_multiple, machine(target, args), inference)
     clock = Clock()
     captured = _captured(model, args, kwargs, dynamic_shapes, clock)
     if isinstance(captured, CaptureError):

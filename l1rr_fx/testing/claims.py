@@ -1,7 +1,8 @@
 """What a rule claims of one call, held against the values that the call computes.
 
-A rule claims that elements of its results are zero for every input, and that elements of its inputs are not needed. The
-compiler may drop the first, and may leave the rule's stand-in, or what the network computed, in place of the second.
+A rule claims that elements of its results are zero for every input, or lie between bounds, and that elements of its
+inputs are not needed. The compiler may drop what is zero, add what is constant elsewhere, and may leave the rule's
+stand-in, or what the network computed, in place of what is not needed.
 """
 
 from __future__ import annotations
@@ -67,6 +68,23 @@ def false_zero(site: Site, facts: Facts, values: Values) -> str | None:
             place = tuple(wrong[0].tolist())
             found = values[out][place].item()
             return f"it calls element {place} of result {index} zero, which is {found:.6g}"
+    return None
+
+
+def false_bounds(site: Site, facts: Facts, values: Values) -> str | None:
+    """A bound that the rule gives and that does not hold; None if all hold for these values."""
+    for index, out in enumerate(site.outputs):
+        bounds = None if out is None else facts.ranges.get(out)
+        if out is None or bounds is None:
+            continue
+        value = values[out].double()
+        slack = TOLERANCE * (1 + value.abs())
+        wrong = ~((value >= bounds.low - slack) & (value <= bounds.high + slack)) & ~value.isnan()
+        if bool(wrong.any()):
+            place = tuple(wrong.nonzero()[0].tolist())
+            low, high = (end.expand(value.shape)[place].item() for end in (bounds.low, bounds.high))
+            found = value[place].item()
+            return f"it says element {place} of result {index} lies in [{low:.6g}, {high:.6g}], and it is {found:.6g}"
     return None
 
 

@@ -66,7 +66,7 @@ class Draft:
         elif made.is_floating_point():
             made.data = made.data.double()
         setattr(self.model, name, made)
-        if self.density != "none" and not (head and not self.now_and_then(4)):
+        if self.density != "none" and not (head and not self.now_and_then(2)):
             self.kills.append(self._killing(name, made))
         return f"self.{name}"
 

@@ -21,7 +21,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from l1rr_fx.support.arguments import of_kind
-from l1rr_fx.testing.claims import TOLERANCE, changed_where, false_unneeded, false_zero, node_values
+from l1rr_fx.testing.claims import TOLERANCE, changed_where, false_bounds, false_unneeded, false_zero, node_values
+from passes.absorption.absorb import absorb_constants
 from passes.analysis.liveness import channel_facts
 from passes.analysis.program import Program
 from passes.assignment.assign import plan_layouts
@@ -140,7 +141,11 @@ class _Trial:
 
     def problem(self, rule: Rule | None) -> str | None:
         """What is wrong, or None. In a turn of the axes only the rule's claims are asked."""
-        program = Program(self.module, lambda node: rule if rule and node is self.call else rule_for(node))
+
+        def rules(node: Node) -> Rule:
+            return rule if rule and node is self.call else rule_for(node)
+
+        program = Program(self.module, rules)
         site = program.at_call(self.call)
         if site is None or site.rule.reason == "unknown operator":
             raise InputError(f"{self.target} has no rule; passes.rules.register_rule gives it one")
@@ -149,12 +154,14 @@ class _Trial:
         for turn in range(2 if self.turn is None else 1):
             inputs = [changed_where(value, torch.tensor(True), turn) if turn else value for value in self.inputs]
             values = node_values(self.module, inputs)
-            problem = false_zero(site, facts, values) or false_unneeded(site, facts, values, turn)
+            problem = false_zero(site, facts, values) or false_bounds(site, facts, values)
+            problem = problem or false_unneeded(site, facts, values, turn)
             if problem:
                 return f"{name}: {problem}"
         expected = self.module(*_copies(self.inputs))
         try:
-            found = rewrite(plan_layouts(program, facts)).module(*_copies(self.inputs))
+            absorbed = absorb_constants(self.module, rules)
+            found = rewrite(plan_layouts(absorbed.program, absorbed.facts)).module(*_copies(self.inputs))
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             return f"{name}: the small network cannot be made, or does not run: {first_line(error)}"
         deviation = relative_deviation(expected, found)
@@ -215,7 +222,11 @@ class _Trial:
         if axes is None or not node.meta["val"].numel():
             return node
         self.masks.append(f"{node.name}: axes {axes}")
-        masked = self._node(aten.mul.Tensor, (node, self._constant(self._mask(shape, axes))), {})
+        mask = self._mask(shape, axes)
+        masked = self._node(aten.mul.Tensor, (node, self._constant(mask)), {})
+        if ahead and self.turn is None and self.chance.random() < 0.5:  # of an input: constant, not zero
+            numbers = torch.randn(mask.shape, generator=self.generator, dtype=mask.dtype)
+            return self._node(aten.add.Tensor, (masked, self._constant(torch.where(mask == 0, numbers, 0.0))), {})
         return self._node(aten.add.Tensor, (masked, 0.0), {})  # zero, not -0, which a small network does not know
 
     def _axes(self, rank: int, ahead: int) -> tuple[int, ...] | None:

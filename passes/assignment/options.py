@@ -23,12 +23,16 @@ class Options:
     With None the target decides: it rounds up to its own multiple where that is faster. Without a target no
     multiplication is added to avoid a copy.
 
+    `inference`: the network is for evaluation alone. A batch norm then gives constants where it reads them, and a
+    dropout does nothing; in a network that may be trained both have a second value.
+
     Raises InputError for anything else.
     """
 
     mode: str = "recombine"
     channel_multiple: int | None = None
     target: Target = field(default_factory=ByteCount)
+    inference: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

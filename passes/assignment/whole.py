@@ -23,6 +23,7 @@ def whole_layouts(program: Program, facts: Facts, options: Options | None = None
     """
     alive = Facts(
         {node: torch.zeros_like(mask) for node, mask in facts.zero.items()},
+        {},
         {node: torch.ones_like(mask) for node, mask in facts.needed.items()},
         {node: tuple(map(torch.ones_like, masks)) for node, masks in facts.asked.items()},
     )

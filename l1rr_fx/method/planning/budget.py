@@ -17,8 +17,8 @@ from l1rr_fx.method.sites.channel_sites import sites_of
 from l1rr_fx.method.sites.zeroing import ZeroedProgram, Zeroing, evaluation_graph, unwrapped, zeroed_values
 from l1rr_fx.support.arguments import of_kind
 from l1rr_fx.support.documents import from_text
+from passes.absorption.absorb import absorb_constants
 from passes.analysis.liveness import channel_facts
-from passes.analysis.program import Program
 from passes.assignment.cost_model import Target
 from passes.assignment.options import Options
 from passes.assignment.plan import LayoutPlan
@@ -106,7 +106,7 @@ class Analysis:
         self.model = of_kind("model", unwrapped(model), nn.Module)
         self.args, self.kwargs = args, kwargs or {}
         self.options, self.latency = Options(mode, channel_multiple, machine(target, args)), latency
-        self.program = Program(evaluation_graph(model, args, kwargs), rule_for)
+        self.program = absorb_constants(evaluation_graph(model, args, kwargs), rule_for).program
         self.not_counted = not_counted(self.program)
         self.sites = sites_of(self.program)
         self.values: Mapping[str, Tensor] = {
