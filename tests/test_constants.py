@@ -291,3 +291,21 @@ def test_saved_folded_and_without_change_of_the_model(tmp_path: Any) -> None:
     again = l1rr_fx.prune(pruned.module, (X,))
     assert again.report.after.macs == pruned.report.after.macs
     assert Constant("a", "b", 1, "bias").reason == ""
+
+
+def test_a_shift_alone_is_added_after_a_depthwise_layer() -> None:
+    """As in ConvNeXt: a dead input under a live bias, in front of a norm that reads all channels."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.depthwise = unit(3, 8, 1, nn.GELU), nn.Conv2d(8, 8, 7, padding=3, groups=8)
+            self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.head(self.norm(self.depthwise(self.stem(x)).permute(0, 2, 3, 1)))
+            return result
+
+    pruned = exact(halved(randomised(Block()), shift=True))
+    assert pruned.module.get_parameter("depthwise.weight").shape[0] == 4
+    assert pruned.report.macs_over_limit == 1

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from passes.absorption.columns import Reader, constant_readers
 from passes.absorption.edits import Edits
 from passes.absorption.record import moved_constants, staying_constants
-from passes.absorption.shifts import Meeting, clear_shifts, meetings, move_shift, replace_constants
+from passes.absorption.shifts import Meeting, clear_shifts, meetings, move_shift, replace_constants, split_idle_shifts
 from passes.accounts import Constant
 from passes.analysis.liveness import Facts, channel_facts
 from passes.analysis.program import Program
@@ -49,7 +49,7 @@ def absorb_constants(module: GraphModule, rule_for: Callable[[Node], Rule], *, i
     for meeting, labels in zip(sums, moved.labels, strict=True):
         if bool(labels.any()):
             move_shift(program, facts, edits, meeting, labels)
-    changed = replace_constants(program, facts, edits)
+    changed = replace_constants(program, facts, edits) | split_idle_shifts(program, facts, edits)
     if changed or any(bool(labels.any()) for labels in moved.labels):
         program, facts = _analysed(module, rule_for, inference)
     return Absorbed(program, facts, (*constants, *staying_constants(program, facts)))
@@ -61,17 +61,12 @@ def _analysed(module: GraphModule, rule_for: Callable[[Node], Rule], inference: 
 
 
 def _has_constants(program: Program, facts: Facts) -> bool:
-    """Whether a computed tensor has a channel that is constant and not zero, and of which something depends."""
-    for site in program.sites:
-        for out in site.outputs:
-            known = None if out is None else facts.ranges.get(out)
-            if (
-                out is not None
-                and known is not None
-                and bool((known.is_constant & ~known.is_zero & facts.needed[out]).any())
-            ):
-                return True
-    return False
+    """Whether a tensor that is computed from an input has a channel that is constant, not zero, and needed."""
+    return any(
+        bool((known.is_constant & ~known.is_zero & facts.needed[node]).any())
+        for node, known in facts.ranges.items()
+        if node in program.at and node in program.fed
+    )
 
 
 @dataclass(frozen=True, eq=False)

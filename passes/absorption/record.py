@@ -37,14 +37,14 @@ def staying_constants(program: Program, facts: Facts) -> Iterator[Constant]:
     for site in program.sites:
         for index, node in enumerate(site.inputs):
             known = facts.ranges.get(node)
-            if known is None or program.at.get(node) is None:
+            if known is None or node not in program.at or node not in program.fed:
                 continue
             stopped = known.is_constant & ~known.is_zero & facts.asked[site.node][index]
             if (count := int((stopped & ~_handed_on(site, facts, node)).sum())) > 0:
                 yield Constant(node.name, site.node.name, count, "stays", _reason(site))
     for node in program.output_tensors:
         known = facts.ranges.get(node)
-        if known is not None and program.at.get(node) is not None:
+        if known is not None and node in program.at and node in program.fed:
             if count := int((known.is_constant & ~known.is_zero).sum()):
                 yield Constant(node.name, "output", count, "stays", OUTPUT)
 

@@ -50,8 +50,8 @@ def meetings(program: Program, facts: Facts) -> Iterator[Meeting]:
         if not isinstance(site.rule, Sum) or not site.rule.is_bare(site) or len(set(site.inputs)) != 2:
             continue
         for index, node in enumerate(site.inputs):
-            known, maker = facts.ranges.get(node), program.at.get(node)
-            if known is None or maker is None or not maker.inputs:
+            known = facts.ranges.get(node)
+            if known is None or node not in program.at or node not in program.fed:
                 continue
             other = facts.ranges.get(site.inputs[1 - index])
             constant = known.is_constant & ~known.is_zero & facts.asked[site.node][index]
@@ -132,13 +132,7 @@ def move_shift(program: Program, facts: Facts, edits: Edits, meeting: Meeting, m
     value = torch.where(moved, meeting.value, 0.0)
     if _into_producer(program, edits, meeting, value):
         return
-    users = list(call.users)
-    with graph.inserting_after(call):
-        total = graph.call_function(aten.add.Tensor, (call,))
-    total.meta["val"] = call.meta["val"]
-    call.replace_all_uses_with(total)
-    total.args = (call, edits.new_buffer(call, value, before=total))
-    assert users
+    add_after(program, edits, call, value)
 
 
 def _into_producer(program: Program, edits: Edits, meeting: Meeting, value: Tensor) -> bool:
@@ -175,13 +169,46 @@ def replace_constants(program: Program, facts: Facts, edits: Edits) -> bool:
         if not site.rule.is_pointwise or len(set(site.inputs)) < 2:
             continue
         for node in dict.fromkeys(site.inputs):
-            known, maker = facts.ranges.get(node), program.at.get(node)
+            known = facts.ranges.get(node)
             others = [other for other in site.inputs if other is not node]
             whole = any(program.shape(other) == site.out_shape for other in others)
-            if known is None or maker is None or not maker.inputs or not whole or bool(facts.zero[node].all()):
+            if known is None or node not in program.at or node not in program.fed or not whole:
+                continue
+            if bool(facts.zero[node].all()):
                 continue
             if bool(known.is_constant.all()):
                 buffer = edits.new_buffer(node, known.low, before=site.node)
                 site.node.replace_input_with(node, buffer)
                 found = True
     return found
+
+
+def split_idle_shifts(program: Program, facts: Facts, edits: Edits) -> bool:
+    """Add the shift of a depthwise layer after it, in channels whose input is zero: the layer need not compute them.
+
+    Says whether there was one.
+    """
+    found = False
+    shared = _read_otherwise(program)
+    for site in program.sites:
+        shift, known = site.rule.shift(site), facts.ranges.get(site.node)
+        if shift is None or known is None or site.rule.weight is None or not site.rule.keeps_channels(site):
+            continue
+        idle = known.is_constant & ~known.is_zero & facts.needed[site.node] & facts.zero[site.inputs[0]]
+        name = str(shift.target)
+        if not bool(idle.any()) or len(shift.users) > 1 or name in shared or len(edits.names(name)) > 1:
+            continue
+        add_after(program, edits, site.node, torch.where(idle, known.low, 0.0))
+        bias = edits.value(name)
+        bias[_by_channel(site, idle, torch.zeros(bias.shape, dtype=torch.bool)).to(bias.device)] = 0
+        found = True
+    return found
+
+
+def add_after(program: Program, edits: Edits, call: Node, value: Tensor) -> None:
+    """Let all readers of a call read its result plus a constant."""
+    with program.module.graph.inserting_after(call):
+        total = program.module.graph.call_function(aten.add.Tensor, (call,))
+    total.meta["val"] = call.meta["val"]
+    call.replace_all_uses_with(total)
+    total.args = (call, edits.new_buffer(call, value, before=total))

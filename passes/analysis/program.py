@@ -81,6 +81,15 @@ class Program(Values):
         )
 
     @cached_property
+    def fed(self) -> frozenset[Node]:
+        """The nodes that are computed from an input of the network; the others are constants by construction."""
+        found: set[Node] = set()
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
+                found.add(node)
+        return frozenset(found)
+
+    @cached_property
     def tensors(self) -> tuple[Node, ...]:
         """Every node that holds one tensor, in order."""
         return tuple(node for node in self.module.graph.nodes if is_tensor(node))
