@@ -250,6 +250,14 @@ def test_outputs_with_a_class_become_plain_ones_and_that_is_noted(
     assert note in noted
 
 
+def test_nothing_is_kept_of_a_layer_that_is_gone(tmp_path: Path) -> None:
+    """Pruning took the whole layer: its parameters are no more, and what was kept of them is nothing."""
+    pruned = switching()
+    gone = Selection((4, 2), (torch.arange(0), None))
+    Pruned(pruned.module, REPORTED, {"gone.weight": gone}).save(tmp_path / "saved")
+    assert "gone.weight" not in load(tmp_path / "saved").kept
+
+
 def test_a_manifest_without_notes_is_that_of_before(saved: Path) -> None:
     assert "notes" not in json.loads((saved / MANIFEST).read_text())
 

@@ -37,7 +37,7 @@ def encode(
         )
     store = _Store()
     codegen, notes = encode_codegen(module.graph._codegen)
-    document = {
+    document: dict[str, Any] = {
         "codegen": codegen,
         "nodes": [_node_document(node) for node in module.graph.nodes],
         "modules": _module_documents(module),
@@ -49,8 +49,9 @@ def encode(
             name: {"tensor": store.add(name, buffer), "persistent": persistent}
             for name, (buffer, persistent) in _buffers(module).items()
         },
-        "kept": {name: _selection_document(name, selection, store) for name, selection in kept.items()},
     }
+    held = document["parameters"].keys() | document["buffers"].keys()  # nothing is kept of a layer that is gone
+    document["kept"] = {name: _selection_document(name, kept[name], store) for name in kept if name in held}
     return document, store.tensors, notes
 
 

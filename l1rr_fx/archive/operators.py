@@ -46,6 +46,7 @@ PRIVATE = {
     *("__and__", "__or__", "__xor__", "__lshift__", "__rshift__"),
     *("_softmax", "_log_softmax", "_to_copy", "_unsafe_view", "_reshape_alias", "_convolution", "_weight_norm"),
     *("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "_prelu_kernel", "_shape_as_tensor", "_safe_softmax"),
+    *("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d"),
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_native_batch_norm_legit_no_training"),
     *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math"),
 }
