@@ -303,6 +303,14 @@ CONTRACTIONS = (
         lambda m, x: m.b(F.relu(m.a(m.embed(x)))), (torch.arange(10).reshape(2, 5),), embed=nn.Embedding(11, 8),
         a=nn.Linear(8, 8), b=nn.Linear(8, 3)), ("embedding",)),
     Case("embedding_tied", "contraction", _tied_embedding, ("embedding", "linear"), at_limit=False),
+    Case("embedding_of_positions", "contraction", lambda: net(
+        lambda m, x: m.b(F.relu(m.a(m.embed(x) + m.places(torch.arange(5))))), (torch.arange(10).reshape(2, 5),),
+        embed=nn.Embedding(11, 8, padding_idx=0), places=nn.Embedding(5, 8), a=nn.Linear(8, 8), b=nn.Linear(8, 3)),
+        ("embedding",)),
+    Case("embedding_of_a_computed_table", "contraction", lambda: net(
+        lambda m, x: m.b(F.relu(m.a(F.embedding(x, m.make(m.table))))), (torch.arange(10).reshape(2, 5),),
+        table=nn.Parameter(torch.randn(11, 6)), make=nn.Linear(6, 8), a=nn.Linear(8, 8), b=nn.Linear(8, 3)),
+        ("embedding",), at_limit=False),
 )
 # fmt: on
 
@@ -1280,6 +1288,11 @@ def _unpool(m: Any, x: Tensor) -> Tensor:
     return F.max_unpool2d(F.relu(y), indices, 2)
 
 
+def _unpool_3d(m: Any, x: Tensor) -> Tensor:
+    y, indices = F.max_pool3d(m.a(x).unsqueeze(2), (1, 2, 2), return_indices=True)
+    return F.max_unpool3d(F.relu(y), indices, (1, 2, 2)).squeeze(2)
+
+
 # fmt: off
 POOLING = (
     Case("pool_max", "pool", lambda: between(lambda m, x: m.a(F.max_pool2d(x, 3, 2, 1)), a=cba(8, 8)), ("max_pool2d",)),
@@ -1297,7 +1310,25 @@ POOLING = (
     Case("pool_indices_beyond_values", "pool", lambda: net(  # of the values fewer channels are read than of the indices
         lambda m, x: (lambda y, i: (m.head(y[:, :4]), i))(*F.max_pool2d(m.a(x), 2, return_indices=True)), image(),
         a=cba(3, 8), head=head(4)), at_limit=False),
-    Case("pool_indices_unpool", "pool", lambda: between(_unpool, a=cbn(8, 8)), at_limit=False),
+    Case("pool_indices_unpool", "pool", lambda: between(_unpool, a=cbn(8, 8)), ("max_unpool2d",)),
+    Case("pool_indices_unpool_1d", "pool", lambda: between(lambda m, x: F.max_unpool1d(
+        *F.max_pool1d(m.a(x).flatten(2), 2, return_indices=True), 2).unflatten(2, (8, 8)), a=cbn(8, 8)),
+        ("max_pool1d_with_indices",)),
+    Case("pool_indices_unpool_3d", "pool", lambda: between(_unpool_3d, a=cbn(8, 8)), ("max_unpool3d",)),
+    Case("pool_of_padding", "pool", lambda: between(
+        lambda m, x: F.max_pool2d(F.pad(F.max_pool2d(F.pad(m.a(x), [0, 1, 0, 1], value=-torch.inf), 3, 2), [1, 1, 1, 1],
+        value=torch.finfo(x.dtype).min), 3, 1), a=cba(8, 8)), ("pad", "max_pool2d")),
+    Case("fake_quantise", "pool", lambda: between(
+        lambda m, x: torch.fake_quantize_per_channel_affine(m.a(torch.fake_quantize_per_tensor_affine(
+        x, 0.05, 3, -128, 127)), m.scale.float(), m.point, 1, -128, 127), a=cba(8, 8), scale=torch.rand(8) * 0.1 + 0.01,
+        point=torch.arange(8, dtype=torch.int32)),
+        ("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine"), dynamic=False),
+    Case("fake_quantise_weight", "pool", lambda: between(
+        lambda m, x: F.conv2d(torch.fake_quantize_per_tensor_affine(x, m.scale[0].float(), m.point[0], -128, 127),
+        torch.fake_quantize_per_channel_affine(m.weight, m.scale.float(), m.point, 0, -128, 127), m.bias),
+        weight=nn.Parameter(torch.randn(8, 8, 1, 1)), bias=nn.Parameter(torch.randn(8)),
+        scale=torch.full((8,), 0.01), point=torch.zeros(8, dtype=torch.int32)),
+        ("fake_quantize_per_channel_affine",), at_limit=False, dynamic=False),
     Case("pool_sppf", "pool", lambda: between(_sppf, a=cba(8, 4, 1), b=cba(16, 8, 1)), ("max_pool2d", "cat")),
     Case("resize_nearest", "pool", lambda: between(lambda m, x: F.interpolate(x, scale_factor=2)),
         ("upsample_nearest2d",)),

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from torch.fx import Graph, GraphModule, Node
 
+from passes.canonical import pooling, recurrent
 from passes.canonical.decompose import take_apart
 from passes.canonical.fusions import fuse_shuffles, join_slices, merge_projections
-from passes.canonical.recurrent import WRITTEN
 from passes.canonical.spellings import SPELLINGS
 from passes.rules import UNKNOWN, rule_for
 
-REWRITES = {**SPELLINGS, **WRITTEN}
+REWRITES = {**SPELLINGS, **recurrent.WRITTEN, **pooling.WRITTEN}
 
 
 def normalise(module: GraphModule) -> GraphModule:

@@ -13,6 +13,7 @@ form.
     convolution    convolutions and linear layers
     products       products of activations: matmul, einsum, attention
     recurrent      recurrent layers: LSTM, GRU, RNN
+    quantisation   fake quantisation
     mixing         everything along some axes: pooling, reductions, softmax, norms
     sampling       values read at computed places
     windows        overlapping windows
@@ -45,6 +46,7 @@ from passes.rules import (
     mixing,
     pointwise,
     products,
+    quantisation,
     recurrent,
     reindex,
     reshape,
@@ -61,6 +63,7 @@ RULES: Mapping[str, Rule] = {
     **convolution.RULES,
     **products.RULES,
     **recurrent.RULES,
+    **quantisation.RULES,
     **mixing.RULES,
     **reindex.RULES,
     **reshape.RULES,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.graph.layout import Layout, collapse, product
+from passes.graph.layout import Layout, along, collapse, product
 from passes.graph.ranges import Range
+from passes.graph.selection import Selection
 from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts
 from passes.rules.mixing import Axes, Mixing, named, spatial
+from passes.rules.weights import kept_or_all
 
 
 class Sampling(Mixing):
@@ -80,6 +83,45 @@ class Sampling(Mixing):
         return requests
 
 
+class Embedding(Rule):
+    """Rows of a table at the places that the other input gives: channels are the columns of the table."""
+
+    family = "sampling"
+    reason = None
+
+    def takes_any_order(self, site: Site, zeros: Sequence[Tensor], *, cut: bool) -> bool:
+        return not cut and self.owns_parameters(site)
+
+    def parameters(self, node: Node) -> tuple[Node | None, ...]:
+        table = node.args[0]
+        return (table,) if isinstance(table, Node) and table.op == "get_attr" else ()
+
+    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
+        rank, columns = len(site.out_shape), site.out_shape[-1]
+        if self.owns_parameters(site):
+            zero = (site.values.tensor(site.parameters[0]) == 0).all(0).cpu()
+        else:
+            zero = collapse(zeros[0], (1, zeros[0].shape[1]), every=True).view(-1).expand(columns)
+        return [along(zero, rank - 1, rank)]
+
+    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
+        *table, places = zeros
+        columns = lives[0].reshape(1, -1)
+        found = [collapse(columns, each.shape).expand(each.shape) for each in table]
+        return [*found, torch.full_like(places, bool(columns.any()))]
+
+    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
+        *table, places = site.inputs
+        columns, size = outs[0].labels.view(-1), site.out_shape[-1]
+        layout, used = Layout.along(2, 1, size, columns), facts.lives[0].reshape(1, -1)
+        found = [LayoutRequest(layout, layout.of(used)) for _ in table]
+        return [*found, LayoutRequest(Layout.whole(len(site.shape(places))))]
+
+    def select(self, site: Site, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Selection]:
+        columns = kept_or_all(outs[0], outs[0].rank - 1, site.out_shape[-1])
+        return [Selection(site.shape(table), (None, columns)).simplified() for table in site.parameters]
+
+
 def indexed(site: Site) -> tuple[int, ...]:
     """The axes of `index` that have an index; all if their indices do not lie where the axes are."""
     rank, indices = len(site.shape(site.inputs[0])), site.node.args[1]
@@ -98,6 +140,16 @@ def _batch(site: Site) -> tuple[int, ...]:
     return (0,)
 
 
+def _images(axes: int) -> tuple[Axes, Axes]:
+    """The last `axes` axes of the input, and those before them."""
+
+    def inner(site: Site) -> tuple[int, ...]:
+        rank = len(site.shape(site.inputs[0]))
+        return tuple(range(rank - axes, rank))
+
+    return inner, lambda site: tuple(range(len(site.out_shape) - axes))
+
+
 def _everywhere(site: Site) -> tuple[int, ...]:
     return tuple(range(len(site.out_shape)))
 
@@ -106,6 +158,8 @@ PICKED = Sampling(named(), _nowhere)
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), Sampling(spatial, _batch, beyond=True)),
+    "embedding": Embedding(),
+    **{f"max_unpool{axes}d": Sampling(*_images(axes), beyond=True) for axes in (2, 3)},
     "gather": Sampling(named(), _everywhere),
     "index": Sampling(indexed, _nowhere),
 }
