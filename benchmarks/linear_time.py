@@ -1,11 +1,11 @@
-"""Does pruning stay linear in the depth of the network, in time and in memory?
+"""Do pruning, saving and loading stay linear in the depth of the network, in time and in memory?
 
     python -m benchmarks.linear_time                       # narrow networks: seconds for each block
     python -m benchmarks.linear_time --width 128 --blocks 50 100 200     # wide ones: memory against the weights
 
 Residual networks (conv, batch norm, ReLU, conv, batch norm, addition) with half of the channels dead, each in a process
-of its own at one thread. Peak memory is the growth of the resident set while `prune` runs. Run it from the root of the
-repository.
+of its own at one thread. Peak memory is the growth of the resident set while `prune`, `save` or `load` runs. Run it
+from the root of the repository.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,7 @@ class PeakMemory:
 
 def measured(blocks: int, width: int) -> dict[str, Any]:
     """One row; a small network is pruned first, so that first-call costs are not counted."""
-    from l1rr_fx import prune
+    from l1rr_fx import load, prune
 
     torch.set_num_threads(1)
     images = torch.randn(1, 3, 8, 8)
@@ -93,6 +95,10 @@ def measured(blocks: int, width: int) -> dict[str, Any]:
         pruned = prune(model, (images,), verify=False)
         whole = time.perf_counter() - started
     seconds = pruned.report.accounts.seconds
+    kept = sum(value.numel() * value.element_size() for value in pruned.module.state_dict().values())
+    with tempfile.TemporaryDirectory() as folder:
+        save_s, save_grown = _timed(lambda: pruned.save(f"{folder}/small"))
+        load_s, load_grown = _timed(lambda: load(f"{folder}/small"))
     return {
         "blocks": blocks,
         "capture_s": seconds["capture"],
@@ -104,7 +110,22 @@ def measured(blocks: int, width: int) -> dict[str, Any]:
         "grown_mb": peak.grown / 1e6,
         "grown_over_model": peak.grown / size,
         "over_limit": pruned.report.macs_over_limit,
+        "save_ms_per_block": 1e3 * save_s / blocks,
+        "load_ms_per_block": 1e3 * load_s / blocks,
+        "save_grown_over_weights": save_grown / kept,
+        "load_grown_over_weights": load_grown / kept,
     }
+
+
+def _timed(work: Callable[[], object]) -> tuple[float, int]:
+    """The seconds of CPU that something takes, and the growth of the resident set while it runs, in bytes.
+
+    Waiting for the disk is not counted.
+    """
+    with PeakMemory() as peak:
+        started = time.process_time()
+        work()
+        return time.process_time() - started, peak.grown
 
 
 def main() -> None:
@@ -132,8 +153,9 @@ def main() -> None:
         if len(rows) == 1:
             print(f"Width {options.width}, one thread.\n\n| {' | '.join(rows[0])} |\n|{' --- |' * len(rows[0])}")
         print(f"| {' | '.join(f'{value:.4g}' for value in rows[-1].values())} |", flush=True)
-    times = [row["ms_per_block"] for row in rows]
-    print(f"\nTime per block, largest over smallest: {max(times) / min(times):.2f}")
+    for name in ("ms_per_block", "save_ms_per_block", "load_ms_per_block"):
+        times = [row[name] for row in rows]
+        print(f"\n{name}, largest over smallest: {max(times) / min(times):.2f}")
 
 
 if __name__ == "__main__":
