@@ -167,6 +167,8 @@ class _Run:
         if form is None:
             return self._decomposed(node, target, args, kwargs)
         first, *rest = _bound(target, args, kwargs)
+        if isinstance(first, Symbol) and not first.rank and _names_an_axis(target, rest):
+            return self._as_vector(node, target, [first, *rest], fake)
         try:
             for leaf in pytree.tree_leaves(fake):
                 self.writer.check_axes(getattr(leaf, "shape", ()))
@@ -185,6 +187,24 @@ class _Run:
                 f"\n  {_where(node)}"
             )
         return [self._result(node, each, like) for each, like in zip(written, fake, strict=True)]
+
+    def _as_vector(self, node: Node, target: OpOverload, bound: Sequence[Any], fake: Any) -> Any:
+        """A call along an axis of a number without axes, which ONNX has not: as of a vector of one element."""
+        one = self.writer.integers([1])
+        args, count = [], sum(not argument.kwarg_only for argument in target._schema.arguments)
+        for value in bound:
+            if isinstance(value, Symbol) and not value.rank:
+                with self.fakes:
+                    value = Symbol(self.writer.op("Reshape", value, one), value.like.reshape(1))
+            args.append(value.reshape(1) if isinstance(value, Tensor) and not value.dim() else value)
+        kwargs = {argument.name: args[i] for i, argument in enumerate(target._schema.arguments) if i >= count}
+        found = self._call(node, target, tuple(args[:count]), kwargs)
+        if isinstance(fake, Tensor):
+            return self._result(node, self.writer.reshape(found, fake.shape), fake)
+        return [
+            self._result(node, self.writer.reshape(each, like.shape), like)
+            for each, like in zip(found, fake, strict=True)
+        ]
 
     def _decomposed(self, node: Node, target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """An operator without a form, decomposed by torch into operators that have one."""
@@ -253,6 +273,17 @@ def _bound(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         else:
             bound.append(kwargs.get(argument.name, argument.default_value if argument.has_default_value() else None))
     return bound
+
+
+def _names_an_axis(target: OpOverload, rest: Sequence[Any]) -> bool:
+    """Whether a call names an axis of its first argument, by number."""
+    if target is aten.unsqueeze.default:  # the axis is one of the result
+        return False
+    named = zip(target._schema.arguments[1:], rest, strict=True)
+    return any(
+        argument.name.startswith("dim") and value not in (None, [], ()) and isinstance(value, (int, Sequence))
+        for argument, value in named
+    )
 
 
 def _is_random(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

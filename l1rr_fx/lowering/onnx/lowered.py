@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from l1rr_fx.lowering.onnx.truths import moved_as_numbers
 from l1rr_fx.lowering.onnx.writer import OnnxCall, Symbol, Writer
 from passes.errors import InputError
 
@@ -59,7 +60,10 @@ def finished(
         Port(name, value.like if isinstance(value, Symbol) else value)
         for name, value in zip(names, results, strict=True)
     ]
-    calls = _live([_renamed(call, renamed) for call in writer.calls], {port.name for port in ports})
+    written: Sequence[OnnxCall] = writer.calls
+    if not writer.target.reads("moves of BOOL"):
+        written = moved_as_numbers(writer, {port.name: port.like.dtype for port in inputs})
+    calls = _live([_renamed(call, renamed) for call in written], {port.name for port in ports})
     read = {name for call in calls for name in call.inputs}
     constants = {name: held for name, held in writer.constants.items() if name in read}
     return Lowered(tuple(inputs), tuple(ports), tuple(calls), constants)

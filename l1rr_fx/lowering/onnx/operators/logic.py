@@ -29,6 +29,17 @@ def comparison(kind: str, *, negated: bool = False) -> Form:
     return form
 
 
+def _of_numbers(form: Form, *, else_: bool) -> Form:
+    """A form that asks whether numbers are finite; integers and truth values all are."""
+
+    def asked(w: Writer, out: Tensor, x: Any) -> Any:
+        if not x.like.dtype.is_floating_point:
+            return torch.full(tuple(out.shape), else_)
+        return form(w, out, x)
+
+    return asked
+
+
 def _isinf(w: Writer, out: Tensor, x: Any) -> str:
     return w.op("Equal", w.op("Abs", x), w.number(math.inf))
 
@@ -99,9 +110,9 @@ def _triangle(*, lower: bool) -> Form:
 
 
 FORMS: Mapping[Any, Form] = {
-    aten.isnan.default: lambda w, out, x: w.op("IsNaN", x),
-    aten.isinf.default: _isinf,
-    aten.isfinite.default: _isfinite,
+    aten.isnan.default: _of_numbers(lambda w, out, x: w.op("IsNaN", x), else_=False),
+    aten.isinf.default: _of_numbers(_isinf, else_=False),
+    aten.isfinite.default: _of_numbers(_isfinite, else_=True),
     aten.logical_and.default: _logical("And"),
     aten.logical_or.default: _logical("Or"),
     aten.logical_xor.default: _logical("Xor"),

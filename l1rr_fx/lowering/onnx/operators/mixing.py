@@ -241,6 +241,11 @@ def _kth(w: Writer, out: Any, x: Symbol, k: int, dim: int = -1, keepdim: bool = 
     return tuple(each if keepdim else w.reshape(each, shape) for each in last)
 
 
+def _median(w: Writer, out: Any, x: Symbol, dim: int = -1, keepdim: bool = False) -> tuple[Operand, ...]:
+    """The median; of an even number of elements the smaller of the two in the middle."""
+    return _kth(w, out, x, ((x.shape[dim] if x.rank else 1) + 1) // 2, dim, keepdim)
+
+
 def _sort(w: Writer, out: Any, x: Symbol, dim: int = -1, descending: bool = False) -> tuple[Operand, ...]:
     return _topk(w, out, x, x.shape[dim] if x.rank else 1, dim, descending)
 
@@ -281,6 +286,7 @@ FORMS: Mapping[Any, Form] = {
     aten._log_softmax.default: _log_softmax,
     aten.topk.default: _topk,
     aten.kthvalue.default: _kth,
+    aten.median.dim: _median,
     aten.sort.default: _sort,
     aten.sort.stable: lambda w, out, x, stable, dim=-1, descending=False: _sort(w, out, x, dim, descending),
     aten.argsort.default: _argsort,

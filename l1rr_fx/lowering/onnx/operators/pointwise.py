@@ -135,7 +135,7 @@ def _integer_power(w: Writer, out: Tensor, x: Any, exponent: Any) -> Any:
             exponent >>= 1
             square = w.op("Mul", square, square) if exponent else square
         return found
-    base, power = (w.cast(w.cast(each, out.dtype), torch.float32) for each in (x, exponent))
+    base, power = (w.cast(each, torch.float32) for each in (x, exponent))
     return w.op("Cast", w.op("Round", w.op("Pow", base, power)), to=w.type_of(out.dtype))
 
 
@@ -150,6 +150,11 @@ def _lerp(w: Writer, out: Tensor, start: Any, end: Any, weight: Any) -> str:
 
 
 # Functions of one tensor
+
+
+def _promoted(form: Form) -> Form:
+    """A form that reads its input in the dtype of the result: torch computes such functions of integers in float."""
+    return lambda w, out, x: form(w, out, w.cast(x, out.dtype))
 
 
 def _square(w: Writer, out: Tensor, x: Operand) -> str:
@@ -194,19 +199,17 @@ NODES: Mapping[str, str] = {
     "sinh": "Sinh", "cosh": "Cosh", "asinh": "Asinh", "acosh": "Acosh", "atanh": "Atanh",
 }  # fmt: skip
 """Operators that are one ONNX node of one input, by name."""
+FUNCTIONS: Mapping[str, Form] = {
+    "exp2": _exp2, "rsqrt": _rsqrt, "square": _square, "expm1": _expm1, "log1p": _log1p, "log2": _log2,
+    "log10": _log10, "erfc": _erfc,
+}  # fmt: skip
+"""Operators of one input that take several ONNX nodes, by name."""
 
 FORMS: Mapping[Any, Form] = {
     **{getattr(aten, name).default: unary(kind) for name, kind in NODES.items()},
     **{getattr(aten, name).default: _rounding(name.capitalize()) for name in ("floor", "ceil", "round")},
+    **{getattr(aten, name).default: _promoted(form) for name, form in FUNCTIONS.items()},
     aten.sign.default: _sign,
-    aten.exp2.default: _exp2,
-    aten.rsqrt.default: _rsqrt,
-    aten.square.default: _square,
-    aten.expm1.default: _expm1,
-    aten.log1p.default: _log1p,
-    aten.log2.default: _log2,
-    aten.log10.default: _log10,
-    aten.erfc.default: _erfc,
     aten.trunc.default: _trunc,
     aten.add.Tensor: _scaled("Add"),
     aten.add.Scalar: _scaled("Add"),
@@ -222,6 +225,7 @@ FORMS: Mapping[Any, Form] = {
     aten.div.Scalar_mode: _div,
     aten.floor_divide.default: _floor_divide,
     aten.remainder.Scalar: _remainder,
+    aten.remainder.Scalar_Tensor: _remainder,
     aten.remainder.Tensor: _remainder,
     aten.fmod.Scalar: _fmod,
     aten.fmod.Tensor: _fmod,

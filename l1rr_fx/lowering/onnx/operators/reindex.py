@@ -70,6 +70,8 @@ def consecutive(index: Tensor) -> tuple[int, int] | None:
 
 def _flip(w: Writer, out: Tensor, x: Symbol, dims: Sequence[int]) -> Operand:
     axes = [d % x.rank for d in dims]
+    if not axes:
+        return x
     starts, ends, steps = ([n] * len(axes) for n in (-1, -LONGEST, -1))
     return w.op("Slice", x, *map(w.integers, (starts, ends, axes, steps)))
 
