@@ -82,32 +82,52 @@ def remove_zero_channels(
     return Removed(rewritten.module, assigned.plan, rewritten, assigned.alternatives, absorbed.constants)
 
 
-def fastest_plan(program: Program, facts: Facts, options: Options | None = None) -> Assigned:
+def fastest_plan(
+    program: Program, facts: Facts, options: Options | None = None, *, as_it_is: float | None = None
+) -> Assigned:
     """The layout plan of the network that runs fastest on the target, of all ways to write it.
 
-    These are the three modes, with the target's prices and without, and the network as it is. There is one way only
-    where the target is no `Machine`, and in the modes "union" and "exclude", which say how to write it.
+    These are the three modes, with the target's prices and without, and the network as it is, whose seconds are
+    `as_it_is` where they are known. There is one way only where the target is no `Machine`, and in the modes "union"
+    and "exclude", which say how to write it.
     """
     options = options or Options()
-    if not isinstance(options.target, Machine) or options.mode != "recombine":
+    machine = options.target
+    if not isinstance(machine, Machine) or options.mode != "recombine":
         return Assigned(plan_layouts(program, facts, options))
-    found: list[tuple[Alternative, LayoutPlan]] = []
-    for name, way in _ways(options).items():
-        plan = whole_layouts(program, facts, options) if way is None else plan_layouts(program, facts, way)
-        drawn = sketch(plan)
-        found.append((Alternative(name, options.target.predict_sketch(drawn), drawn.copies), plan))
+    found = _predicted(program, facts, options, machine)
+    whole = None if as_it_is is not None else whole_layouts(program, facts, options)
+    if whole is not None:
+        as_it_is = machine.predict_sketch(sketch(whole))
+    assert as_it_is is not None
+    found.append((Alternative(AS_IT_IS, as_it_is, 0), whole))
     least = min(each.seconds for each, _ in found)
     near = [pair for pair in found if pair[0].seconds <= least * (1 + NEAR)]
     chosen, plan = min(near, key=lambda pair: (pair[0].copies, pair[0].seconds))
     others = sorted((each for each, _ in found if each is not chosen), key=lambda each: each.seconds)
-    return Assigned(plan, (chosen, *others))
+    return Assigned(plan or whole_layouts(program, facts, options), (chosen, *others))
 
 
-def _ways(options: Options) -> dict[str, Options | None]:
-    """The ways to write a network, by name; None for the network as it is."""
+def _predicted(
+    program: Program, facts: Facts, options: Options, machine: Machine
+) -> list[tuple[Alternative, LayoutPlan | None]]:
+    """The ways to write the small network, predicted. Of plans that are alike one is drawn."""
+    found: list[tuple[Alternative, LayoutPlan | None]] = []
+    for name, way in _ways(options).items():
+        plan = plan_layouts(program, facts, way)
+        twin = next((each for each, other in found if other is not None and plan.same(other)), None)
+        if twin is not None:
+            found.append((replace(twin, name=name), plan))
+            continue
+        drawn = sketch(plan)
+        found.append((Alternative(name, machine.predict_sketch(drawn), drawn.copies), plan))
+    return found
+
+
+def _ways(options: Options) -> dict[str, Options]:
+    """The ways to write the small network, by name."""
     found = {mode: replace(options, mode=mode) for mode in reversed(MODES)}
-    found |= {f"{mode} without a target": replace(way, target=ByteCount()) for mode, way in found.items()}
-    return {**found, AS_IT_IS: None}
+    return found | {f"{mode} without a target": replace(way, target=ByteCount()) for mode, way in found.items()}
 
 
 def refuse_vanished(program: Program, facts: Facts) -> None:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ import l1rr_fx
 from l1rr_fx.cli import app
 from l1rr_fx.cli import planning as planning
 from l1rr_fx.demo.detector import ConvBlock, Head, Residual
+from l1rr_fx.latency.prediction import FITTED, Latency
+from l1rr_fx.latency.published import MAXN
+from l1rr_fx.machines.by_name import machine
+from l1rr_fx.machines.settings import settings_of
 from l1rr_fx.method.attention.loss import FeatureAttention
 from l1rr_fx.method.planning.budget import Analysis, Budget
 from l1rr_fx.method.planning.choose import EXPONENTS, WITHIN, choose, savings
@@ -319,6 +324,59 @@ def test_latency_by_any_predictor(model: Detector) -> None:
     assert plan.reached["latency"] == pytest.approx(wanted, rel=1e-6) and 0.895 <= plan.reached["latency"] <= 0.9
     with pytest.raises(InputError, match="give a predictor"):
         choose(model, ARGS, budget=Budget(latency=0.9))
+
+
+QUICK = Latency("jetson-tx2", coefficients=replace(FITTED, launch=0.2))
+"""A TX2 on which kernels start at once, so that small networks have a latency that plans can lower."""
+
+
+@pytest.mark.parametrize("mode", ["recombine", "union"])
+def test_latency_on_a_machine_is_that_of_what_prune_writes(model: Detector, mode: str) -> None:
+    plan = choose(model, ARGS, budget=Budget(latency=0.7), target=QUICK, mode=mode)
+    zeroed = copy.deepcopy(model)
+    plan.zero_(zeroed)
+    pruned = l1rr_fx.prune(zeroed, ARGS, target=QUICK, mode=mode)
+    share = QUICK.predict(pruned.module, ARGS) / QUICK.predict(model, ARGS)
+    assert plan.reached["latency"] == pytest.approx(share) and 0.7 - WITHIN <= share <= 0.7
+    assert plan.reached["macs"] == pytest.approx(pruned.report.after.macs / pruned.report.before.macs)
+
+
+def test_a_smaller_latency_has_a_smaller_prediction(model: Detector) -> None:
+    reached = [choose(model, ARGS, budget=Budget(latency=x), target=QUICK).reached["latency"] for x in (0.5, 0.7, 0.9)]
+    assert reached == sorted(reached)
+
+
+def test_a_plan_records_its_machine(model: Detector) -> None:
+    plan = choose(model, ARGS, budget=Budget(macs=0.6), target=QUICK)
+    assert plan.inputs == ((1, 3, 64, 64),) and plan.machine is not None
+    assert (plan.machine.target, plan.machine.precision, plan.machine.clock) == ("jetson-tx2-fp16", "fp16", MAXN)
+    others = {settings_of(machine(each)).coefficients for each in (QUICK, "jetson-tx2", Latency("jetson-tx2", "fp32"))}
+    assert plan.machine.coefficients in others and len(others) == 3
+    assert "jetson-tx2-fp16 at 1.30 GHz, inputs 1x3x64x64" in str(plan)
+    assert Plan.from_json(plan.to_json()) == plan
+    document = json.loads(plan.to_json())
+    before = {name: value for name, value in document.items() if name not in ("machine", "inputs")}
+    old = Plan.from_json(json.dumps(before))
+    assert old == replace(plan, machine=None, inputs=()) and old.zeroing.keys() == plan.zeroing.keys()
+
+
+def test_a_latency_below_that_of_starting_kernels_is_refused_before_anything_is_measured(
+    model: Detector, attention: FeatureAttention
+) -> None:
+    with pytest.raises(InputError, match=r"latency=0.1 cannot be met; .*latency=0\.\d+ is reachable") as caught:
+        choose(model, ARGS, budget=Budget(latency=0.1), target="jetson-tx2", attention=attention, progress=never)
+    assert "where to start the kernels of the dense network takes 0.9" in str(caught.value)
+
+
+def test_a_few_questions_find_the_number_of_channels(model: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bisection would ask eleven times."""
+    asked: list[int] = []
+    size = Analysis.size
+    monkeypatch.setattr(Analysis, "size", lambda self, zeroing: asked.append(1) or size(self, zeroing))
+    for limit in (0.3, 0.5, 0.7):
+        asked.clear()
+        plan = choose(model, ARGS, budget=Budget(macs=limit))
+        assert len(asked) <= 9 and limit - WITHIN <= plan.reached["macs"] <= limit
 
 
 @pytest.mark.parametrize("mode", ["recombine", "union", "exclude"])
@@ -642,8 +700,14 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model
     plan = Plan.from_json((tmp_path / "plan.json").read_text())
     assert plan.method.startswith("attention") and "head8.sides" in result.output
     assert pruned_shares(plan, model)[1] == pytest.approx(plan.reached["macs"])
+    on = CliRunner().invoke(app, [*call, "--overwrite", "--target", "jetson-tx2"])
+    assert on.exit_code == 0, on.output
+    found = Plan.from_json((tmp_path / "plan.json").read_text())
+    assert found.machine is not None and found.machine.target == "jetson-tx2-fp16" and "latency" in found.reached
     for arguments, message in (
         (call, "plan.json exists"),
+        ([*call[:2], "-b", "latency=0.5", *call[4:], "--overwrite"], "which target 'none' does not predict"),
+        ([*call, "--overwrite", "--target", "moon"], "target is 'moon'; expected one of none, cpu"),
         ([*call, "--overwrite", "--data", "my_models:nothing"], "no function 'nothing'"),
         ([*call, "--overwrite", "--budget", "macs=0.2"], "given once"),
         ([*call, "--overwrite", "--data", "my_models:torn"], "my_models:torn raised OSError: the disk is gone"),

@@ -59,6 +59,12 @@ class SitePlan:
     gives: tuple[Layout, ...]
     followed: bool
 
+    def same(self, other: SitePlan) -> bool:
+        """Whether the same call is written."""
+        one, two = ((each.site.node, each.site.outputs, each.followed) for each in (self, other))
+        pairs = zip((*self.ins, *self.outs, *self.gives), (*other.ins, *other.outs, *other.gives), strict=False)
+        return one == two and all(a is b or (a is not None and b is not None and a.same(b)) for a, b in pairs)
+
     @property
     def read_layouts(self) -> list[Layout]:
         """The layout of each input, an empty one where it is not read."""
@@ -83,6 +89,17 @@ class LayoutPlan:
     arrangement: Arrangement
     candidates: Mapping[Node, Sequence[Candidate]]
     as_it_is: bool = False
+
+    def same(self, other: LayoutPlan) -> bool:
+        """Whether the same network is written from another plan of the same program."""
+        layouts, others = self.layout, other.layout
+        return (
+            self.as_it_is == other.as_it_is
+            and layouts.keys() == others.keys()
+            and all(layout.same(others[node]) for node, layout in layouts.items())
+            and len(self.sites) == len(other.sites)
+            and all(mine.same(yours) for mine, yours in zip(self.sites, other.sites, strict=True))
+        )
 
     def __str__(self) -> str:
         rows = [("value", "layout", "reason")]

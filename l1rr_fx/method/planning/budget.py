@@ -18,7 +18,8 @@ from l1rr_fx.method.sites.zeroing import ZeroedProgram, Zeroing, evaluation_grap
 from l1rr_fx.support.arguments import of_kind
 from l1rr_fx.support.documents import from_text
 from passes.absorption.absorb import absorb_constants
-from passes.analysis.liveness import channel_facts
+from passes.analysis.liveness import Facts, channel_facts
+from passes.analysis.program import Program
 from passes.assignment.cost_model import Target
 from passes.assignment.options import Options
 from passes.assignment.plan import LayoutPlan
@@ -115,6 +116,7 @@ class Analysis:
             for name in (site.weight, site.bias)
             if name is not None
         }
+        self.as_it_is = self._as_it_is()
         self.dense = self._dense()
 
     def size(self, zeroing: Zeroing) -> Size:
@@ -129,15 +131,14 @@ class Analysis:
 
     def assigned(self, zeroing: Zeroing) -> Assigned:
         """The layout plan, and the ways to write the network from which the target chose it."""
+        return fastest_plan(*self.liveness(zeroing), self.options, as_it_is=self.as_it_is)
+
+    def liveness(self, zeroing: Zeroing) -> tuple[Program, Facts]:
+        """The program with these channels zero, and its liveness. VanishedError as from `size`."""
         program = ZeroedProgram(self.program, zeroed_values(self.sites, self.values, zeroing))
         facts = channel_facts(program)
         refuse_vanished(program, facts)
-        return fastest_plan(program, facts, self.options)
-
-    @property
-    def predicts(self) -> bool:
-        """Whether sizes have a latency."""
-        return self.latency is not None or isinstance(self.options.target, Machine)
+        return program, facts
 
     def latency_of(self) -> str:
         """Whose latency the sizes have, for messages, with the share of it that no plan saves where that is known."""
@@ -163,13 +164,17 @@ class Analysis:
                 found[site.name] = dead.cpu()
         return found
 
+    def _as_it_is(self) -> float | None:
+        """What the target predicts for the dense network."""
+        target = self.options.target
+        return target.predict_sketch(sketch(self._whole())) if isinstance(target, Machine) else None
+
     def _dense(self) -> Size:
         """The cost of the model if nothing in it were zero."""
         macs = dense_macs(self.program)
         parameters = sum(p.numel() for p in self.program.module.parameters())
-        if not self.predicts:
-            return Size(parameters, macs)
-        return Size(parameters, macs, self._predicted(Assigned(self._whole())))
+        latency = self.as_it_is if self.latency is None else self._predicted(Assigned(self._whole()))
+        return Size(parameters, macs, latency)
 
     def _whole(self) -> LayoutPlan:
         """The plan of the dense network."""

@@ -117,7 +117,7 @@ def choose(
         target=on,
         latency=latency if "latency" in budget.limits else None,
     )
-    analysis.plan({})  # an output that is constant already is refused before anything is measured
+    analysis.liveness({})  # an output that is constant already is refused before anything is measured
     if attention is not None:
         _refuse_other_weights(attention, analysis)
     blocked = _blocked(analysis, attention, chosen)
