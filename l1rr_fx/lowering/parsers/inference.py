@@ -18,6 +18,8 @@ from passes.errors import LoadError
 
 MOST_NODES = 500_000
 """Nodes of a model, with each call of a function as the nodes that it stands for."""
+COUNTED = 10**12
+"""A larger number of nodes is not spelt out."""
 SECONDS = 60.0
 """For one model."""
 STANDARD = ("", "ai.onnx")
@@ -33,7 +35,8 @@ def check_functions(proto: Any) -> None:
         _measure(root, bodies, sizes)
     total = _size(proto.graph.node, bodies, sizes)
     if total > MOST_NODES:
-        raise LoadError(f"its functions stand for {total:,} nodes; at most {MOST_NODES:,} are read")
+        count = f"{total:,}" if total < COUNTED else f"over {COUNTED:,}"
+        raise LoadError(f"its functions stand for {count} nodes; at most {MOST_NODES:,} are read")
 
 
 def _measure(root: Key, bodies: Mapping[Key, Any], sizes: dict[Key, int]) -> None:
