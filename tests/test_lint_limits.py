@@ -1,4 +1,4 @@
-"""A hostile ONNX file costs little: functions are counted before they are expanded, and inference has its own process."""
+"""A hostile ONNX file costs little: functions are counted before they are expanded, inference has its own process."""
 
 from __future__ import annotations
 
