@@ -3,7 +3,7 @@
 `save` takes the module, what was kept of each parameter and the report as a JSON text; `load` returns the three. A
 saved network is a directory of four files:
 
-    manifest.json         the version of the format, the size and the SHA-256 of each other file
+    manifest.json         the version of the format, the size and the SHA-256 of each other file, notes on what differs
     graph.json            nodes, modules, and which tensor is which parameter, buffer or kept index
     tensors.safetensors   the tensors, each memory once
     report.json           the text that came with the module
@@ -14,6 +14,8 @@ The files of this folder:
     encode       a network as a JSON document, and the tensors that the document names
     decode       a network out of its document, refused where it is not as `encode` writes it
     arguments    the arguments of a call as JSON, and back
+    constants    the constants that an argument or an option may be
+    tensors      the file of tensors, its header checked before torch sees it
     nesting      how inputs and outputs are nested, as JSON, and back
     operators    the operators and names that a saved network may hold
     files        the four files, written all or none, and checked against the manifest

@@ -4,6 +4,7 @@ arguments     the arguments of public functions, checked
 checks        the content of files that were read, checked
 documents     frozen dataclasses as JSON, or as a line of numbers, and back
 files         directories of files written whole or not at all
+json_text     JSON texts of others, read within limits
 functions     a function named on the command line
 packages      optional dependencies, imported where they are used
 signatures    the structure and sizes of a call's arguments

@@ -1,6 +1,7 @@
 """Bundles: in goes a network, out comes a folder that measures itself on a device, and the results it brings back.
 
 writing             `lower`: writes the folder: models, inputs, expected outputs, script, README
+folder              where a bundle may be written, and what in its folder is not its own
 examples            images as example inputs
 half_precision      whether FP16 holds the network's numbers, by module
 deploy_files        configurations for Triton and DeepStream
