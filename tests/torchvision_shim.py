@@ -12,9 +12,15 @@ import sys
 from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ROIS_AT_ONCE = 16
+DEFORMABLE = (
+    "(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, SymInt stride_w, "
+    "SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, "
+    "bool use_mask) -> Tensor"
+)
 SCHEMA = "(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor"
 
 
@@ -32,6 +38,9 @@ def import_torchvision() -> ModuleType:
     for operator in ("nms", "qnms"):
         torch.library.define(f"torchvision::{operator}", SCHEMA)
         torch.library.impl(f"torchvision::{operator}", "CPU", nms)
+    torch.library.define("torchvision::deform_conv2d", DEFORMABLE)
+    torch.library.impl("torchvision::deform_conv2d", "CompositeExplicitAutograd", deform_conv2d)
+    torch.library.register_fake("torchvision::deform_conv2d", _deformed_shape)
     torchvision = importlib.import_module("torchvision")
     sys.modules["torchvision.extension"]._has_ops = lambda: True  # type: ignore[attr-defined]  # a function of theirs
     _use_eager_roi_align(sys.modules["torchvision.ops.roi_align"])
@@ -53,6 +62,42 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         overlap = corners.clamp(min=0).prod(1)
         free &= overlap <= iou_threshold * (area[i] + area - overlap)
     return order[torch.tensor(chosen, dtype=torch.long, device=order.device)]
+
+
+def deform_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    bias: Tensor,
+    *sizes: int,
+) -> Tensor:
+    """A convolution of values read beside their places: `offset` has (rows, columns) of each tap, `mask` a factor."""
+    stride, pad, dilation, (groups, offset_groups, masked) = sizes[:2], sizes[2:4], sizes[4:6], sizes[6:]
+    (batch, channels, *image), kernel, (_, _, *out) = x.shape, weight.shape[2:], offset.shape
+    taps = kernel[0] * kernel[1]
+    shift = offset.view(batch * offset_groups, taps, 2, *out)
+    base = [
+        torch.arange(out[a]).view([-1 if i == a else 1 for i in (0, 1)]) * stride[a] - pad[a] for a in (0, 1)
+    ]  # fmt: skip
+    columns = []
+    for tap in range(taps):
+        at = (tap // kernel[1] * dilation[0], tap % kernel[1] * dilation[1])
+        places = [2 * (base[a] + at[a] + shift[:, tap, a]) / max(1, image[a] - 1) - 1 for a in (0, 1)]
+        grid = torch.stack((places[1], places[0]), -1).to(x.dtype)
+        read = F.grid_sample(
+            x.reshape(batch * offset_groups, channels // offset_groups, *image), grid, align_corners=True
+        ).view(batch, offset_groups, -1, *out)
+        if masked:
+            read = read * mask.view(batch, offset_groups, taps, 1, *out)[:, :, tap]
+        columns.append(read.reshape(batch, channels, *out))
+    whole = torch.stack(columns, 2).view(batch, groups, channels // groups * taps, *out)
+    rows = weight.view(groups, len(weight) // groups, -1)
+    return torch.einsum("gok,bgkhw->bgohw", rows, whole).reshape(batch, -1, *out) + bias.view(-1, 1, 1)
+
+
+def _deformed_shape(x: Tensor, weight: Tensor, offset: Tensor, *_: object) -> Tensor:
+    return x.new_empty((x.shape[0], weight.shape[0], *offset.shape[2:]))
 
 
 def _use_eager_roi_align(module: ModuleType) -> None:

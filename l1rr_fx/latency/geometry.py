@@ -39,7 +39,7 @@ class Geometry:
 
 def geometry(node: Node) -> Geometry | None:
     """The geometry of a call; None where it multiplies no matrices."""
-    made = GEOMETRIES.get(operator_name(node))
+    made = GEOMETRIES.get(operator_name(node) or str(node.target).removesuffix(".default"))
     return None if made is None else made(node)
 
 
@@ -74,6 +74,12 @@ def _convolution(node: Node) -> Geometry:
         weights=math.prod(weight),
         winograd=groups == 1 and weight[2:] == (3, 3) and plain,
     )
+
+
+def _deformed(node: Node) -> Geometry:
+    weight, out, groups = shape(node.args[1]), shape(node), int(_argument(node, 11, "groups", 1))
+    depth, columns = math.prod(weight[1:]), math.prod(out) // out[1]
+    return Geometry("convolution", weight[0] // groups, depth, columns, groups, weights=math.prod(weight))
 
 
 def _transposed(node: Node) -> Geometry:
@@ -132,4 +138,5 @@ GEOMETRIES: Mapping[str, Callable[[Node], Geometry]] = {
     "linear": _linear,
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
+    "torchvision.deform_conv2d": _deformed,
 }

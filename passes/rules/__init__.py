@@ -11,6 +11,7 @@ form.
     pointwise      element by element: activations, arithmetic, sums, copies, constants
     affine         a scale or a shift for each channel: batch norm, instance norm, PReLU
     convolution    convolutions and linear layers
+    deform         deformable convolution
     products       products of activations: matmul, einsum, attention
     recurrent      recurrent layers: LSTM, GRU, RNN
     quantisation   fake quantisation
@@ -42,6 +43,7 @@ from passes.errors import InputError
 from passes.rules import (
     affine,
     convolution,
+    deform,
     joins,
     mixing,
     pointwise,
@@ -81,6 +83,9 @@ OVERLOADS: Mapping[str, Rule] = {
     **dict.fromkeys(("max.default", "min.default", "median.default", "nanmedian.default"), mixing.TOTAL),
 }
 """Where overloads of one name do different things."""
+
+ELSEWHERE: Mapping[str, Rule] = deform.OPERATORS
+"""Operators of other libraries than ATen, by qualified name."""
 
 
 REGISTERED: dict[str, Rule] = {}
@@ -150,7 +155,7 @@ def has_rule(target: OpOverload) -> bool:
 
 
 def _known(target: OpOverload) -> Rule | None:
-    registered = REGISTERED.get(target._schema.name)
+    registered = REGISTERED.get(target._schema.name) or ELSEWHERE.get(target._schema.name)
     if registered is not None or target.namespace != "aten":
         return registered
     name = target._schema.name.split("::")[1]
