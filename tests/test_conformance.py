@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from l1rr_fx.cli import app
@@ -134,9 +134,25 @@ def test_what_was_removed_is_read_off_the_parameters() -> None:
     assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())
 
 
+@torch.library.custom_op("l1rr_conformance::doubled", mutates_args=())
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
+doubled.register_fake(torch.empty_like)
+
+
+class Doubled(nn.Module):
+    """An operator that nobody knows: what it multiplies is in no figure."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return doubled(x)
+
+
 def test_a_limit_that_is_not_whole_is_none() -> None:
-    model, args = CASES["long_short_term_memory"].build()
-    assert limit(model, args) is None
+    unknown = nn.Sequential(nn.Linear(4, 4), Doubled(), nn.Linear(4, 2))
+    assert limit(randomised(unknown), (torch.randn(2, 4, dtype=torch.float64),)) is None
+    assert limit(*CASES["long_short_term_memory"].build()) is not None
     assert limit(*CASES["plain_chain"].build()) is not None
 
 

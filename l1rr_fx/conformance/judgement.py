@@ -176,14 +176,15 @@ def counted_macs(model: nn.Module, args: Args) -> int:
 def limit(model: nn.Module, args: Args) -> int | None:
     """The least MACs of a zeroed network: live inputs times live outputs of every contraction.
 
-    None if it cannot be captured, or calls contractions that are not followed (a recurrent layer).
+    None if it cannot be captured, or if some of its work is in no figure.
     """
     try:
         report = prune(model, args, verify=False).report
     except L1RRError as error:
         log.debug("no limit: %s", error)
         return None
-    return report.limit.macs if report.before.macs == counted_macs(model, args) else None
+    whole = not report.not_counted and report.before.macs == counted_macs(model, args)
+    return report.limit.macs if whole else None
 
 
 def _deviations(small: nn.Module, reference: nn.Module, args: Args) -> list[float]:

@@ -7,6 +7,7 @@ grouped       groups of channels, weights that are computed or constant, other d
 gates         products of branches: gates over channels and over space
 attention     products of activations, tokens and windows
 statistics    operators that read all channels
+recurrent     recurrent layers and cells
 networks      inputs and outputs, heads, and whole small networks
 parts         the layers that patterns are put together from
 """
@@ -22,4 +23,5 @@ from l1rr_fx.conformance.patterns import grouped as grouped  # isort: skip
 from l1rr_fx.conformance.patterns import gates as gates  # isort: skip
 from l1rr_fx.conformance.patterns import attention as attention  # isort: skip
 from l1rr_fx.conformance.patterns import statistics as statistics  # isort: skip
+from l1rr_fx.conformance.patterns import recurrent as recurrent  # isort: skip
 from l1rr_fx.conformance.patterns import networks as networks  # isort: skip

@@ -245,18 +245,6 @@ class EdgeConvolution(nn.Module):
         return self.head(self.edge(torch.cat((neighbours - own, own), 1)).amax(-1))
 
 
-@pattern((2, 4, 5))
-class LongShortTermMemory(nn.Module):
-    """A recurrent layer between linear ones."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.recurrent, self.head = nn.Linear(5, 8), nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.relu(self.recurrent(F.relu(self.a(x)))[0]))
-
-
 @pattern()
 class ConvolutionalRecurrence(Between):
     """The same convolution in three steps, its state concatenated to its input."""
