@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -43,6 +45,20 @@ LOOP = helper.make_function(
     "own", "F", ["x"], ["y"], [helper.make_node("Relu", ["x"], ["y"])], [helper.make_opsetid("", 13)]
 )
 
+MOVED: dict[str, tuple[onnx.NodeProto, dict[str, Any]]] = {
+    "Reshape": (node("Reshape", "x", "c"), {"c": i64(4, 64)}),
+    "Expand": (node("Expand", "x", "c"), {"c": i64(2, 4, 8, 8)}),
+    "Tile": (node("Tile", "x", "c"), {"c": i64(2, 1, 1, 1)}),
+    "Pad": (node("Pad", "x", "c"), {"c": i64(0, 0, 1, 1, 0, 0, 1, 1)}),
+    "Slice": (node("Slice", "x", "s", "e", "a"), {"s": i64(1), "e": i64(3), "a": i64(1)}),
+    "Squeeze": (node("Squeeze", "x", "c"), {"c": i64(0)}),
+    "Unsqueeze": (node("Unsqueeze", "x", "c"), {"c": i64(0)}),
+    "Transpose": (node("Transpose", "x", perm=[1, 0, 2, 3]), {}),
+    "Flatten": (node("Flatten", "x", axis=2), {}),
+    "Split": (node("Split", "x", outputs=("y", "z"), axis=1), {}),
+    "Concat": (node("Concat", "x", "x", axis=1), {}),
+}
+
 # Each row: its name, a model that is found fault with, a piece of what is said, its severity, and a model that passes.
 ROWS: tuple[tuple[str, Model, str, str, Model], ...] = (
     ("unknown operator", Model(node("Nonsense", "x")), "no importer", "error", Model(node("Relu", "x"))),
@@ -57,6 +73,8 @@ ROWS: tuple[tuple[str, Model, str, str, Model], ...] = (
      Model(node("Relu", "x", domain="ai.onnx"))),
     ("types", Model(node("Not", "x"), kinds={"y": BOOL}), "input 0 is FLOAT; expected BOOL", "error",
      Model(node("Not", "x"), kinds={"x": BOOL, "y": BOOL})),
+    *((f"{kind} of truth values", Model(made, constants=held, kinds={"x": BOOL, **dict.fromkeys(made.output, BOOL)}),
+       "moves BOOL", "warning", Model(made, constants=held)) for kind, (made, held) in MOVED.items()),
     ("newer opset", Model(node("Relu", "x"), opset=18), "declares opset 18", "warning", Model(node("Relu", "x"))),
     ("ancient opset", Model(node("Relu", "x"), opset=6), "broadcasts in another way", "error",
      Model(node("Relu", "x"), opset=7)),

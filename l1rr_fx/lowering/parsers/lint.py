@@ -24,7 +24,8 @@ class Finding:
 
     An "error" is refused or misread; a "warning" may be, or costs precision; a "note" costs time. `node` is "" where
     the whole model is meant. `source` is the file and the function of the parser that decides it (onnx-tensorrt at
-    85e79f6), and `basis` how sure that is: "certain" (read in the parser) or "NvInfer.h" (what the builder documents).
+    85e79f6), and `basis` how sure that is: "certain" (read in the parser), "NvInfer.h" (what the builder documents) or
+    "reported" (by a user).
     """
 
     node: str

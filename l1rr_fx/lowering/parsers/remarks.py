@@ -9,8 +9,8 @@ from typing import Literal
 from l1rr_fx.lowering.parsers.onnx_file import OnnxModel, OnnxNode
 
 Severity = Literal["error", "warning", "note"]
-Basis = Literal["certain", "NvInfer.h"]
-"""How sure a check is: read in the parser itself, or in the header of the builder's interface."""
+Basis = Literal["certain", "NvInfer.h", "reported"]
+"""How sure a check is: read in the parser itself, in the header of the builder's interface, or in a user's report."""
 
 
 @dataclass(frozen=True)
