@@ -11,7 +11,7 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from passes.errors import CaptureError, InputError, first_line
+from passes.frontend.constant_buffers import ConstantBuffers, buffers_read
 from passes.frontend.functionalise import functionalise_graph
+from passes.frontend.limits import LimitError, Limits
 from passes.frontend.regions import inline_regions
 from passes.frontend.unlift import keep_whole, unlifted
 from passes.graph.isolation import attributes_kept, run_aside
@@ -53,13 +55,16 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
+    seconds: float | None = None,
 ) -> GraphModule:
     """A graph module of ATen operators without in-place writes, which shares its parameters with `model`.
 
-    `args` and `kwargs` are one example input. Raises InputError where the model does not accept them, and CaptureError
-    where the code of the model cannot be traced; both name the line of the model at fault.
+    `args` and `kwargs` are one example input. Numbers that the model's code reads out of its own buffers are constants.
+    Raises InputError where the model does not accept the inputs, and CaptureError where its code cannot be traced, or
+    not in these `seconds` (None: they are not limited); both name the line of the model at fault.
     """
-    root, graph = unlifted(exported_program(model, args, kwargs, dynamic_shapes=dynamic_shapes))
+    program = exported_program(model, args, kwargs, dynamic_shapes=dynamic_shapes, seconds=seconds)
+    root, graph = unlifted(program)
     for node in graph.find_nodes(op="get_attr"):
         if node.users and isinstance(held := attribute(root, str(node.target)), Tensor):
             _check_dense(str(node.target), held)
@@ -79,24 +84,55 @@ def exported_program(
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
+    seconds: float | None = None,
+    constants: Sequence[str] = (),
 ) -> ExportedProgram:
-    """What `torch.export.export` makes of a model, without decompositions. Raises the errors of `capture`."""
+    """What `torch.export.export` makes of a model, without decompositions. Raises the errors of `capture`.
+
+    Of the buffers named in `constants` the code may read numbers; they are found where the capture fails without.
+    """
     _check_call(model, args, kwargs)
-    args, kwargs = apart(model, args, kwargs or {})
+    given = (args, dict(kwargs or {}))
+    args, kwargs = apart(model, *given)
+    known = ConstantBuffers(model, constants) if constants else contextlib.nullcontext()
     try:
-        with warnings.catch_warnings(), _torch_silenced(), attributes_kept(model):
-            warnings.simplefilter("ignore")
+        with _torch_silenced(), attributes_kept(model), _marks_removed((args, kwargs)), Limits(seconds), known:
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except (KeyboardInterrupt, MemoryError):
         raise
+    except LimitError as error:
+        raise LimitError(
+            f"{type(model).__name__} cannot be turned into a graph: {error}{_guilty_line(error)}"
+        ) from None
     except Exception as error:  # torch.export has no error tree of its own: any error is about the code of the model
         if torch.is_grad_enabled() and "modified inplace" in str(error):  # code that runs only without gradients
             with torch.no_grad():
-                return exported_program(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+                return exported_program(model, *given, dynamic_shapes=dynamic_shapes, seconds=seconds)
+        failure = _explained(model, args, kwargs, error)
+        if isinstance(failure, CaptureError) and not constants and (constants := buffers_read(model, args, kwargs)):
+            log.info("%s: numbers are read out of the buffers %s", type(model).__name__, ", ".join(constants))
+            return exported_program(model, *given, dynamic_shapes=dynamic_shapes, seconds=seconds, constants=constants)
         if dynamic_shapes is not None:
-            exported_program(model, args, kwargs)  # raises first an error that has nothing to do with the sizes
+            exported_program(model, *given)  # raises first an error that has nothing to do with the sizes
             raise InputError(f"dynamic_shapes does not fit {type(model).__name__}: {_violations(error)}") from error
-        raise _explained(model, args, kwargs, error) from error
+        raise failure from error
+
+
+@contextlib.contextmanager
+def _marks_removed(inputs: Any) -> Iterator[None]:
+    """Remove from the inputs what torch.export notes on them for free sizes, and leaves there where it fails.
+
+    The next capture with the same tensors would free these sizes again.
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    before = [set(vars(tensor)) for tensor in tensors]
+    try:
+        yield
+    finally:
+        for tensor, names in zip(tensors, before, strict=True):
+            for name in set(vars(tensor)) - names:
+                if "dynamo" in name:
+                    delattr(tensor, name)
 
 
 def apart(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -179,7 +215,7 @@ def _explained(
 
 @contextlib.contextmanager
 def _torch_silenced() -> Iterator[None]:
-    """Suppress what torch logs and prints about a capture that fails.
+    """Suppress what torch logs, prints and warns of about a capture that fails.
 
     Its exception says the same. The log has the traceback of an operator, stderr thousands of lines of a graph.
     """
@@ -188,7 +224,8 @@ def _torch_silenced() -> Iterator[None]:
     for handler in handlers:
         handler.addFilter(_is_no_error)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         for handler in handlers:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -38,6 +39,11 @@ log = logging.getLogger(__name__)
 
 CROSSES = "crosses between pieces: all its channels are kept"
 LONGEST_NOTE = 240
+FREE_SECONDS, FREE_TIMES = 10.0, 10.0
+"""How long a capture with free sizes may take: so many seconds, and so many times that with fixed ones."""
+
+VARYING_SECONDS = 300.0
+"""How long it may take where the sizes vary from call to call, so that there is no other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,11 +136,13 @@ class _Search:
         try:
             refuse_calls(calls)
             with self.clock("capture"):
-                captured, contract = _captured(name, module, calls)
+                captured, contract, fixed = _captured(name, module, calls)
         except (CaptureError, InputError) as error:
             self.notes.append(f"{name} not captured: {_noted(error)}")
             self.descend(name, module)
             return
+        if fixed is not None:
+            self.notes.append(f"{name} serves the sizes of the example only: {fixed}")
         self._prune(name, module, calls, captured, contract)
 
     def _prune(self, name: str, module: nn.Module, calls: Calls, captured: GraphModule, contract: Contract) -> None:
@@ -156,27 +164,50 @@ class _Search:
         self.found.append(_Found(name, module, piece, removed, accounts))
 
 
-def _captured(name: str, module: nn.Module, calls: Calls) -> tuple[GraphModule, Contract]:
-    """The graph of a submodule: sizes are free as far as its code allows, all fixed where that fails."""
-    args, kwargs = apart(module, calls.args, calls.kwargs)
-    shapes = ShapesCollection()  # by tensor, so that each has to be one of its own
-    for leaf in pytree.tree_leaves((args, kwargs)):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() >= 2:
-            shapes[leaf] = {axis: Dim.AUTO for axis in range(leaf.dim()) if axis != 1 or leaf.dim() == 3}
+def _captured(name: str, module: nn.Module, calls: Calls) -> tuple[GraphModule, Contract, str | None]:
+    """The graph of a submodule, and why its sizes are those of the example (None: they are free).
+
+    It is captured with the sizes as recorded, if they do not vary, and then with free ones as far as its code allows;
+    what that may take is measured by the first.
+    """
+    recorded, limit = None, VARYING_SECONDS
+    if not calls.varies:
+        started = time.monotonic()
+        with buffers_restored(module):
+            recorded = capture(module, *_copies(module, calls))
+        limit = FREE_SECONDS + FREE_TIMES * (time.monotonic() - started)
     try:
+        args, kwargs = _copies(module, calls)
         # sizes of 0 and 1 stay free too, unless the model's own code asks for them
         with buffers_restored(module), symbolic_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # a config
-            captured = capture(module, args, kwargs, dynamic_shapes=shapes)
+            captured = capture(module, args, kwargs, dynamic_shapes=_free_sizes((args, kwargs)), seconds=limit)
         contract = contract_of(name, captured, calls)
-        if contract.refusal(calls.args, calls.kwargs) is None:
-            return captured, contract
-    except CaptureError:
-        if calls.varies:
+        refusal = contract.refusal(calls.args, calls.kwargs)
+        if refusal is None:
+            return captured, contract, None
+    except (CaptureError, InputError) as error:
+        if recorded is None:
             raise
-    log.debug("%s is captured with fixed sizes", name)
-    with buffers_restored(module):
-        captured = capture(module, args, kwargs)
-    return captured, contract_of(name, captured, calls)
+        refusal = _noted(error)
+    if recorded is None:
+        raise CaptureError(f"its graph does not serve its own calls: {refusal}")
+    log.debug("%s is captured with fixed sizes: %s", name, refusal)
+    return recorded, contract_of(name, recorded, calls), refusal
+
+
+def _copies(module: nn.Module, calls: Calls) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the submodule was given, each tensor one of its own: free sizes are noted on the tensors."""
+    args, kwargs = apart(module, calls.args, calls.kwargs)
+    return pytree.tree_map_only(Tensor, lambda each: each.detach().clone(), (args, kwargs))  # type: ignore[no-any-return]
+
+
+def _free_sizes(inputs: Any) -> ShapesCollection:
+    """All sizes but that of channels are free, if the code allows it."""
+    shapes = ShapesCollection()
+    for leaf in pytree.tree_leaves(inputs):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() >= 2:
+            shapes[leaf] = {axis: Dim.AUTO for axis in range(leaf.dim()) if axis != 1 or leaf.dim() == 3}
+    return shapes
 
 
 def _noted(error: Exception) -> str:
