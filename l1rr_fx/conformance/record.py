@@ -10,6 +10,7 @@ import torch
 
 from l1rr_fx.conformance.judgement import Judgement, Verdict
 from l1rr_fx.conformance.tools import TOOLS
+from l1rr_fx.support.json_text import json_value
 from passes.errors import InputError
 
 
@@ -28,7 +29,7 @@ class Record:
         found: dict[str, Judgement] = {}
         for number, line in enumerate(lines, 1):
             try:
-                read = json.loads(line)
+                read = json_value(line)
                 judgement = _judgement(read["judgement"])
                 holds = read["versions"] == versions(judgement.tool)
             except (ValueError, KeyError, TypeError) as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from l1rr_fx.support.arguments import path_of
+from l1rr_fx.support.files import blamed
 from l1rr_fx.support.packages import required
 from passes.errors import InputError
 
@@ -83,8 +84,9 @@ def emptiness(tensors: Iterable[Tensor]) -> tuple[str, ...]:
 
 def _pixels(path: str | os.PathLike[str], channels: int) -> Tensor:
     pillow = required("pillow", extra="demo", module="PIL.Image")
-    if not Path(path).is_file():
-        raise InputError(f"image: {path}: there is no such file")
+    with blamed(path, "read"):
+        if not path_of("image", path, "a picture").is_file():
+            raise InputError(f"image: {path}: there is no such file")
     try:
         with pillow.open(path) as file:
             picture = file.convert("L" if channels == 1 else "RGB")
