@@ -26,6 +26,7 @@ from l1rr_fx.archive.files import GRAPH, LIMITS, MANIFEST, REPORT, TENSORS
 from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.pruning.report import Report
 from l1rr_fx.support import files as synced_files
+from l1rr_fx.support import json_text
 from passes.accounts import Accounts, Cost
 from passes.errors import InputError, LoadError
 from passes.frontend.capture import capture
@@ -411,6 +412,16 @@ def test_what_is_too_large_to_load_is_not_saved(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(files, "LIMITS", {**LIMITS, TENSORS: 64})
     with pytest.raises(InputError, match=rf"{TENSORS} would be"):
         switching().save(tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", ["MAX_VALUES", "MAX_DEPTH"])
+def test_what_holds_too_much_to_load_is_not_saved(
+    limit: str, everything: Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_text, limit, 3)
+    with pytest.raises(InputError, match=rf"{GRAPH} could not be loaded: its? .* (3 values|3 levels)"):
+        everything.save(tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
 
 

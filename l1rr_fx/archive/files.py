@@ -18,6 +18,7 @@ from torch import Tensor
 from l1rr_fx.archive.tensors import read_tensors, write_tensors
 from l1rr_fx.support.checks import expect, fields, naming, parsed, short
 from l1rr_fx.support.files import read_file, size_and_hash, synced
+from l1rr_fx.support.json_text import check_size
 from passes.errors import InputError, LoadError
 
 FORMAT = "l1rr-fx network"
@@ -41,6 +42,11 @@ def write_all(
     for name in PAYLOAD:
         if (size := (work / name).stat().st_size) > LIMITS[name]:
             raise InputError(f"{name} would be {size:,} bytes; at most {LIMITS[name]:,} can be loaded")
+    for name in (GRAPH, REPORT):
+        try:
+            check_size((work / name).read_bytes())
+        except ValueError as error:
+            raise InputError(f"{name} could not be loaded: {error}") from error
     files = {name: size_and_hash(work / name) for name in PAYLOAD}
     manifest = {"format": FORMAT, "version": VERSION, "torch": torch.__version__, "files": files}
     if notes:

@@ -24,7 +24,7 @@ def json_value(text: str | bytes) -> Any:
 
     Stricter than `json`: keys of an object differ, numbers are finite, and there is no NaN.
     """
-    _check_size(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    check_size(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     return json.loads(
         text.decode("utf-8") if isinstance(text, bytes) else text,
         parse_constant=_refuse_constant,
@@ -34,8 +34,8 @@ def json_value(text: str | bytes) -> Any:
     )
 
 
-def _check_size(text: bytes) -> None:
-    """Count values and levels without building anything, at the speed of `bytes`."""
+def check_size(text: bytes) -> None:
+    """Raise ValueError where a JSON text holds too many values or levels; nothing is built to count them."""
     plain = text.replace(b"\\\\", b"").replace(b'\\"', b"")  # no quote is left but those around strings
     if plain.count(b'"') > 2 * MAX_VALUES:
         _refuse_values()
