@@ -162,6 +162,16 @@ def test_a_dear_channel_saves_more_than_a_cheap_one(model: Detector) -> None:
     assert ratios == sorted(ratios)
 
 
+def test_latency_is_weighed_where_the_target_predicts_it(model: Detector) -> None:
+    """A predictor of the user's is not asked once for each unit: see `savings`."""
+    analysis = Analysis(model, ARGS, target=QUICK)
+    sites = {site.name: site for site in analysis.sites}
+    early, late = (Unit((sites[name],), torch.arange(40)) for name in ("stage8.1", "stage16.1"))
+    found = savings(analysis, [early, late], Budget(latency=0.5, macs=0.5))
+    assert set(found) == {"macs", "latency", "macs + latency"}
+    assert found["latency"] != found["macs"] and sum(found["latency"].values()) == pytest.approx(2)
+
+
 def test_of_two_limited_costs_each_and_their_sum_are_weighed(
     model: Detector, attention: FeatureAttention, curves: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given, note, settings
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import l1rr_fx
+from benchmarks.never_slower import compared
 from l1rr_fx.conformance import cases_of
 from l1rr_fx.latency.prediction import Latency
 from l1rr_fx.machines.by_name import machine
-from l1rr_fx.testing import kill, randomised, zeroed
+from l1rr_fx.testing import Network, kill, networks, randomised, zeroed
 from passes import (
     Facts,
     InputError,
@@ -53,6 +56,7 @@ class Residual(nn.Module):
         return found
 
 
+EXAMPLES = settings.default.max_examples if settings.default else 1
 ARGS = (torch.rand(1, 3, 8, 8, dtype=torch.float64),)
 
 
@@ -130,6 +134,18 @@ def test_no_network_is_predicted_slower_than_another_mode_writes(name: str) -> N
     for mode in ("recombine", "union", "exclude"):
         others.append(latency.predict(l1rr_fx.prune(model, args, mode=mode, verify=False).module, args))
     assert seconds <= min(others) * (1 + NEAR)
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("family", ("residual", "split", "grouped"))
+@settings(max_examples=max(1, min(4, EXAMPLES // 10)))
+@given(data=st.data())
+def test_no_random_network_is_predicted_slower(family: str, data: st.DataObject) -> None:
+    network: Network = data.draw(networks((family,), max_nodes=4), label="network")
+    model, args = network.build()
+    found = compared(model, args, "jetson-tx2")
+    note(str(found))
+    assert not found.is_slower
 
 
 class Own(Biased):

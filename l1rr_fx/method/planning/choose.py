@@ -161,11 +161,13 @@ def _size(plan: Plan) -> float:
 
 def savings(analysis: Analysis, units: Sequence[Unit], budget: Budget) -> Mapping[str, Mapping[str, float]]:
     """What one channel of each unit saves of each cost that the budget limits, over the mean of all units; by the name
-    of the cost. If there are two costs, also of their sum.
+    of the cost. If there are several costs, also of their sum. Latency counts where the target predicts it: a predictor
+    of the user's would be asked once for each unit.
 
     The compiler computes it with half of the removable channels of all other units zero, so that the layer that makes a
     channel and those that read it both count. A unit that saves nothing counts as a thousandth."""
-    limited = [name for name in ("params", "macs") if name in budget.limits] or ["macs"]
+    known = ("params", "macs", *(["latency"] if analysis.as_it_is is not None else []))
+    limited = [name for name in known if name in budget.limits] or ["macs"]
     halves = {unit.name: (len(unit.order) + 1) // 2 for unit in units}
 
     def left(without: str | None) -> Mapping[str, float]:
