@@ -122,6 +122,12 @@ def test_prune_saves_the_network_and_prints_the_report(here: Path, calls: list[d
     assert Report.from_json((here / "small" / "report.json").read_text()).mode == "recombine"
 
 
+def test_prune_says_that_nothing_was_zero(here: Path) -> None:
+    result = call("prune", "net.pt2", "-o", "dense")
+    assert result.exit_code == 0, result.output
+    assert "note: nothing was removed: no channel is zero" in result.output
+
+
 def test_options_reach_prune(here: Path, calls: list[dict[str, Any]]) -> None:
     result = call(
         "prune",

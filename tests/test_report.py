@@ -43,7 +43,7 @@ accounts = st.builds(
     st.dictionaries(words, reals, max_size=3),
     tuples(families),
 )
-reports = st.builds(Report, accounts, words, st.none() | reals, words, tuples(words), tuples(words))
+reports = st.builds(Report, accounts, words, st.none() | reals, words, tuples(words), tuples(words), numbers)
 
 
 def report(**changes: object) -> Report:
@@ -69,6 +69,12 @@ def test_json_round_trip(report: Report) -> None:
     assert Report.from_json(report.to_json()) == report
 
 
+def test_reports_of_before_counted_nothing() -> None:
+    document = json.loads(report(compared=7).to_json())
+    assert Report.from_json(json.dumps(document)).compared == document.pop("compared") == 7
+    assert Report.from_json(json.dumps(document)).compared == 0
+
+
 def test_deviations_that_json_lacks_come_back() -> None:
     text = report(deviation=math.nan).to_json()
     json.loads(text, parse_constant=pytest.fail)
@@ -84,7 +90,9 @@ def test_every_report_prints(report: Report) -> None:
 def test_what_is_printed() -> None:
     text = str(report())
     assert "MACs after / limit = 1.0500" in text
-    assert "3.00e-16" in text
+    assert "3.00e-16 (relative)" in text
+    assert "3.00e-16 (relative, 1,234 numbers compared)" in str(report(compared=1234))
+    assert "not verified" in str(report(deviation=None))
     assert "note: a note" in text
     rows = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
     assert [cell.strip() for cell in rows["MACs"].split("│")[2:6]] == ["50,000", "12,600", "12,000", "25.2%"]
