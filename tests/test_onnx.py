@@ -27,6 +27,8 @@ GAPS = {
     "scatter_add": "ScatterElements adds from opset 16 on",
     "index_add": "ScatterND adds from opset 16 on",
     "pool_indices_unpool": "TensorRT has no positions of maxima",
+    "pool_indices_unpool_1d": "TensorRT has no positions of maxima",
+    "pool_indices_unpool_3d": "TensorRT has no positions of maxima",
     "pool_indices_beyond_values": "TensorRT has no positions of maxima",
 }
 """Rows that the target cannot have, and why. An error that names the operator is all that they get."""

@@ -109,7 +109,9 @@ class _Run:
     # Nodes
 
     def _read(self, node: Node) -> Any:
-        value = self.values[node]
+        return self._present(self.values[node])
+
+    def _present(self, value: Any) -> Any:
         if isinstance(value, _Absent):
             raise LoweringError(f"{_where(value.node)} has no second result on {self.writer.target.name}")
         return value
@@ -155,6 +157,8 @@ class _Run:
     def _call(self, node: Node, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if _is_random(target, args, kwargs):
             raise LoweringError(f"{target} draws random numbers, which a file cannot\n  {_where(node)}")
+        if target is not operator.getitem:
+            pytree.tree_map(self._present, (args, dict(kwargs)))
         if not _symbols((args, kwargs)) or target is operator.getitem:
             with _shapes_blamed(node):
                 return target(*args, **kwargs)  # a number, a constant, one of several results, or a check of sizes

@@ -13,6 +13,7 @@ affine         batch norm, instance norm, PReLU
 convolution    convolutions, linear layers
 products       matrix products, attention
 einsum         einsum
+quantisation   fake quantisation
 recurrent      recurrent layers
 mixing         reductions, softmax, orders
 normalisation  layer norm, RMS norm, group norm
@@ -48,6 +49,7 @@ from l1rr_fx.lowering.onnx.operators import (
     pointwise,
     pooling,
     products,
+    quantisation,
     recurrent,
     reindex,
     reshape,
@@ -68,6 +70,7 @@ FORMS: Mapping[OpOverload, Form] = {
     **convolution.FORMS,
     **products.FORMS,
     **einsum.FORMS,
+    **quantisation.FORMS,
     **recurrent.FORMS,
     **mixing.FORMS,
     **normalisation.FORMS,
