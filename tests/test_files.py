@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -319,6 +320,22 @@ def test_a_live_process_keeps_its_directory(tmp_path: Path) -> None:
         small().save(folder)
         assert work.is_dir()
     assert sorted(tmp_path.iterdir()) == sorted([*foreign, folder])
+
+
+def test_a_directory_that_is_held_stays_although_its_maker_is_not_seen(tmp_path: Path) -> None:
+    """As from another container, which has other numbers and the same disk."""
+    folder = tmp_path / "saved"
+    with new_directory_beside(folder) as work:
+        name = work.name.replace(f".{os.getpid()}-", ".99999999-")
+    held = tmp_path / name
+    held.mkdir()
+    handle = os.open(held, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    small().save(folder)
+    assert held.is_dir()
+    os.close(handle)
+    small().save(folder, overwrite=True)
+    assert not held.exists()
 
 
 def test_an_old_directory_goes_although_its_number_is_taken(tmp_path: Path) -> None:
