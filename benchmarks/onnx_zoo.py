@@ -22,6 +22,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import warnings
 from collections import Counter
@@ -148,7 +149,7 @@ def markdown(rows: list[Row], options: argparse.Namespace) -> str:
         f"channels of each\nnetwork dead at random, {len(rows)} networks: {counts}. The judge: {judge}.",
     ]
     if left:
-        text.append(f"Not run: {', '.join(left)}.")
+        text.append(textwrap.fill(f"Not run: {', '.join(left)}.", 120, break_on_hyphens=False))
     text.append(EXPLANATION)
     table = [line(list(FIELDS)), line(["---"] * len(FIELDS)), *(line([row[f] for f in FIELDS]) for row in rows)]
     return "\n\n".join([*text, "\n".join(table)]) + "\n"
@@ -159,7 +160,8 @@ EXPLANATION = """\
 ONNX Runtime and torch choose alike. "differs": that comparison fails, and the file is not written; its other columns
 are of the file that `verify=False` would write. `judge` is the verdict of the judge of TensorRT 8.2's parser in the
 tests (tests/trt82_parser.py): the parser itself does not run here. `moved` counts the layout-moving nodes that the
-model did not ask for, `warnings` those of the lint."""
+model did not ask for, `warnings` those of the lint. The seconds are wall time of one thread, on a machine that may have
+had other work."""
 
 
 def main() -> None:

@@ -245,9 +245,10 @@ def _explained(
         log.warning("%s, from float64 by %.3g, the module itself by %.3g: rounding", message, from_exact, own)
         return from_exact
     if alike is None or not alike <= allowed:
+        choosing = "" if alike is None else f"; where both choose alike (top-k, sort, argmax) by {alike:.3g}"
         raise VerifyError(
-            f"{message}; from float64 results it deviates by {from_exact:.3g}, the module itself by {own:.3g}. "
-            "Nothing was written; with verify=False it would be"
+            f"{message}{choosing}; from float64 results it deviates by {from_exact:.3g}, the module itself by "
+            f"{own:.3g}. Nothing was written; with verify=False it would be"
         )
     log.warning("%s; where both choose alike (top-k, sort, argmax) by %.3g, so this is rounding", message, alike)
     return alike
