@@ -125,13 +125,13 @@ def main() -> int:
             found = compared(model, args, options.target)
         except L1RRError as error:
             left_out += 1
-            print(f"{name}: left out, {str(error).splitlines()[0]:.100}")
+            print(f"{name}: left out, {str(error).splitlines()[0]:.100}", flush=True)
             continue
         ways[found.way] += 1
         worst = max(worst, found.slowdown)
         if found.is_slower:
             slower += 1
-            print(f"{name}: {found.slowdown:.4f} of the fastest; {found}")
+            print(f"{name}: {found.slowdown:.4f} of the fastest; {found}", flush=True)
     print(f"{sum(ways.values())} networks predicted on {options.target}: {slower} slower than another")
     print(f"{left_out} networks left out, whose errors are above")
     print(f"largest share of the fastest other network's time: {worst:.4f}")

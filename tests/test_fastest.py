@@ -32,6 +32,7 @@ from passes import (
     remove_zero_channels,
     rule_for,
 )
+from passes.assignment.whole import WHOLE
 from passes.compile import AS_IT_IS, NEAR
 from tests.machines import BALANCED, Biased
 from tests.zoo import by_name
@@ -105,6 +106,14 @@ def test_the_fastest_way_is_written(case: str) -> None:
     written = [each for each in removed.rewritten.recombinations if each.kind != "folded"]
     assert len(written) == chosen.copies
     torch.testing.assert_close(removed.module(*ARGS), residual()(*ARGS), rtol=1e-10, atol=1e-10)  # float64
+
+
+def test_the_report_of_the_network_as_it_is_knows_what_could_go() -> None:
+    report = l1rr_fx.prune(residual(), ARGS, target=CHOSEN["copies cost all"][0]).report
+    assert report.alternatives[0].name == AS_IT_IS and report.after == report.before
+    assert report.limit.macs == l1rr_fx.prune(residual(), ARGS).report.limit.macs < report.after.macs
+    assert {each.reason for each in report.accounts.kept} == {WHOLE}
+    assert f"{AS_IT_IS} (written)" in str(report)
 
 
 def test_of_near_ties_the_one_with_fewer_copies_is_written() -> None:

@@ -29,5 +29,11 @@ def whole_layouts(program: Program, facts: Facts, options: Options | None = None
     )
     plan = plan_layouts(program, alive, Options("union"))
     grown = (node for node in plan.layout if node in program.at and not bool(facts.live(node).all()))
-    growth = dict.fromkeys(grown, WHOLE)
-    return replace(plan, facts=facts, options=options or plan.options, growth=growth, as_it_is=True)
+    return replace(
+        plan,
+        facts=facts,
+        options=options or plan.options,
+        growth=dict.fromkeys(grown, WHOLE),
+        sites=[replace(item, facts=facts.at(item.site)) for item in plan.sites],  # the limit is that of the zeros
+        as_it_is=True,
+    )
