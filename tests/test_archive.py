@@ -792,6 +792,11 @@ def twice(text: bytes) -> bytes:
             frozen={"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
         )
         + b"0000",
+        header(
+            bare={"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+            frozen={"dtype": "F32", "shape": [1], "data_offsets": [8, 12]},
+        )
+        + bytes(12),
         header(__metadata__={"a": 1}),
         header(__metadata__=3),
         twice(b'{"bare": %b, "bare": %b}'),
