@@ -27,7 +27,8 @@ from l1rr_fx.lowering.onnx_target import target_named
 from l1rr_fx.lowering.parsers.lint import Finding, lint
 from l1rr_fx.support.clock import Clock
 from l1rr_fx.support.packages import required
-from passes.audit.verify import relative_deviation, run_graph
+from passes.audit.comparison import relative_deviation
+from passes.audit.verify import run_graph
 from passes.errors import InputError, LoweringError, VerifyError
 from passes.frontend.capture import capture
 from passes.graph.isolation import run_aside
