@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 from typer.testing import CliRunner
@@ -25,6 +26,7 @@ from typer.testing import CliRunner
 from l1rr_fx import InputError, L1RRError, LoadError, load, lower
 from l1rr_fx.archive.files import GRAPH, LIMITS, MANIFEST
 from l1rr_fx.cli import app
+from l1rr_fx.cli.application import reporting
 from l1rr_fx.latency.results import read_results
 from l1rr_fx.lowering import lint, to_onnx
 from l1rr_fx.lowering.bundle.folder import others
@@ -251,6 +253,17 @@ def test_on_the_command_line_it_is_one_line(name: str, tmp_path: Path, monkeypat
     assert result.exit_code == 2, result.output
     assert result.stderr.count("error: ") == 1
     assert "Traceback" not in result.stderr
+
+
+def test_any_error_about_a_file_is_one_line_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One without a file is a fault of ours, which shows where it is."""
+    with pytest.raises(typer.Exit), reporting(None):
+        (tmp_path / "none").read_text()
+    assert "".join(capsys.readouterr().err.split()).endswith("none:Nosuchfileordirectory")
+    with pytest.raises(OSError, match="of ours"), reporting(None):
+        raise OSError("of ours")
 
 
 # ------------------------------------------------------------------------------------------------ killed processes
