@@ -52,7 +52,7 @@ def test_pruned_equals_zeroed(name: str) -> None:
 
 
 @needs_transformers
-@pytest.mark.parametrize("name", ["detr", "d_fine", pytest.param("rt_detr", marks=pytest.mark.fuzz)])
+@pytest.mark.parametrize("name", ["detr", "rt_detr", pytest.param("d_fine", marks=pytest.mark.fuzz)])
 def test_from_pruning_to_the_file(name: str, tmp_path: Path) -> None:
     case = small_case(name)
     model, args, others = case.model.float(), _float(case.args), _float(fresh_input(case.args, seed=7))
