@@ -176,9 +176,9 @@ CASES: Mapping[str, tuple[type[nn.Module], Mapping[str, Sequence[int]], str]] = 
         """
         value            layout                      reason
         x                axis 1: all 3               as it is given
-        conv2d           axis 1: 5 of 8 [0 5 2-3 7]  what is live
-        channel_shuffle  axis 1: 5 of 8 [0 3-4 6-7]  what is live
-        relu             axis 1: 5 of 8 [0 3-4 6-7]  what is live
+        conv2d           axis 1: 5 of 8 [0 2-3 5 7]  what is live
+        channel_shuffle  axis 1: 5 of 8 [0 4 6 3 7]  what is live
+        relu             axis 1: 5 of 8 [0 4 6 3 7]  what is live
         conv2d_1         axis 1: all 2               what is live
         """,
     ),

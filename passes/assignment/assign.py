@@ -50,8 +50,8 @@ class _Planner:
         self.program = program
         self.facts = facts
         self.options = options
-        self.arrangement = arrange(program, facts)
         self.chooser = Chooser(program, facts, options)
+        self.arrangement = arrange(program, facts, self.chooser.prices.held)
         self.readers: dict[Node, list[Reader]] = defaultdict(list)
         self.growth: dict[Node, str] = {}
         self.layout: dict[Node, Layout] = {}

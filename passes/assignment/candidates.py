@@ -5,6 +5,7 @@ the readers save because they need not copy, minus the price of its dead labels 
 fillers are free. The largest positive gain wins. The candidates, and what the tensor holds without a gain:
 
 - a requested layout;
+- what is held upstream: the live labels, and the dead ones that are computed anyway (`passes.assignment.held`);
 - a span: the live labels, and the requested ones between the first and the last of them;
 - the live labels alone;
 - the live labels, rounded up to the multiple that the target prefers;
@@ -37,6 +38,7 @@ mode than "recombine", or with a channel multiple, any number of fillers is free
 
 MEETING = "kept because another branch of a sum keeps it"
 MULTIPLE = "grown to the channel multiple"
+HELD = "held upstream anyway: on this target cheaper than a copy of the live channels"
 CHEAPER = "computed as zeros: on this target cheaper than a copy"
 ZERO_ROW = "one channel of zeros, gathered wherever a sum has none"
 
@@ -65,6 +67,8 @@ class Chooser:
         `live` masks its live labels, `rank` is the order of its labels (None: the natural order).
         """
         candidates = self._candidates(node, live, readers)
+        if (held := self._held(node, live, readers, rank)) is not None:
+            candidates.append(held)
         own = self._own(node, live, readers, rank)
         best = max(candidates, key=lambda each: each.gain, default=own)
         if best.gain <= 0:
@@ -105,14 +109,27 @@ class Chooser:
         saved = self.prices.copy(node, want, live, reader) - self.prices.copy(node, want, span.mask(), reader)
         return Candidate(span, self._filled(node, span, live, readers), saved, CHEAPER)
 
+    def _held(self, node: Node, live: Tensor, readers: Sequence[Reader], rank: Tensor | None) -> Candidate | None:
+        """All labels that are computed upstream anyway, if every reader takes them: without the dead ones the live ones
+        are copied out of them."""
+        dead = self.prices.held.get(node)
+        if dead is None or not readers or sum(n > 1 for n in live.shape) != 1:
+            return None
+        layout = box_of(live | dead, self.options.multiple, rank)
+        requests = [_labelled(reader.request, live) for reader in readers]
+        if any(request is not None and not request.layout.same(layout) for request in requests):
+            return None
+        cost = self._filled(node, layout, live, readers)
+        return Candidate(layout, cost, self.prices.copy(node, layout, live), HELD)
+
     def _filled(self, node: Node, layout: Layout, live: Tensor, readers: Sequence[Reader]) -> float:
         """The cost of the dead labels of a layout."""
-        return self._dead(node, layout.labels.numel() - int(live.sum()), readers)
+        return self._dead(node, layout.mask() & ~live, readers)
 
-    def _dead(self, node: Node, count: int, readers: Sequence[Reader]) -> float:
+    def _dead(self, node: Node, labels: Tensor, readers: Sequence[Reader]) -> float:
         """The cost of dead labels in a tensor, for its producer and for the readers that take it in any layout."""
         sites = [r.site for r in readers if isinstance(r.request, AnyLayout) and r.site is not None]
-        return self.prices.dead(node, count, sites)
+        return self.prices.dead(node, labels, sites)
 
     def _is_free(self, request: LayoutRequest, live: Tensor, reader: Site | None) -> bool:
         """Whether the dead labels of a requested layout have no price."""
@@ -134,25 +151,27 @@ class Chooser:
         count, total = smallest.labels.numel(), live.numel()
         rounded = -(-count // preferred) * preferred
         parts = self.program.at[node].rule.is_join  # which are grown one by one
-        if count < rounded <= total and not parts and (cost := self._dead(node, rounded - count, readers)) < 0:
-            grown = box_of(_with_dead(live, rounded - count, readers), rank=rank)
-            return Candidate(grown, cost, 0.0, MULTIPLE)
+        if count < rounded <= total and not parts:
+            grown = _with_dead(live, rounded - count, readers, self.prices.held.get(node))
+            if (cost := self._dead(node, grown & ~live, readers)) < 0:
+                return Candidate(box_of(grown, rank=rank), cost, 0.0, MULTIPLE)
         if (gathered := _gathered(smallest, readers)) is not None:
-            cost, saved = self._dead(node, 1, readers), self.prices.copy(node, smallest, live)
+            dead = gathered.mask() & ~live
+            cost, saved = self._dead(node, dead, readers), self.prices.copy(node, smallest, live)
             if cost < saved:
                 return Candidate(box_of(live | gathered.mask(), rank=rank), cost, saved, ZERO_ROW)
         return own
 
 
-def _with_dead(live: Tensor, count: int, readers: Sequence[Reader]) -> Tensor:
-    """What is live and `count` dead labels: first those that some reader requests, then any."""
+def _with_dead(live: Tensor, count: int, readers: Sequence[Reader], held: Tensor | None) -> Tensor:
+    """What is live and `count` dead labels: first those that some reader requests, then those held upstream."""
     asked = torch.zeros_like(live)
     for reader in readers:
         if isinstance(reader.request, LayoutRequest) and reader.request.layout.compact == tuple(live.shape):
             asked |= reader.request.layout.mask()
-    dead = torch.cat([(asked & ~live).flatten().nonzero(), (~asked & ~live).flatten().nonzero()]).view(-1)
+    order = 2 * asked.int() + (held.int() if held is not None else 0) - 9 * live.int()
     grown = live.flatten().clone()
-    grown[dead[:count]] = True
+    grown[order.flatten().argsort(descending=True, stable=True)[:count]] = True
     return grown.view(live.shape)
 
 

@@ -8,7 +8,8 @@ operands choose their own layouts. A copy costs what the target charges for read
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch.fx import Node
 from passes.analysis.liveness import Facts
 from passes.analysis.program import Program
 from passes.assignment.cost_model import Target
+from passes.assignment.held import held_labels
 from passes.graph.layout import Layout
 from passes.rules.base import Contraction, Site
 
@@ -52,6 +54,7 @@ class Prices:
         self.facts = facts
         self.target = target
         self._limits: dict[Site, Contraction | None] = {}
+        self._position = {node: index for index, node in enumerate(program.tensors)}
 
     def copy(self, node: Node, want: Layout, have: Tensor, reader: Site | None = None) -> float:
         """The cost of a copy: reading the labels `have` (a mask) of a tensor and writing the layout `want`.
@@ -73,55 +76,92 @@ class Prices:
             site = self.program.at.get(site.inputs[0])
         return site is not None and site.rule.weight is not None
 
-    def dead(self, node: Node, count: int, readers: Iterable[Site]) -> float:
-        """The cost of `count` dead labels in a tensor that `readers` take in any layout.
+    def dead(self, node: Node, labels: Tensor, readers: Iterable[Site]) -> float:
+        """The cost of dead labels (a mask) in a tensor that `readers` take in any layout.
 
         It is negative where the machine computes the larger number of channels faster.
         """
-        cost = sum(self.columns(site, count) for site in readers)
-        return cost + self._made(node, count)
+        count = int(labels.sum())
+        return sum(self.columns(site, count) for site in readers) + self._made(node, labels)
 
-    def _made(self, node: Node, count: int, *, behind: bool = False) -> float:
-        """The cost of `count` dead labels upstream of a tensor, up to the contraction that makes them.
+    @cached_property
+    def held(self) -> Mapping[Node, Tensor]:
+        """The dead labels that tensors can hold without more work upstream."""
+        return held_labels(self.program, self.facts)
+
+    def _made(self, node: Node, labels: Tensor, *, behind: bool = False) -> float:
+        """The cost of dead labels upstream of a tensor, up to what makes them; labels that are held there are moved.
 
         `behind`: a sum or a concatenation reads the tensor, so that another one upstream ends the search.
         """
-        cost, site = 0.0, self.program.at.get(node)
-        while site is not None and not _meets(site) and site.rule.keeps_channels(site):
-            cost += self._through(node, count) + self._made_by(site, count)
-            node = site.inputs[0]
-            site = self.program.at.get(node)
-        if site is None:
-            return math.inf
+        cost, waiting, spine = 0.0, {node: labels}, node
+        while waiting:
+            node = max(waiting, key=self._position.__getitem__)
+            labels, site = waiting.pop(node), self.program.at.get(node)
+            if node.op == "get_attr" or not bool(labels.any()):
+                continue
+            if site is None or _meets(site) or not site.rule.keeps_channels(site):
+                cost += self._source(node, site, labels, behind)
+                continue
+            count = int(labels.sum())
+            cost += self._made_by(site, count)
+            if node is spine:  # what other operands are computed by runs in the same kernel
+                cost, spine = cost + self._through(node, count), site.inputs[0]
+            for each, asked in zip(site.inputs, self._asked_of(site, labels), strict=True):
+                waiting[each] = waiting[each] | asked if each in waiting else asked
+        return cost
+
+    def _source(self, node: Node, site: Site | None, labels: Tensor, behind: bool) -> float:
+        """The cost of dead labels where they are made: in a contraction, a movement or operands that meet."""
+        if node.op == "placeholder":
+            return 0.0
+        labels = labels & ~self.held[node] if node in self.held else labels
+        if site is None or not (count := int(labels.sum())):
+            return 0.0
         if _meets(site):
-            return math.inf if behind else cost + self._met(site, count)
+            return math.inf if behind else self._met(site, labels)
         if self._limit(site) is not None:
-            return cost + self._made_by(site, count)
-        return cost + self._through(node, count) if site.rule.is_movement else math.inf
+            return self._made_by(site, count)
+        return self._through(node, count) if site.rule.is_movement else math.inf
+
+    def _asked_of(self, site: Site, labels: Tensor) -> list[Tensor]:
+        """The labels of the inputs that give the labels of the first result."""
+        zeros = [self.facts.zero[each] for each in site.inputs]
+        if all(zero.shape == labels.shape for zero in zeros) and not site.rule.is_join:
+            return [labels for _ in zeros]
+        lives = [torch.zeros_like(live) for live in self.facts.at(site).lives]
+        return site.rule.needed(site, [labels, *lives[1:]], zeros)
 
     def _made_by(self, site: Site, count: int) -> float:
         """The cost of `count` dead rows in the contraction at a call site; 0 for other operators."""
         limit = self._limit(site)
         return 0.0 if limit is None else self._grown(limit, 0, count)
 
-    def _met(self, meeting: Site, count: int) -> float:
-        """The cost of `count` dead labels in the operands of a sum or a concatenation."""
+    def _met(self, meeting: Site, labels: Tensor) -> float:
+        """The cost of dead labels in the operands of a sum or a concatenation."""
+        asked = dict(zip(meeting.inputs, self._asked_of(meeting, labels), strict=True))
         if meeting.rule.is_sum:
-            return self._through(meeting.node, 2 * count) + sum(
-                self._asked(each, count) for each in meeting.inputs if self._is_full(meeting, each)
+            return self._through(meeting.node, 2 * int(labels.sum())) + sum(
+                self._asked(each, asked[each]) for each in asked if self._is_full(meeting, each)
             )
-        of = self.facts.zero[meeting.node].numel()
-        shares = {each: math.ceil(count * self.facts.zero[each].numel() / of) for each in meeting.inputs}
-        return self._through(meeting.node, count) + sum(self._asked(each, n) for each, n in shares.items())
+        return self._through(meeting.node, int(labels.sum())) + sum(self._asked(n, each) for n, each in asked.items())
 
     def _is_full(self, meeting: Site, operand: Node) -> bool:
         """Whether an operand has the live labels of the sum; one that is recombined anyway pays nothing more."""
         return torch.equal(self.facts.live(operand), self.facts.live(meeting.node))
 
-    def _asked(self, operand: Node, count: int) -> float:
-        """The cost of dead labels in one operand: the cheaper of copying it and computing them upstream."""
-        copied = self.target.traffic(self._bytes(operand, 2 * int(self.facts.live(operand).sum()) + count))
-        return min(copied, self._made(operand, count, behind=True))
+    def _asked(self, operand: Node, labels: Tensor) -> float:
+        """The cost of dead labels in one operand: the cheaper of copying it and computing them upstream.
+
+        It is copied if several sums and concatenations read it: each may ask for other labels.
+        """
+        if not bool(labels.any()):
+            return 0.0
+        copied = self.target.traffic(self._bytes(operand, 2 * int(self.facts.live(operand).sum()) + int(labels.sum())))
+        readers = (self.program.at_call(user) for user in operand.users)
+        if sum(site is not None and site.rule.is_join for site in readers) > 1:
+            return copied
+        return min(copied, self._made(operand, labels, behind=True))
 
     def _through(self, node: Node, count: int) -> float:
         """The cost of moving `count` more labels through an operator that runs anyway, in and out."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.graph.layout import Layout
+from passes.graph.layout import Layout, along
 from passes.graph.ranges import Range
 from passes.graph.selection import Selection
 from passes.graph.values import Values
@@ -192,7 +192,19 @@ class Rule:
 
     def order(self, site: Site, zeros: Sequence[Tensor], ranks: Sequence[Tensor | None]) -> list[Tensor | None]:
         """For each result the position of each label, given those of the inputs' labels; None: the natural order."""
-        return [ranks[0] if self.keeps_channels(site) else None for _ in site.outputs]
+        known = next((rank for rank in ranks if rank is not None), None)
+        return [known if self.keeps_channels(site) else None for _ in site.outputs]
+
+    def carried(self, site: Site, masks: Sequence[Tensor]) -> list[Tensor | None]:
+        """For each result, a mask of each input carried to the labels that are computed from it (None: not known)."""
+        if not self.keeps_channels(site):
+            return [None for _ in site.outputs]
+        shapes = [site.shape(out) if out is not None else () for out in site.outputs]
+        joined: Tensor | None = None
+        for mask in masks:
+            if mask.dim() > 1 and mask.numel() == mask.shape[1] > 1 and (joined is None or mask.numel() == len(joined)):
+                joined = mask.view(-1) if joined is None else joined | mask.view(-1)
+        return [along(joined, 1, len(n)) if joined is not None and n[1:2] == joined.shape else None for n in shapes]
 
     def parameters(self, node: Node) -> tuple[Node | None, ...]:
         """The arguments that the rule slices itself where they are parameters or buffers."""

@@ -234,6 +234,7 @@ class Weighted(Rule):
         if self.is_depthwise(widths):
             return [layout]
         live = self.channels(facts.lives[0], axis, widths.outputs).clone()
+        live[kept] = True
         return [
             Layout.along(
                 layout.rank,

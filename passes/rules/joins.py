@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import reduce
+from operator import or_
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from passes.rules.emitter import Emitter
 from passes.rules.movement import Movement
 
 aten = torch.ops.aten
+
+MOST_CUTS = 16
+"""A concatenation cuts its inputs at most so many times; beyond that its result is put into order by one gather."""
 
 
 class Join(Movement):
@@ -77,6 +81,12 @@ class Join(Movement):
         hull = reduce(Range.joined, (each for each in ranges if each is not None))
         return [hull.expand(sources[0].shape)]
 
+    def carried(self, site: Site, masks: Sequence[Tensor]) -> list[Tensor | None]:
+        sources = self.sources(site, masks)
+        if sources is None or not self.is_blind(site, masks):
+            return super().carried(site, masks)
+        return [reduce(or_, masks).expand(sources[0].shape)]
+
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         if self.sources(site, zeros) is None or not self.is_blind(site, zeros):
             return super().needed(site, lives, zeros)
@@ -88,13 +98,14 @@ class Join(Movement):
         sources = self.sources(site, facts.zeros)
         if sources is None or self.is_blind(site, facts.zeros):
             return list(requested)
-        held = self.held(site, facts, sources[0])
+        held, wanted = self.held(site, facts, sources[0]), requested[0]
         live, rank = facts.lives[0], facts.ranks[0] if facts.ranks else None
-        if int((self.owners(site, (held & ~live).nonzero()[:, self.axis(site)].contiguous()).bincount() > 0).sum()) > 1:
+        more = held & ~(wanted.mask() if wanted.compact == tuple(live.shape) else live)
+        if int((self.owners(site, more.nonzero()[:, self.axis(site)].contiguous()).bincount() > 0).sum()) > 1:
             return [box_of(held, facts.multiple, rank)]
-        if self.pieces(site, requested[0], sources[0]) is not None:
-            return list(requested)
-        return [box_of(live, facts.multiple, rank)] if requested[0].is_product() else [requested[0].as_product()]
+        if self.pieces(site, wanted, sources[0]) is not None:
+            return [wanted]
+        return [box_of(live, facts.multiple, rank)] if wanted.is_product() else [wanted.as_product()]
 
     def held(self, site: Site, facts: SiteFacts, source: Tensor) -> Tensor:
         """What the inputs hold for all their readers, as a mask of the result."""
@@ -108,20 +119,19 @@ class Join(Movement):
         return torch.searchsorted(ends, place, right=True)
 
     def pieces(self, site: Site, layout: Layout, source: Tensor) -> list[tuple[int, int]] | None:
-        """Where along the axis each input's part begins and how long it is; None if the parts are interleaved."""
+        """The runs along the axis of a layout that come from one input, as (input, length); None if they are too many
+        to lay them side by side."""
         if tuple(source.shape) != layout.compact:
             return None
-        axis = self.axis(site)
-        place = layout.kept(axis)
-        if place is None:
+        place = layout.kept(self.axis(site))
+        return None if place is None else self.runs(site, place)
+
+    def runs(self, site: Site, place: Tensor) -> list[tuple[int, int]] | None:
+        """Indices along the axis as runs from one input each: (input, length)."""
+        inputs, lengths = self.owners(site, place.contiguous()).unique_consecutive(return_counts=True)
+        if len(inputs) > len(site.inputs) + MOST_CUTS:
             return None
-        place = place.contiguous()
-        owner = self.owners(site, place)
-        if bool((owner.diff() < 0).any()):
-            return None
-        counts = torch.bincount(owner, minlength=len(site.inputs)).tolist()
-        starts = [sum(counts[:i]) for i in range(len(counts))]
-        return list(zip(starts, counts, strict=True))
+        return list(zip(inputs.tolist(), lengths.tolist(), strict=True))
 
     def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         sources = self.sources(site, facts.zeros)
@@ -132,27 +142,49 @@ class Join(Movement):
             return None
         if self.is_blind(site, facts.zeros):
             return [LayoutRequest(outs[0], live) for _ in site.inputs]
-        pieces = self.pieces(site, outs[0], sources[0])
-        if pieces is None:
-            return None
         axis, traced, requests = self.axis(site), outs[0].of(sources[0]), list[Request]()
+        if self.pieces(site, outs[0], sources[0]) is None:
+            return None
         if all(site.shape(n)[axis] == 1 for n in site.inputs):
             live = live.any(axis, keepdim=True).expand(live.shape)  # stacked branches: each keeps its own channels
-        start = 0
-        for (first, count), shape in zip(pieces, self.labelled(site, facts.zeros), strict=True):
-            if count:
-                part = traced.narrow(axis, first, count) - start
-                requests.append(LayoutRequest(Layout(shape, part), live.narrow(axis, first, count)))
+        place, start = outs[0].kept(axis), 0
+        assert place is not None
+        owner = self.owners(site, place.contiguous())
+        for index, shape in enumerate(self.labelled(site, facts.zeros)):
+            own = (owner == index).nonzero().view(-1)
+            if len(own):
+                part = Layout(shape, traced.index_select(axis, own) - start)
+                requests.append(LayoutRequest(part, live.index_select(axis, own)))
             else:
                 requests.append(UNREAD)
             start += math.prod(shape)
         return requests
 
     def emit(self, site: Site, to: Emitter, ins: Sequence[Layout], outs: Sequence[Layout]) -> list[Node]:
+        axis = self.axis(site)
+        place = outs[0].kept(axis) if to.followed and outs[0].compact[axis] != 1 else None
+        runs = None if place is None else self.runs(site, place)
+        if runs is not None and len(runs) > len({index for index, _ in runs}):
+            return [to.call(aten.cat.default, (self.cut(to, axis, runs), axis))]
+        if runs is not None and [index for index, _ in runs] != sorted(index for index, _ in runs):
+            return [to.call(aten.cat.default, ([to.inputs[index] for index, _ in runs], axis))]
         present = [node for node in to.inputs if node is not None]
         if len(present) == len(to.inputs):
             return [to.copy()]
-        return present if len(present) == 1 else [to.call(aten.cat.default, (present, self.axis(site)))]
+        return present if len(present) == 1 else [to.call(aten.cat.default, (present, axis))]
+
+    @staticmethod
+    def cut(to: Emitter, axis: int, runs: Sequence[tuple[int, int]]) -> list[Node]:
+        """The inputs cut into the given runs, which of each input come in order."""
+        whole = {index for index, _ in runs if sum(index == other for other, _ in runs) == 1}
+        starts = dict.fromkeys((index for index, _ in runs), 0)
+        parts = []
+        for index, length in runs:
+            node, start = to.inputs[index], starts[index]
+            assert node is not None
+            starts[index] += length
+            parts.append(node if index in whole else to.call(aten.slice.Tensor, (node, axis, start, start + length)))
+        return parts
 
 
 class Split(Movement):

@@ -132,6 +132,14 @@ class Movement(Rule):
         taken = torch.cat(flat)
         return [taken[source] if int(source.min()) >= 0 else None for source in sources]
 
+    def carried(self, site: Site, masks: Sequence[Tensor]) -> list[Tensor | None]:
+        sources = self.sources(site, masks)
+        if sources is None:
+            return [None for _ in site.outputs]
+        parts = zip(masks, self.labelled(site, masks), strict=True)
+        flat = torch.cat([*(mask.expand(shape).reshape(-1) for mask, shape in parts), torch.tensor([False])])
+        return [flat[source] for source in sources]
+
     # Facts
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
