@@ -115,7 +115,30 @@ def dropped(m: Any, x: Tensor) -> Tensor:
     return m.n(m.drop(m.c(x)))
 
 
+def joined(m: Any, x: Tensor) -> Tensor:
+    return m.n(torch.cat([m.c(x), m.d(x)], 1)).relu()
+
+
+def picked(m: Any, x: Tensor) -> Tensor:
+    return m.n(m.c(x).index_select(1, m.order)).relu()
+
+
+def padded_channels(m: Any, x: Tensor) -> Tensor:
+    return m.n(F.pad(m.c(x), (0, 0, 0, 0, 1, 0))).relu()
+
+
+def read_around(m: Any, x: Tensor) -> Tensor:
+    y = m.c(x)
+    return m.n(torch.cat([y[:, 4:], y[:, :4]], 1)) * y
+
+
+def half_of_it(m: Any, x: Tensor) -> Tensor:
+    y = m.n(x.sigmoid())
+    return m.c(y[:, 2:6]) + m.d(y.index_select(1, m.order))
+
+
 BN = nn.BatchNorm2d
+ORDER = torch.tensor([5, 1, 7, 0, 2, 6])
 CASES: dict[str, tuple[Callable[[], Built], int]] = {
     "convolution": (lambda: between(lambda m, x: x, i=8, o=8), 0),
     "bias": (lambda: between(lambda m, x: m.n(m.c(x)), c=conv(8, 8), n=BN(8)), 0),
@@ -182,6 +205,21 @@ CASES: dict[str, tuple[Callable[[], Built], int]] = {
         0,
     ),
     "dropout between": (lambda: between(dropped, c=conv(8, 8), drop=nn.Dropout2d(), n=BN(8)), 0),
+    "through a concatenation": (
+        lambda: between(joined, o=12, c=conv(8, 8), d=nn.ConvTranspose2d(8, 4, 1), n=BN(12)),
+        0,
+    ),
+    "through a gather": (lambda: between(picked, o=6, c=conv(8, 8), order=ORDER, n=BN(6)), 0),
+    "through a gather that picks one channel twice": (
+        lambda: between(picked, o=6, c=conv(8, 8), order=ORDER[[0, 0, 1, 2, 3, 4]], n=BN(6)),
+        1,
+    ),
+    "zeros beside the channels, which it shifts": (lambda: between(padded_channels, o=9, c=conv(8, 8), n=BN(9)), 1),
+    "slices of what another reads": (lambda: between(read_around, c=conv(8, 8), n=BN(8)), 1),
+    "into readers through copies": (
+        lambda: between(half_of_it, o=5, c=nn.Conv2d(4, 5, 1), d=nn.Conv2d(6, 5, 1), order=ORDER, n=BN(8)),
+        0,
+    ),
     "convolution of a single image": (
         lambda: net(
             lambda m, x: F.batch_norm(m.c(x), m.mean, m.variance),

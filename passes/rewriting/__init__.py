@@ -7,5 +7,6 @@ the original.
     sketcher             the network's graph with the shapes of all values and without parameters, for predictions
     recombine            values brought from one layout to another: slice, concatenation, padding, gather
     stored_parameters    the part of each parameter that is stored, the union of what its readers select
+    channel_sources      where channels come from, through copies
     fold                 batch norms folded into weights, and constants computed once, for deployment
 """

@@ -24,6 +24,7 @@ from passes.graph.constants import constant_values, swept
 from passes.graph.isolation import detached_copy
 from passes.graph.modes import DROPOUTS, BatchNormCall, input_rank
 from passes.graph.nodes import attribute, free_name, holder, place_tensor
+from passes.rewriting.channel_sources import Sources, channel_sources, readers_through_copies
 from passes.rules import rule_for
 from passes.rules.base import WeightForm, replaced
 from passes.rules.weights import bias_of, weight_of
@@ -37,9 +38,9 @@ def fold_batch_norm(module: GraphModule) -> GraphModule:
     """The network with its batch norms folded into neighbouring weights, and without dropout.
 
     A batch norm is folded into the convolution, transposed convolution or linear layer before it, if that layer has no
-    other reader; otherwise into all its readers, if they are linear layers or convolutions without padding. One that
-    fits neither stays: it is one kernel, where a product and a sum of precomputed tensors are two. A batch norm
-    without running statistics stays too.
+    other reader; otherwise into all its readers, if they are linear layers or convolutions without padding. Slices,
+    concatenations, padding and gathers of channels may lie in between. One that fits neither stays: it is one kernel,
+    where a product and a sum of precomputed tensors are two. A batch norm without running statistics stays too.
 
     Folded weights are computed in float64 and keep their names, unless another call reads the same tensor. `module` is
     not changed. Raises InputError if a batch norm or a dropout is in training mode.
@@ -105,7 +106,7 @@ class _Folder:
         nodes = list(self.module.graph.nodes)
         self._drop(node for node in nodes if _is_dropout(self.module, node))
         norms = {node: norm for node in nodes if (norm := self._norm(node)) is not None}
-        self._drop(node for node in norms if self._into_producer(node, norms[node]))
+        self._drop(node for node in norms if self._into_producers(node, norms[node]))
         self._drop(node for node in reversed(norms) if self._into_readers(node, norms[node]))
         return swept(self.module)
 
@@ -152,11 +153,28 @@ class _Folder:
         constant = weight in self.constants and (bias is None or bias in self.constants)
         return constant and rank == (2 if form.linear else self.constants[weight].dim())
 
-    def _takes_up(self, reader: Node, node: Node, norm: _Norm) -> bool:
-        """Whether a batch norm can be folded into this reader of it."""
-        if not self._is_contraction(reader, norm.rank) or reader.args[:1] != (node,) or _form(reader).transposed:
-            return False
-        return _form(reader).linear or not bool(norm.shift.any()) or not self._pads(reader)
+    def _width(self, node: Node, rank: int | None) -> int | None:
+        """The channels of the result of a contraction with constant weights; None for any other node."""
+        if not self._is_contraction(node, rank):
+            return None
+        weight = self.constants[weight_of(node)]
+        return int(weight.shape[1]) * _groups(node) if _form(node).transposed else len(weight)
+
+    def _read(self, reader: Node, node: Node, norm: _Norm) -> tuple[Tensor, Tensor] | None:
+        """Scale and shift of each input channel of a contraction that reads a batch norm; None if it cannot take them
+        up."""
+        if norm.rank is None or not self._is_contraction(reader, norm.rank) or _form(reader).transposed:
+            return None
+        ends = {node: len(norm.scale)}
+        sources = channel_sources(reader.all_input_nodes[0], norm.rank, self.constants, ends.get)
+        if sources is None:
+            return None
+        device = norm.scale.device
+        known, channel = (sources.owner == 0).to(device), sources.channel.to(device)
+        scale = torch.where(known, norm.scale[channel], 1.0)
+        shift = torch.where(known, norm.shift[channel], 0.0)
+        fits = _form(reader).linear or not bool(shift.any()) or not self._pads(reader)
+        return (scale, shift) if fits else None
 
     def _pads(self, node: Node) -> bool:
         """Whether a convolution reads zeros around its input."""
@@ -173,24 +191,51 @@ class _Folder:
 
     # Writing
 
-    def _into_producer(self, node: Node, norm: _Norm) -> bool:
-        """Fold a batch norm into the contraction that it alone reads; False, and nothing changes, if there is none."""
-        x = node.all_input_nodes[0]
-        if list(x.users) != [node] or not self._is_contraction(x, norm.rank):
+    def _into_producers(self, node: Node, norm: _Norm) -> bool:
+        """Fold a batch norm into the contractions whose channels it alone reads, through copies; False, and nothing
+        changes, if that cannot be done."""
+        if norm.rank is None:
             return False
-        weight, bias = self._tensors(x)
-        scaled = _scaled(weight, norm.scale, _groups(x), second=_form(x).transposed)
-        self._set(x, scaled, bias * norm.scale + norm.shift)
+        x = node.all_input_nodes[0]
+        sources = channel_sources(x, norm.rank, self.constants, lambda each: self._width(each, norm.rank))
+        if sources is None or list(x.users) != [node] or not sources.is_private:
+            return False
+        if bool(norm.shift[(sources.owner < 0).to(norm.shift.device)].any()):
+            return False  # zeros between the channels, which the batch norm shifts
+        found = [self._of_producer(sources, index, norm) for index in range(len(sources.nodes))]
+        if any(each is None for each in found):
+            return False
+        for producer, each in zip(sources.nodes, found, strict=True):
+            assert each is not None
+            scale, shift = each
+            weight, bias = self._tensors(producer)
+            scaled = _scaled(weight, scale, _groups(producer), second=_form(producer).transposed)
+            self._set(producer, scaled, bias * scale + shift)
         return True
 
+    def _of_producer(self, sources: Sources, index: int, norm: _Norm) -> tuple[Tensor, Tensor] | None:
+        """Scale and shift of each channel of one producer; None if one channel gets two of them."""
+        own = (sources.owner == index).to(norm.scale.device)
+        channel = sources.channel.to(norm.scale.device)[own]
+        width = self._width(sources.nodes[index], norm.rank) or 0
+        scale, shift = norm.scale.new_ones(width), norm.shift.new_zeros(width)
+        scale[channel], shift[channel] = norm.scale[own], norm.shift[own]
+        same = torch.equal(scale[channel], norm.scale[own]) and torch.equal(shift[channel], norm.shift[own])
+        return (scale, shift) if same else None
+
     def _into_readers(self, node: Node, norm: _Norm) -> bool:
-        """Fold a batch norm into all its readers; False, and nothing changes, if one of them cannot take it."""
-        if not node.users or not all(self._takes_up(reader, node, norm) for reader in node.users):
+        """Fold a batch norm into all its readers, through copies; False, and nothing changes, if one of them cannot
+        take it."""
+        readers = readers_through_copies(node, norm.rank, self.constants) if norm.rank is not None else ()
+        found = {reader: self._read(reader, node, norm) for reader in readers}
+        if not found or any(each is None for each in found.values()):
             return False
-        for reader in list(node.users):
+        for reader, each in found.items():
+            assert each is not None
+            scale, shift = each
             weight, bias = self._tensors(reader)
-            moved = _scaled(weight, norm.shift, _groups(reader), second=True).flatten(1).sum(1)
-            self._set(reader, _scaled(weight, norm.scale, _groups(reader), second=True), bias + moved)
+            moved = _scaled(weight, shift, _groups(reader), second=True).flatten(1).sum(1)
+            self._set(reader, _scaled(weight, scale, _groups(reader), second=True), bias + moved)
         return True
 
     def _set(self, node: Node, weight: Tensor, bias: Tensor) -> None:
