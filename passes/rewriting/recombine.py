@@ -51,6 +51,29 @@ def runs(index: Tensor) -> list[tuple[int, int]]:
     return list(zip(index[starts].tolist(), lengths.tolist(), strict=True))
 
 
+def transposed_groups(index: Tensor) -> int | None:
+    """The number of groups that an index vector deals out in turn, as a channel shuffle does; None if it is no such
+    permutation.
+
+    Such a gather is a transposition: 0 3 1 4 2 5 reads two groups of three.
+    """
+    count = len(index)
+    width = int(index[1]) if count > 2 and int(index[0]) == 0 else 0
+    if width < 2 or count % width:
+        return None
+    regular = torch.equal(index, torch.arange(count).view(-1, width).t().reshape(-1))
+    return count // width if regular else None
+
+
+def write_transposed(graph: Graph, x: Node, axis: int, groups: int) -> Node:
+    """The calls that deal out groups along an axis in turn, which a runtime need not do as a gather."""
+    apart = graph.call_function(aten.unflatten.int, (x, axis, [groups, -1]))
+    return graph.call_function(
+        aten.flatten.using_ints,
+        (graph.call_function(aten.transpose.int, (apart, axis, axis + 1)), axis, axis + 1),
+    )
+
+
 def _spare(have: Layout, zero: Tensor | None) -> dict[int, int]:
     """A position along the only labelled axis at which a value is known to be zero, by axis; empty if there is none."""
     if zero is None or len(have.axes) != 1 or not bool(zero.any()):

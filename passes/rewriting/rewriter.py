@@ -23,7 +23,7 @@ from passes.graph.layout import Layout, identity
 from passes.graph.modes import restore_graph_modes
 from passes.graph.nodes import attribute, free_names, is_projection, is_tensor, place_tensor, reads_elements
 from passes.graph.selection import Selection
-from passes.rewriting.recombine import Recombiner, Written, positions
+from passes.rewriting.recombine import Recombiner, Written, positions, transposed_groups, write_transposed
 from passes.rewriting.stored_parameters import StoredParameters
 from passes.rules.emitter import Emitter
 
@@ -96,6 +96,17 @@ class Rewriter:
         default = {"default_value": node.args[0]} if node.args else {}
         self.new[node] = self.graph.placeholder(str(node.target), **default)
 
+    def _shuffled(self, node: Node) -> Node | None:
+        """A channel shuffle, which the canonical form has as a gather, as the transposition that it is."""
+        if node.target is not aten.index_select.default:
+            return None
+        x, axis, index = node.args
+        value = self.plan.program.constant(index) if isinstance(index, Node) else None
+        groups = None if value is None else transposed_groups(value.cpu())
+        if groups is None or not isinstance(x, Node) or not isinstance(axis, int) or axis < 0:
+            return None
+        return write_transposed(self.graph, self.new[x], axis, groups)
+
     def _copy(self) -> None:
         """Write each node as it is, with whole parameters."""
         for node in self.old.graph.nodes:
@@ -107,7 +118,7 @@ class Rewriter:
             elif node.op == "output":
                 self.graph.output(map_arg(node.args[0], self.new.__getitem__))
             else:
-                new = self.new[node] = self.graph.node_copy(node, self.new.__getitem__)
+                new = self.new[node] = self._shuffled(node) or self.graph.node_copy(node, self.new.__getitem__)
                 if is_tensor(node):
                     new.meta = {}
                     self._name(new, node)
