@@ -5,5 +5,6 @@ budget   `Budget`: the limits; the cost of a model with some channels zero
 scores   the order of the channels within a layer
 curves   the attention loss by the number of channels zeroed, of each layer alone
 search   the number of removals that meets a budget, by bisection
+revive   channels that the pruned network computes all the same come back
 plan     `Plan`: printed, stored as JSON, zeroed in a model
 """

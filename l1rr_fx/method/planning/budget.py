@@ -121,9 +121,13 @@ class Analysis:
 
     def size(self, zeroing: Zeroing) -> Size:
         """The cost of the pruned model with these channels zero. VanishedError if an output would be constant."""
+        return self.planned_size(zeroing)[1]
+
+    def planned_size(self, zeroing: Zeroing) -> tuple[LayoutPlan, Size]:
+        """The layout plan of the pruned model with these channels zero, and its cost. VanishedError as from `size`."""
         assigned = self.assigned(zeroing)
         plan = assigned.plan
-        return Size(plan_parameters(plan), plan_macs(plan), self._predicted(assigned))
+        return plan, Size(plan_parameters(plan), plan_macs(plan), self._predicted(assigned))
 
     def plan(self, zeroing: Zeroing) -> LayoutPlan:
         """The layout plan of the pruned model with these channels zero. VanishedError as from `size`."""

@@ -23,12 +23,13 @@ from l1rr_fx.method.attention.loss import FeatureAttention
 from l1rr_fx.method.planning.budget import Analysis, Budget
 from l1rr_fx.method.planning.curves import Curve, Progress, Unit, measured_curves
 from l1rr_fx.method.planning.plan import Plan, planned
+from l1rr_fx.method.planning.revive import Revival, revived_prefix
 from l1rr_fx.method.planning.scores import Score, score_named, scores_of
 from l1rr_fx.method.planning.search import KEPT_CHANNELS, KEPT_SHARE, Search, sequence, shown
 from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing, unwrapped
 from l1rr_fx.support.arguments import all_of_kind, of_kind
 from passes.analysis.coupling import residual_values
-from passes.assignment.cost_model import Target
+from passes.assignment.cost_model import ByteCount, Target
 from passes.errors import InputError
 from passes.graph.nodes import attribute
 from passes.rewriting.sketcher import Machine
@@ -125,21 +126,23 @@ def choose(
     units = [each.unit for each in ranked]
     search = Search(analysis, budget, None, sequence(units, {e.unit.name: e.scores for e in ranked}), blocked)
     if attention is None:
-        return _warned(_plan(search, search.count(), {}, blocked, "global threshold"))
+        return _warned(_finished(search, search.count(), {}, blocked, "global threshold"))
     search.refuse_impossible()  # before hours of measuring
     found = measured_curves(attention, units, analysis.values, file=curves, progress=progress)
-    plans: list[Plan] = []
+    plans: list[tuple[Plan, Search, int]] = []
     refused: list[InputError] = []
     for method, saved in _weighings(savings(analysis, units, budget)).items():
         times = {u.name: [found[u.name].at(n + 1) / saved[u.name] for n in range(len(u.order))] for u in units}
         search = Search(analysis, budget, attention, sequence(units, times), blocked)
         try:
-            plans.append(_plan(search, search.count(), found, blocked, method))
+            count = search.count()
+            plans.append((_plan(search, search.zeroing(count), count, found, blocked, method), search, count))
         except InputError as error:
             refused.append(error)
     if not plans:
         raise refused[0]
-    return _warned(min(plans, key=_loss if search.limits else _size))
+    best, search, count = min(plans, key=lambda each: _loss(each[0]) if search.limits else _size(each[0]))
+    return _warned(_finished(search, count, found, blocked, best.method))
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,10 +269,29 @@ def _floor(channels: int) -> int:
     return max(KEPT_CHANNELS, math.ceil(KEPT_SHARE * channels))
 
 
-def _plan(search: Search, count: int, curves: Mapping[str, Curve], blocked: Mapping[str, str], method: str) -> Plan:
-    analysis = search.analysis
+def _finished(search: Search, count: int, curves: Mapping[str, Curve], blocked: Mapping[str, str], method: str) -> Plan:
+    """The plan after `count` removals, without the channels that the target computes anyway."""
     zeroing = search.zeroing(count)
-    shares = search.shares(count) or {}
+    if search.analysis.options.target.name == ByteCount().name:  # computes no zeros in the place of copies
+        return _plan(search, zeroing, count, curves, blocked, method)
+    found = revived_prefix(search, count)
+    limit = search.budget.attention
+    if found is None or (limit is not None and search.loss_of(found[1].zeroing).total > limit):
+        return _plan(search, zeroing, count, curves, blocked, method)
+    return _plan(search, found[1].zeroing, found[0], curves, blocked, method, found[1])
+
+
+def _plan(
+    search: Search,
+    zeroing: Zeroing,
+    count: int,
+    curves: Mapping[str, Curve],
+    blocked: Mapping[str, str],
+    method: str,
+    revived: Revival | None = None,
+) -> Plan:
+    analysis = search.analysis
+    shares = (search.shares(count) or {}) if revived is None else revived.size.shares(analysis.dense)
     zero = analysis.already_zero()  # in every plan, so that fine-tuning does not bring it back
     sites = tuple(
         planned(site, _either(zeroing, zero, site.name), _alone(curves, site, zeroing), blocked.get(site.name))
@@ -284,10 +306,11 @@ def _plan(search: Search, count: int, curves: Mapping[str, Curve], blocked: Mapp
         analysis.options.mode,
         method,
         search.sequence[count - 1].time if count else 0.0,
-        search.loss(count) if search.attention is not None else None,
+        None if search.attention is None else search.loss(count) if revived is None else search.loss_of(zeroing),
         analysis.not_counted,
         settings_of(analysis.options.target),
         tuple(tuple(x.shape) for x in pytree.tree_leaves((analysis.args, analysis.kwargs)) if isinstance(x, Tensor)),
+        None if revived is None else revived.channels,
     )
 
 

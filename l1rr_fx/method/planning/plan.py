@@ -53,6 +53,26 @@ class PlannedSite:
 
 
 @dataclass(frozen=True)
+class RevivedChannels:
+    """The zeroed channels that the pruned model computes all the same, each counted once a site.
+
+    `revived` are not zeroed after all. `lost` were zero in the model before, so that no values can come back. `refused`
+    stay zero: alive they would cost more than as computed zeros.
+    """
+
+    revived: int = 0
+    lost: int = 0
+    refused: int = 0
+
+    def __str__(self) -> str:
+        lines = f"{self.revived:,} channels that the target computes anyway are kept alive"
+        lines += f"; {self.lost:,} were zero before, so that they are computed as zeros" if self.lost else ""
+        return lines + (
+            f"; {self.refused:,} are computed as zeros, because alive they cost more" if self.refused else ""
+        )
+
+
+@dataclass(frozen=True)
 class SiteDifference:
     """The channels of one site that only the first or only the second of two plans zeroes."""
 
@@ -70,7 +90,7 @@ class Plan:
     threshold, the largest score that is zeroed. `method`: how the channels were chosen. `attention`: the loss of the
     whole plan, if it was measured. `not_counted`: the calls whose MACs and time are in no figure, so that the shares of
     these costs are lower bounds. `machine`: whose predictions the costs are (None: of a plan that did not record it),
-    for the example `inputs` of these shapes.
+    for the example `inputs` of these shapes. `revival`: the zeros that the pruned model computes all the same.
     """
 
     model: str
@@ -85,6 +105,7 @@ class Plan:
     not_counted: tuple[NotCounted, ...] = ()
     machine: MachineSettings | None = None
     inputs: tuple[tuple[int, ...], ...] = ()
+    revival: RevivedChannels | None = None
 
     @property
     def zeroed(self) -> int:
@@ -158,6 +179,8 @@ class Plan:
             left_out = () if name == "params" else self.not_counted
             figure = at_least(f"{share:.4f}", left_out)
             lines.append(f"{name}: {figure} of the dense" + (f" (budget {limit:g})" if limit else ""))
+        if self.revival is not None:
+            lines.append(str(self.revival))
         if self.not_counted:
             lines.append(uncounted(self.not_counted))
         if self.attention is not None:

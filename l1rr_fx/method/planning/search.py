@@ -101,9 +101,14 @@ class Search:
         """The attention loss with the channels of `count` removals zero together."""
         assert self.attention is not None
         if count not in self._losses:
-            values = zeroed_values(self.analysis.sites, self.analysis.values, self.zeroing(count))
-            self._losses[count] = self.attention.losses([values], per_class=True)[0]
+            self._losses[count] = self.loss_of(self.zeroing(count))
         return self._losses[count]
+
+    def loss_of(self, zeroing: Zeroing) -> AttentionLoss:
+        """The attention loss with these channels zero."""
+        assert self.attention is not None
+        values = zeroed_values(self.analysis.sites, self.analysis.values, zeroing)
+        return self.attention.losses([values], per_class=True)[0]
 
     def _excess(self, count: int) -> float:
         """How far the cost after `count` removals is above the limits, as a share of the dense model; at most 0 if they
