@@ -457,6 +457,85 @@ def test_batch_norm_statistics_of_the_model_are_not_touched_in_training() -> Non
     assert torch.allclose(twin, norm.running_mean)  # type: ignore[arg-type]
 
 
+# --- runs of a Sequential --------------------------------------------------------------------------------------------
+
+
+class Doubling(nn.Module):
+    """A decision on values, in a layer without parameters or with one."""
+
+    def __init__(self, width: int = 0) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(width, width, 1) if width else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        return y * 2 if bool(y.sum() > 0) else y
+
+
+def layers(*channels: int) -> list[nn.Module]:
+    """Convolutions with batch norms, of which half of the channels are dead."""
+    made: list[nn.Module] = []
+    for channels_in, channels_out in zip(channels, channels[1:], strict=False):
+        norm = nn.BatchNorm2d(channels_out)
+        with torch.no_grad():
+            norm.weight[::2] = norm.bias[::2] = 0
+        made += [nn.Conv2d(channels_in, channels_out, 3, padding=1), norm, nn.ReLU()]
+    return made
+
+
+SEQUENCES: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
+    "first": (lambda: nn.Sequential(Doubling(), *layers(3, 8, 8, 8), nn.Conv2d(8, 4, 1)), ("1-10",)),
+    "last": (lambda: nn.Sequential(*layers(3, 8, 8, 8), nn.Conv2d(8, 4, 1), Doubling()), ("0-9",)),
+    "between": (
+        lambda: nn.Sequential(*layers(3, 8, 8), Doubling(8), *layers(8, 8, 8), nn.Conv2d(8, 4, 1)),
+        ("0-4", "7-13"),
+    ),
+    "inside": (
+        lambda: nn.Sequential(
+            OrderedDict(
+                stem=nn.Sequential(*layers(3, 8)),
+                body=nn.Sequential(OrderedDict(a=nn.Sequential(*layers(8, 8)), b=Doubling(8), c=nn.Conv2d(8, 8, 1))),
+                tail=nn.Sequential(*layers(8, 8), nn.Conv2d(8, 4, 1)),
+            )
+        ),
+        ("stem", "body.a", "tail"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_neighbours_in_a_sequential_are_one_piece(name: str) -> None:
+    make, pieces = SEQUENCES[name]
+    model, inputs = make(), [(image(1, 3, 8, 8),), (image(2, 3, 10, 6),)]
+    pruned = check(model, *inputs)
+    assert pruned.report.pieces == pieces
+    assert pruned.report.deviation is not None and pruned.report.deviation <= TOLERANCE
+    originals = dict(model.named_parameters())
+    for path, parameter in pruned.module.named_parameters():
+        assert torch.equal(pruned.kept[path].apply(originals[path].detach()), parameter), path
+    with torch.no_grad():
+        for twin in (copy.deepcopy(pruned.module), copy.deepcopy(pruned.module).float().double()):
+            twin.load_state_dict(pruned.module.state_dict())
+            assert relative_error(twin(*inputs[1]), model(*inputs[1])) <= TOLERANCE
+        assert relative_error(pruned.module.train()(*inputs[0]), model.train()(*inputs[0])) <= TOLERANCE
+        assert (
+            relative_error(pruned.module.eval()(*inputs[0]), model.eval()(*inputs[0])) <= TOLERANCE
+        )  # statistics, too
+
+
+def test_children_that_other_code_calls_too_are_no_run() -> None:
+    class Reaching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(*layers(3, 3, 3), Doubling())
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.body(self.body[0](x))
+            return y
+
+    assert check(Reaching(), (image(1, 3, 8, 8),)).report.pieces == ("body.1-4",)
+
+
 # --- what verification compares --------------------------------------------------------------------------------------
 
 

@@ -32,13 +32,13 @@ class LimitError(CaptureError):
 class Limits(TorchFunctionMode):
     """Raises LimitError during a capture, out of the line of the model at which a limit is exceeded.
 
-    `seconds` limits the time (None: it is not limited); it is looked at between operators.
+    `seconds` limits the time of the processor (None: it is not limited); it is looked at between operators.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
         super().__init__()
         self.seconds = seconds
-        self.started = time.monotonic()
+        self.started = time.thread_time()
         self.unbacked = 0
         self.known: set[Any] = set()
 
@@ -47,7 +47,7 @@ class Limits(TorchFunctionMode):
         for each in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(each, Tensor) and func is not Tensor.size:
                 self._look_at(each)
-        if self.seconds is not None and time.monotonic() - self.started > self.seconds:
+        if self.seconds is not None and time.thread_time() - self.started > self.seconds:
             raise LimitError(f"it takes more than {self.seconds:.0f} s with sizes that may change")
         return result
 

@@ -2,6 +2,8 @@
 
 calls      one forward pass recorded: how each submodule is called, and who reads its parameters
 pieces     the largest submodules that can be captured, pruned and put back in the copy
+capturing  a submodule captured, with free sizes where that is cheap
+runs       neighbours in a Sequential that are one piece
 piece      a pruned submodule, which refuses calls that its graph cannot serve
 agreement  whether the pieces, and the code around them, compute what the zeroed model does
 """

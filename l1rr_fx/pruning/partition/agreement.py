@@ -42,7 +42,7 @@ class _Call:
 def check_pieces(model: nn.Module, pieces: Pieces, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Verified:
     """As `check`, for a model in pieces. Raises VerifyError, which names the piece or says that it is the rest."""
     each = _EachCall(model, pieces)
-    with _hooked(each.originals, each.enter, each.leave):
+    with _hooked(_ends(model, pieces), each.enter, each.leave):
         zeroed = run_aside(model, args, kwargs)
     found = [*each.agreeing, *map(each.examined, each.doubtful)]
     pruned = _outputs(pieces.module, args, kwargs)
@@ -65,15 +65,24 @@ def _outputs(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     raise VerifyError(problem)  # here, or the error would carry the other's traceback
 
 
+Ends = list[tuple[str, nn.Module, nn.Module]]
+"""The names of parts, with the modules that are called first and last in them."""
+
+
+def _ends(model: nn.Module, pieces: Pieces) -> Ends:
+    """Those of the model."""
+    return [
+        (part.name, model.get_submodule(part.paths[0]), model.get_submodule(part.paths[-1])) for part in pieces.parts
+    ]
+
+
 @contextmanager
 def _hooked(
-    modules: Mapping[nn.Module, str],
-    enter: Callable[[str, tuple[Any, ...], dict[str, Any]], None],
-    leave: Callable[[str, Any], Any],
+    ends: Ends, enter: Callable[[str, tuple[Any, ...], dict[str, Any]], None], leave: Callable[[str, Any], Any]
 ) -> Iterator[None]:
-    """Let `enter` see what each module is given, and `leave` what it returns; what `leave` returns takes its place."""
+    """Let `enter` see what each part is given, and `leave` what it returns; what `leave` returns takes its place."""
     handles = []
-    for module, name in modules.items():
+    for name, first, last in ends:
 
         def before(_: Any, args: Any, kwargs: Any, name: str = name) -> None:
             enter(name, args, kwargs)
@@ -81,8 +90,8 @@ def _hooked(
         def after(_: Any, args: Any, result: Any, name: str = name) -> Any:
             return leave(name, result)
 
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(after))
+        handles.append(first.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(last.register_forward_hook(after))
     try:
         yield
     finally:
@@ -94,9 +103,8 @@ class _EachCall:
     """Runs each piece on what the original is given, at every call, and compares the results."""
 
     def __init__(self, model: nn.Module, pieces: Pieces) -> None:
-        self.pieces = pieces
-        self.originals = {model.get_submodule(name): name for name in pieces.names}
-        self.by_name = {name: module for module, name in self.originals.items()}
+        self.parts = {part.name: part for part in pieces.parts}
+        self.by_name = {part.name: part.original(model) for part in pieces.parts}
         self.agreeing: list[Verified] = []
         self.doubtful: list[_Call] = []
         self.stack: list[tuple[Any, Any, Any]] = []
@@ -104,7 +112,7 @@ class _EachCall:
     def enter(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         args, kwargs = copy.deepcopy((args, kwargs))
         try:
-            result = run_aside(self.pieces.module.get_submodule(name), args, kwargs)
+            result = run_aside(self.parts[name].piece, args, kwargs)
         except FAILURES as error:  # the call is examined later
             result = error
         self.stack.append((args, kwargs, result))
@@ -120,9 +128,9 @@ class _EachCall:
     def examined(self, call: _Call) -> Verified:
         """What `check` says of a call that deviates too much: rounding, or an error that names the node."""
         problem = ""
-        piece, removed = self.pieces.module.get_submodule(call.name), self.pieces.removed[call.name]
+        part = self.parts[call.name]
         try:
-            return check(self.by_name[call.name], piece, call.args, call.kwargs, call.result, removed)
+            return check(self.by_name[call.name], part.piece, call.args, call.kwargs, call.result, part.removed)
         except VerifyError as error:
             problem = f"in the piece {call.name} {error}"
         raise VerifyError(problem)
@@ -179,14 +187,14 @@ def _of_the_rest(
     """What explains outputs that deviate although each piece agrees; VerifyError if the rest of the code does not."""
     (zeroed, pruned), allowed = outputs, tolerance(outputs[0], model.parameters())
     record = _Record()
-    with _hooked({model.get_submodule(name): name for name in pieces.names}, record.enter, record.leave):
+    with _hooked(_ends(model, pieces), record.enter, record.leave):
         again = run_aside(model, *given)
     unstable = [leaf.path for leaf in compare(zeroed, again).leaves if not leaf.within(allowed)]
     notes = (f"not compared: {places(unstable)}, which differs between two runs of the model",) if unstable else ()
     if (stable := whole.without(unstable)).within(allowed):
         return Verified.by(stable, notes)
     replay = _Replay(record.calls)
-    with _hooked({pieces.module.get_submodule(name): name for name in pieces.names}, replay.enter, replay.leave):
+    with _hooked([(part.name, part.piece, part.piece) for part in pieces.parts], replay.enter, replay.leave):
         rest = compare(again, _outputs(pieces.module, *given)).without(unstable)
     if replay.problem or not rest.within(allowed):
         raise VerifyError(

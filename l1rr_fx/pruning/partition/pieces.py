@@ -12,56 +12,67 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from torch import Tensor, nn
-from torch.export import Dim, ShapesCollection
+from torch import nn
 from torch.fx import GraphModule
-from torch.fx.experimental import _config as symbolic_config
-from torch.utils import _pytree as pytree
 
 from l1rr_fx.pruning.partition.calls import Calls, never_called, recorded_calls, refuse_calls
-from l1rr_fx.pruning.partition.piece import Contract, Piece, contract_of, copy_plain_attributes, hide_new_buffers
+from l1rr_fx.pruning.partition.capturing import captured_part, noted, own_copies
+from l1rr_fx.pruning.partition.piece import Contract, Piece, copy_plain_attributes, hide_new_buffers
+from l1rr_fx.pruning.partition.runs import Joined, Run, runs_of
 from passes.accounts import Accounts, Cost, Kept
 from passes.assignment.options import Options
 from passes.audit.accounting import accounts_of
 from passes.compile import Phase, Removed, remove_zero_channels
-from passes.errors import CaptureError, InputError, VanishedError, first_line
-from passes.frontend.capture import apart, capture
+from passes.errors import CaptureError, InputError, VanishedError
+from passes.frontend.capture import capture
 from passes.graph.isolation import buffers_restored
 from passes.graph.selection import Selection
 
 log = logging.getLogger(__name__)
 
 CROSSES = "crosses between pieces: all its channels are kept"
-LONGEST_NOTE = 240
-FREE_SECONDS, FREE_TIMES = 10.0, 10.0
-"""How long a capture with free sizes may take: so many seconds, and so many times that with fixed ones."""
 
-VARYING_SECONDS = 300.0
-"""How long it may take where the sizes vary from call to call, so that there is no other."""
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A piece, what was removed, and `paths`: the submodules of the model in whose place it is, in their order."""
+
+    name: str
+    paths: tuple[str, ...]
+    piece: Piece
+    removed: Removed
+
+    def original(self, model: nn.Module) -> nn.Module:
+        """What the piece replaces, in the model."""
+        modules = [model.get_submodule(path) for path in self.paths]
+        names = [path.rpartition(".")[2] for path in self.paths]
+        return modules[0] if len(modules) == 1 else nn.Sequential(OrderedDict(zip(names, modules, strict=True)))
 
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """A copy of the model with its pieces pruned; `notes` say what was left whole and why.
-
-    `removed` has for each piece, by its name, the layout plan and the small network.
-    """
+    """A copy of the model with its pieces pruned; `notes` say what was left whole and why."""
 
     module: nn.Module
     accounts: Accounts
     kept: Mapping[str, Selection]
-    removed: Mapping[str, Removed]
+    parts: tuple[Part, ...]
     notes: tuple[str, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self.removed)
+        return tuple(part.name for part in self.parts)
+
+    @property
+    def removed(self) -> Mapping[str, Removed]:
+        """For each piece, by its name, the layout plan and the small network."""
+        return {part.name: part.removed for part in self.parts}
 
 
 def prune_pieces(
@@ -81,19 +92,20 @@ def prune_pieces(
     with clock("record"):
         calls = recorded_calls(work, args, kwargs)
     search = _Search(work, calls, options, clock)
+    search.join("", work, times=1)
     search.descend("", work)
     if not search.found and not search.left_whole:
         raise CaptureError(f"{failure}\n  Nor can any submodule of it be captured by itself.") from failure
-    notes = [f"not captured whole: {_noted(failure)}", *search.notes]
+    notes = [f"not captured whole: {noted(failure)}", *search.notes]
     if idle := never_called(work, calls):
         notes.append(f"not called on the example and left whole: {', '.join(idle)}")
-    for found in search.found:
-        if found.piece is not None:
-            _put_back(work, found.module, found.piece)
+    parts = tuple(
+        Part(found.name, found.paths, found.piece, found.removed) for found in search.found if found.piece is not None
+    )
+    work = _assembled(work, search.found)
     dense = sum(parameter.numel() for parameter in model.parameters())
     small = sum(parameter.numel() for parameter in work.parameters())
-    removed = {found.name: found.removed for found in search.found if found.piece is not None}
-    return Pieces(work, _sum(search.found, dense, small), _kept(work, search.found), removed, tuple(notes))
+    return Pieces(work, _sum(search.found, dense, small), _kept(work, search.found), parts, tuple(notes))
 
 
 # --- capture ----------------------------------------------------------------------------------------------------------
@@ -108,6 +120,15 @@ class _Found:
     piece: Piece | None
     removed: Removed
     accounts: Accounts
+    run: Run | None = None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The dotted names of the submodules that it is in the place of."""
+        if self.run is None:
+            return (self.name,)
+        prefix, dot, _ = self.name.rpartition(".")
+        return tuple(f"{prefix}{dot}{name}" for name in self.run.names)
 
 
 class _Search:
@@ -136,21 +157,55 @@ class _Search:
         try:
             refuse_calls(calls)
             with self.clock("capture"):
-                captured, contract, fixed = _captured(name, module, calls)
+                captured, contract, fixed = captured_part(name, module, calls)
         except (CaptureError, InputError) as error:
-            self.notes.append(f"{name} not captured: {_noted(error)}")
+            self.notes.append(f"{name} not captured: {noted(error)}")
+            self.join(name, module, len(calls.signatures))
             self.descend(name, module)
             return
         if fixed is not None:
             self.notes.append(f"{name} serves the sizes of the example only: {fixed}")
         self._prune(name, module, calls, captured, contract)
 
-    def _prune(self, name: str, module: nn.Module, calls: Calls, captured: GraphModule, contract: Contract) -> None:
+    def join(self, prefix: str, module: nn.Module, times: int) -> None:
+        """Prune the runs of a Sequential that can be captured together; `times` is how often it is called."""
+        for run in runs_of(module, self.calls, times, self._is_captured):
+            span = f"{run.names[0]}-{run.names[-1]}"
+            name = f"{prefix}.{span}" if prefix else span
+            try:
+                with self.clock("capture"):
+                    captured, contract, fixed = captured_part(name, run.body, run.calls)
+            except (CaptureError, InputError) as error:
+                self.notes.append(f"{name} not captured: {noted(error)}")
+                continue
+            if fixed is not None:
+                self.notes.append(f"{name} serves the sizes of the example only: {fixed}")
+            self.seen.update(run.body.modules())
+            self._prune(name, run.body, run.calls, captured, contract, run)
+
+    def _is_captured(self, run: Run) -> bool:
+        try:
+            refuse_calls(run.calls)
+            with self.clock("capture"), buffers_restored(run.body):
+                capture(run.body, *own_copies(run.body, run.calls))
+        except (CaptureError, InputError):
+            return False
+        return True
+
+    def _prune(
+        self,
+        name: str,
+        module: nn.Module,
+        calls: Calls,
+        captured: GraphModule,
+        contract: Contract,
+        run: Run | None = None,
+    ) -> None:
         try:
             removed = remove_zero_channels(captured, self.options, clock=self.clock)
         except VanishedError as error:
             self.left_whole = True
-            self.notes.append(f"{name} left whole: {_noted(error)}")
+            self.notes.append(f"{name} left whole: {noted(error)}")
             return
         accounts = accounts_of(removed.plan, removed.rewritten, {}, removed.constants)
         if len(calls.signatures) > 1:
@@ -161,62 +216,27 @@ class _Search:
             hide_new_buffers(piece, module.state_dict())
             for path, original in module.named_modules():
                 copy_plain_attributes(original, piece, path)
-        self.found.append(_Found(name, module, piece, removed, accounts))
-
-
-def _captured(name: str, module: nn.Module, calls: Calls) -> tuple[GraphModule, Contract, str | None]:
-    """The graph of a submodule, and why its sizes are those of the example (None: they are free).
-
-    It is captured with the sizes as recorded, if they do not vary, and then with free ones as far as its code allows;
-    what that may take is measured by the first.
-    """
-    recorded, limit = None, VARYING_SECONDS
-    if not calls.varies:
-        started = time.monotonic()
-        with buffers_restored(module):
-            recorded = capture(module, *_copies(module, calls))
-        limit = FREE_SECONDS + FREE_TIMES * (time.monotonic() - started)
-    try:
-        args, kwargs = _copies(module, calls)
-        # sizes of 0 and 1 stay free too, unless the model's own code asks for them
-        with buffers_restored(module), symbolic_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # a config
-            captured = capture(module, args, kwargs, dynamic_shapes=_free_sizes((args, kwargs)), seconds=limit)
-        contract = contract_of(name, captured, calls)
-        refusal = contract.refusal(calls.args, calls.kwargs)
-        if refusal is None:
-            return captured, contract, None
-    except (CaptureError, InputError) as error:
-        if recorded is None:
-            raise
-        refusal = _noted(error)
-    if recorded is None:
-        raise CaptureError(f"its graph does not serve its own calls: {refusal}")
-    log.debug("%s is captured with fixed sizes: %s", name, refusal)
-    return recorded, contract_of(name, recorded, calls), refusal
-
-
-def _copies(module: nn.Module, calls: Calls) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What the submodule was given, each tensor one of its own: free sizes are noted on the tensors."""
-    args, kwargs = apart(module, calls.args, calls.kwargs)
-    return pytree.tree_map_only(Tensor, lambda each: each.detach().clone(), (args, kwargs))  # type: ignore[no-any-return]
-
-
-def _free_sizes(inputs: Any) -> ShapesCollection:
-    """All sizes but that of channels are free, if the code allows it."""
-    shapes = ShapesCollection()
-    for leaf in pytree.tree_leaves(inputs):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() >= 2:
-            shapes[leaf] = {axis: Dim.AUTO for axis in range(leaf.dim()) if axis != 1 or leaf.dim() == 3}
-    return shapes
-
-
-def _noted(error: Exception) -> str:
-    """The first line of an error, cut where it is longer than a note may be."""
-    line = first_line(error)
-    return line if len(line) <= LONGEST_NOTE else f"{line[:LONGEST_NOTE]}..."
+        self.found.append(_Found(name, module, piece, removed, accounts, run))
 
 
 # --- assemble ---------------------------------------------------------------------------------------------------------
+
+
+def _assembled(model: nn.Module, found: Iterable[_Found]) -> nn.Module:
+    """The model with its pieces in their places; another module where the model itself is a Sequential with runs."""
+    joined: dict[nn.Sequential, dict[tuple[str, ...], Piece]] = {}
+    for each in found:
+        if each.piece is not None and each.run is not None:
+            joined.setdefault(each.run.parent, {})[each.run.names] = each.piece
+        elif each.piece is not None:
+            _put_back(model, each.module, each.piece)
+    for parent, pieces in joined.items():
+        new = Joined.of(parent, pieces)
+        if parent is model:
+            model = new
+        else:
+            _put_back(model, parent, new)
+    return model
 
 
 def _put_back(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
