@@ -23,7 +23,6 @@ from torch.utils import _pytree as pytree
 
 from passes.assignment.plan import LayoutPlan
 from passes.audit.comparison import TOLERANCE, ComparedLeaf, Comparison, compare, compared_tensors
-from passes.audit.comparison import relative_deviation as relative_deviation
 from passes.graph.layout import Layout
 from passes.graph.modes import DROPOUTS
 from passes.rewriting.rewriter import Rewritten
