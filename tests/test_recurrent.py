@@ -122,6 +122,13 @@ def test_more_random_recurrent_networks_stay_exact(seed: int) -> None:
     test_random_recurrent_networks_stay_exact(seed)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_recurrent_networks_stay_exact_for_a_machine(seed: int) -> None:
+    model, args = drawn(seed)
+    pruned = l1rr_fx.prune(model, args, target="jetson-tx2")
+    assert deviation(pruned, model, args) <= TOLERANCE
+
+
 LAYERS: tuple[tuple[Any, dict[str, Any]], ...] = (
     (nn.LSTM, {}),
     (nn.LSTM, {"proj_size": 3}),

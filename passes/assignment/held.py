@@ -63,10 +63,10 @@ class _Sweep:
 
     def _fillers(self, site: Site) -> list[Tensor | None] | None:
         """What an operator produces that makes its layouts larger than what is live (None: it does not)."""
-        if site.rule.keeps_channels(site) or site.rule.growth(site) is None:
+        if len(site.outputs) > 1 or site.rule.keeps_channels(site) or site.rule.growth(site) is None:
             return None
         live = self.facts.live(site.node)
-        if len(site.outputs) > 1 or not bool(live.any()):
+        if not bool(live.any()):
             return None
         self.source[site.node] = site
         return [self._legal(site, live)]
