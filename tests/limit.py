@@ -55,13 +55,27 @@ class Contraction:
     outputs: Tensor
     inputs_zero: Tensor
     outputs_zero: Tensor
+    inputs_constant: Tensor
+    outputs_constant: Tensor
     groups: int
     each: int
+    padded: bool
 
     @property
     def macs(self) -> int:
         into, out = (live.view(self.groups, -1).sum(1) for live in (self.inputs, self.outputs))
         return self.each * int((into * out).sum())
+
+    def leave_out_constants(self, training: Contraction) -> None:
+        """Let channels that have one value, in training too, not be live; behind padding one of each group is."""
+        for side in ("inputs", "outputs"):
+            live, value = getattr(self, side), getattr(self, f"{side}_constant")
+            constant = live & ((value - getattr(training, f"{side}_constant")).abs() < ROUNDING * (1 + value.abs()))
+            live &= ~constant
+            if side == "inputs" and self.padded:
+                for group, alive in zip(constant.view(self.groups, -1), live.view(self.groups, -1), strict=True):
+                    if group.any():
+                        alive[int(group.nonzero()[0])] = True
 
     @property
     def dense(self) -> int:
@@ -75,6 +89,9 @@ def numerical_limit(case: Case, samples: int = 3, *, strict: bool = False) -> Nu
     respect to it is not zero. Products of activations (attention), `nn.MultiheadAttention` and recurrent layers are in
     neither count.
 
+    A channel that has one value, the same in training, is not live: it can be added elsewhere. Where a layer pads, one
+    such channel of each group is, because at the border it is missing.
+
     `strict`, for small networks, leaves less to luck: each sample has new weights, zero where the old ones are, so that
     no ReLU is always dead; and a channel without a gradient is needed all the same if noise on it changes an output (a
     comparison reads it).
@@ -85,6 +102,10 @@ def numerical_limit(case: Case, samples: int = 3, *, strict: bool = False) -> Nu
         observed = _observed(drawn, args, strict)
         if strict:
             _find_needed(drawn, args, observed)
+        if any(bool(call.inputs_constant.isfinite().any()) for call in observed):
+            training = Case(copy.deepcopy(drawn.model).train(), drawn.args, drawn.kwargs)
+            for call, trained in zip(observed, _observed(training, args, True), strict=False):
+                call.leave_out_constants(trained)
         for known, seen in zip(calls, observed, strict=False):
             known.inputs |= seen.inputs
             known.outputs |= seen.outputs
@@ -185,7 +206,18 @@ def _contraction(func: Any, given: dict[str, Any], out: Tensor) -> Contraction:
     where = into if func in TRANSPOSED else out
     each = where.numel() // where.shape[axis] * math.prod(given["weight"].shape[2:])
     zeros = [(value == 0).movedim(axis, 0).flatten(1).all(1) for value in (into, out)]
-    return Contraction(_live(into, axis), _live(out, axis), *zeros, given.get("groups", 1), each)
+    constants = [_constant(value.detach(), axis) for value in (into, out)]
+    pads = given.get("padding", 0)
+    padded = func in TRANSPOSED or (pads == "same" if isinstance(pads, str) else bool(torch.tensor(pads).any()))
+    return Contraction(_live(into, axis), _live(out, axis), *zeros, *constants, given.get("groups", 1), each, padded)
+
+
+def _constant(value: Tensor, axis: int) -> Tensor:
+    """The value of each channel that has one and is not zero; nan for others, and where there is but one element."""
+    lines = value.movedim(axis, 0).flatten(1)
+    first = lines[:, :1]
+    same = ((lines - first).abs() < ROUNDING * (1 + first.abs())).all(1) & (first[:, 0] != 0) & (lines.shape[1] > 1)
+    return torch.where(same, first[:, 0].double(), torch.nan)
 
 
 def _axis(given: dict[str, Any]) -> int:
