@@ -55,7 +55,9 @@ def meetings(program: Program, facts: Facts) -> Iterator[Meeting]:
                 continue
             other = facts.ranges.get(site.inputs[1 - index])
             constant = known.is_constant & ~known.is_zero & facts.asked[site.node][index]
-            if other is not None and other.low.dim() == known.low.dim():
+            if len(site.shape(site.inputs[1 - index])) > known.low.dim():
+                continue
+            if other is not None:
                 constant = constant & ~_hull(other, constant).is_constant
             if bool(constant.any()):
                 yield Meeting(site, index, constant, torch.where(constant, known.low, 0.0))

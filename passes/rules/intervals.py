@@ -46,8 +46,12 @@ def bounded(site: Site, ranges: Sequence[Range | None]) -> Range | None:
 
 
 def _is_random(site: Site) -> bool:
+    """Whether the call draws numbers: such an operator with `training=False` draws none."""
     target = site.node.target
-    return isinstance(target, OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
+    if not isinstance(target, OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    names = [argument.name for argument in target._schema.arguments]
+    return "training" not in names or bool(site.argument(names.index("training"), "training", False))
 
 
 def _constant(site: Site, ranges: Sequence[Range | None]) -> Range | None:

@@ -315,12 +315,16 @@ class Made(Rule):
     makes_channels = False
     makes_constant = True
 
+    def number(self, site: Site) -> object:
+        """What it holds; None for arbitrary elements."""
+        return {"zeros": 0.0, "ones": 1.0}.get(operator_name(site.node), _second(site))
+
     def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
-        return [filled(site, 0.0 if site.node.target is aten.zeros.default else _second(site))]
+        return [filled(site, self.number(site))]
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
-        is_zero = site.node.target is aten.zeros.default or not site.node.args[1]
-        return [torch.full((1,) * len(site.out_shape), is_zero)]
+        number = self.number(site)
+        return [torch.full((1,) * len(site.out_shape), isinstance(number, (bool, int, float)) and number == 0)]
 
 
 class MadeNew(Made):
@@ -332,13 +336,8 @@ class MadeNew(Made):
     def __init__(self, value: float | None = None) -> None:
         self.value = value
 
-    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
-        return [filled(site, site.argument(2, "fill_value") if self.value is None else self.value)]
-
-    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
-        value = site.argument(2, "fill_value") if self.value is None else self.value
-        is_zero = isinstance(value, (bool, int, float)) and value == 0
-        return [torch.full((1,) * len(site.out_shape), is_zero)]
+    def number(self, site: Site) -> object:
+        return site.argument(2, "fill_value") if self.value is None else self.value
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         return [torch.zeros_like(zero) for zero in zeros]
@@ -385,7 +384,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys((*COPIES, "to", "_to_copy", "lift_fresh_copy", "type_as", "dropout", "feature_dropout"), IDENTITY),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like"), FILL),
     "fill": Fill(makes_constant=False),  # perhaps with the value of a tensor
-    **dict.fromkeys(("zeros", "full"), Made()),
+    **dict.fromkeys(("zeros", "ones", "full"), Made()),
     **dict.fromkeys(("new_empty", "new_full"), MadeNew()),
     "new_zeros": MadeNew(0.0),
     "new_ones": MadeNew(1.0),
