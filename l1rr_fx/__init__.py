@@ -8,6 +8,7 @@ from l1rr_fx.method.planning.budget import Budget
 from l1rr_fx.method.planning.choose import choose
 from l1rr_fx.method.planning.plan import Plan
 from l1rr_fx.method.planning.scores import GroupSum, Taylor
+from l1rr_fx.method.planning.threshold import threshold
 from l1rr_fx.method.sites.channel_sites import channel_sites
 from l1rr_fx.method.sites.inspection import Inspection, inspect
 from l1rr_fx.method.training.decay import parameter_groups
@@ -57,6 +58,7 @@ __all__ = [
     "prune",
     "pruned_optimizer_state",
     "recalibrate_batch_norm",
+    "threshold",
     "to_onnx",
     "to_tensorrt",
 ]

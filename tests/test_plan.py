@@ -177,6 +177,34 @@ def step(model: nn.Module, optimizer: Optimizer, x: Tensor, *, clip: float = 0.0
     optimizer.step()
 
 
+def test_kept_shifts_stay_and_their_channels_go(net: Net, plan: Plan) -> None:
+    found = copy.deepcopy(net).eval()
+    assert plan.zero_(found, shift="keep") == plan.zeroed
+    scales, shifts = ({getattr(s, each): s.mask for s in plan.sites if s.zeroed} for each in ("weight", "bias"))
+    assert {*scales} == {"stem_norm.weight", "branch_norm.weight", "plain.weight"}
+    for name, parameter in found.named_parameters():
+        mask = scales.get(name, torch.zeros(len(parameter), dtype=torch.bool))
+        assert not parameter[mask].any() and torch.equal(parameter[~mask], net.get_parameter(name)[~mask])
+    assert all(found.get_parameter(name)[mask].all() for name, mask in shifts.items() if name is not None)
+    small = l1rr_fx.prune(found, ARGS).module
+    torch.testing.assert_close(small(IMAGES[1]), found(IMAGES[1]), rtol=1e-10, atol=1e-10)
+    assert small.get_parameter("plain.weight").shape[0] == 7
+
+
+@pytest.mark.parametrize("shift", ["keep", "zero"])
+def test_held_is_what_was_zeroed_and_nothing_else(net: Net, plan: Plan, shift: Any) -> None:
+    optimizer = SGD(net.parameters(), lr=0.1, momentum=0.9)
+    step(net, optimizer, IMAGES[0], clip=10.0)  # momentum
+    with plan.hold(net, shift=shift):
+        before = [net.get_parameter(str(site.bias)).detach().clone() for site in plan.sites if site.zeroed]
+        for x in IMAGES:
+            step(net, optimizer, x, clip=10.0)
+    for site, bias in zip((s for s in plan.sites if s.zeroed), before, strict=True):
+        assert not net.get_parameter(site.weight)[site.mask].any()
+        moved = (net.get_parameter(str(site.bias)) != bias)[site.mask]
+        assert bool(moved.any()) == (shift == "keep")
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_held_zeros_train_as_the_small_network_does(net: Net, plan: Plan, optimizer: str) -> None:
     """Gradient clipping included: the norm is that of the small network."""
@@ -324,8 +352,11 @@ def test_what_evaluation_does_not_call_keeps_its_statistics() -> None:
 
 def test_wrong_types_are_refused(net: Net, plan: Plan) -> None:
     nothing: Any = None
+    any_shift: Any = ["keep"]
     for call, message in (
         (lambda: plan.zero_(nothing), "model is a NoneType"),
+        (lambda: plan.zero_(net, shift=nothing), "shift is None; expected one of keep, zero"),
+        (lambda: plan.hold(net, shift=any_shift), r"shift is \['keep'\]; expected one of keep, zero"),
         (lambda: plan.diff(nothing), "other is a NoneType; expected a Plan"),
         (lambda: Plan.from_json(nothing), "the plan is a NoneType"),
         (lambda: recalibrate_batch_norm(nothing, [ONES]), "module is a NoneType"),

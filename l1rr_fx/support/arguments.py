@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,13 @@ def all_of_kind(name: str, values: Any, kind: type[Kind], hint: str = "") -> tup
     if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
         raise InputError(f"{name} is {values!r:.60}; expected a sequence of {kind.__name__}{hint}")
     return tuple(of_kind(f"{name}[{n}]", value, kind, hint) for n, value in enumerate(values))
+
+
+def one_of(name: str, value: Any, allowed: Sequence[Kind]) -> Kind:
+    """The value, which is one of those allowed."""
+    if value not in allowed:
+        raise InputError(f"{name} is {value!r:.60}; expected one of {', '.join(map(str, allowed))}")
+    return value  # type: ignore[no-any-return]  # it is in a sequence of Kind
 
 
 def path_of(name: str, value: Any, what: str = "a folder") -> Path:

@@ -6,5 +6,6 @@ scores   the order of the channels within a layer
 curves   the attention loss by the number of channels zeroed, of each layer alone
 search   the number of removals that meets a budget, by bisection
 revive   channels that the pruned network computes all the same come back
+threshold   `threshold`: the plan of everything below a score
 plan     `Plan`: printed, stored as JSON, zeroed in a model
 """

@@ -26,7 +26,7 @@ from l1rr_fx.method.planning.plan import Plan, planned
 from l1rr_fx.method.planning.revive import Revival, revived_prefix
 from l1rr_fx.method.planning.scores import Score, score_named, scores_of
 from l1rr_fx.method.planning.search import KEPT_CHANNELS, KEPT_SHARE, Search, sequence, shown
-from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing, unwrapped
+from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing, blocked_units, check_names, unwrapped
 from l1rr_fx.support.arguments import all_of_kind, of_kind
 from passes.analysis.coupling import residual_values
 from passes.assignment.cost_model import ByteCount, Target
@@ -212,9 +212,7 @@ def _refuse_other_weights(attention: FeatureAttention, analysis: Analysis) -> No
 
 def _blocked(analysis: Analysis, attention: FeatureAttention | None, chosen: Sequence[str] | None) -> Mapping[str, str]:
     """Why a site loses no channels, by its name."""
-    names = {site.name for site in analysis.sites}
-    if unknown := sorted({*(chosen or ())} - names):
-        raise InputError(f"sites: {unknown[0]!r} is not a site; the sites are {', '.join(sorted(names))}")
+    check_names(analysis.sites, chosen)
     whole = _kept_whole(analysis)
     scales = any(site.kind == "scale" and site.blocked is None for site in analysis.sites)
 
@@ -232,9 +230,7 @@ def _blocked(analysis: Analysis, attention: FeatureAttention | None, chosen: Seq
         return SMALL if site.channels <= _floor(site.channels) else None
 
     found = {site.name: why for site in analysis.sites if (why := reason(site)) is not None}
-    first = {site.unit: site.name for site in reversed(analysis.sites) if site.name in found}
-    shared = {s.name: f"one with {first[s.unit]}: {found[first[s.unit]]}" for s in analysis.sites if s.unit in first}
-    return {**shared, **found}
+    return blocked_units(analysis.sites, found)
 
 
 def _kept_whole(analysis: Analysis) -> frozenset[str]:
@@ -316,7 +312,7 @@ def _plan(
 
 def _warned(plan: Plan) -> Plan:
     """The plan; logs a warning if it is far below every limit on cost."""
-    limits = {name: limit for name, limit in plan.budget.limits.items() if name != "attention"}
+    limits = {name: limit for name, limit in plan.limits.items() if name != "attention"}
     if limits and min(limit - plan.reached[name] for name, limit in limits.items()) > WITHIN:
         left = shown({name: plan.reached[name] for name in limits})
         log.warning(

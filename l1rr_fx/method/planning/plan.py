@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from l1rr_fx.machines.settings import MachineSettings
 from l1rr_fx.method.attention.loss import AttentionLoss
 from l1rr_fx.method.planning.budget import Budget
-from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing, unwrapped
+from l1rr_fx.method.sites.zeroing import ChannelSite, Shift, Zeroing, keeps_shift, unwrapped
 from l1rr_fx.method.training.hold import Held
 from l1rr_fx.support.arguments import of_kind
 from l1rr_fx.support.documents import from_json, to_json
@@ -33,7 +33,7 @@ class PlannedSite:
     """The channels of one site that become zero.
 
     `attention`: the loss on the site's curve for so many channels of it alone; None if it was not measured. `blocked`:
-    why the site loses none; None if it may."""
+    why the site loses none, or fewer than were asked for; None if neither."""
 
     name: str
     weight: str
@@ -83,10 +83,12 @@ class SiteDifference:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which channels of a model become zero, and what the model then costs. Made by `choose`; prints as tables.
+    """Which channels of a model become zero, and what the model then costs. Made by `choose` or `threshold`; prints as
+    tables.
 
-    `shapes`: the shapes of all parameters of the model; a model with others is refused. `reached`: the cost of the
-    pruned model as shares of the dense one. `tau`: the loss up to which each layer is zeroed; with the global
+    `shapes`: the shapes of all parameters of the model; a model with others is refused. `budget`: the limits that the
+    plan meets; None if there were none. `reached`: the cost of the pruned model as shares of the dense one; without
+    "params" and "macs" where no example input was given. `tau`: the loss up to which each layer is zeroed; with a
     threshold, the largest score that is zeroed. `method`: how the channels were chosen. `attention`: the loss of the
     whole plan, if it was measured. `not_counted`: the calls whose MACs and time are in no figure, so that the shares of
     these costs are lower bounds. `machine`: whose predictions the costs are (None: of a plan that did not record it),
@@ -96,7 +98,7 @@ class Plan:
     model: str
     shapes: Mapping[str, tuple[int, ...]]
     sites: tuple[PlannedSite, ...]
-    budget: Budget
+    budget: Budget | None
     reached: Mapping[str, float]
     mode: str
     method: str
@@ -106,6 +108,11 @@ class Plan:
     machine: MachineSettings | None = None
     inputs: tuple[tuple[int, ...], ...] = ()
     revival: RevivedChannels | None = None
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """The limits of the budget, by name."""
+        return {} if self.budget is None else self.budget.limits
 
     @property
     def zeroed(self) -> int:
@@ -118,25 +125,29 @@ class Plan:
         return {site.name: site.mask for site in self.sites if site.zeroed}
 
     @torch.no_grad()
-    def zero_(self, model: nn.Module) -> int:
-        """Zero the channels in `model` in place, scale and shift or row and bias; returns the number of channels.
+    def zero_(self, model: nn.Module, shift: Shift = "zero") -> int:
+        """Zero the channels in `model` in place; returns their number.
 
-        A zeroed channel is zero for every input, so that `prune` removes it. A channel whose scale was zero before, and
-        whose shift was not, loses a constant; call `recalibrate_batch_norm` afterwards, so that the statistics of the
-        next layers take that into account. InputError if the model's parameters have other names or shapes.
+        `shift="zero"`: scale and shift, or row and bias, become zero, and with them the channel for every input. What
+        it gave for a scale of zero is lost: call `recalibrate_batch_norm` afterwards. `shift="keep"`: shifts and biases
+        stay, so that the channel is constant: `prune` removes it too, but for one channel that stays in place of all
+        constants of a tensor where a padded convolution reads it. InputError for another `shift`, and if the model's
+        parameters have other names or shapes.
         """
-        for parameter, masked in self._parameters(of_kind("model", model, nn.Module)):
+        for parameter, masked in self._parameters(of_kind("model", model, nn.Module), shift):
             parameter.masked_fill_(masked, 0)
         return self.zeroed
 
-    def hold(self, model: nn.Module) -> Held:
+    def hold(self, model: nn.Module, shift: Shift = "zero") -> Held:
         """Zero the channels, and keep them zero in any training loop until `release`; see `Held`.
+
+        `shift` is that of `zero_`: shifts that are kept train like any other parameter.
 
         with plan.hold(model):
             train(model)
         """
-        self.zero_(model)
-        return Held(self._parameters(model))
+        self.zero_(model, shift)
+        return Held(self._parameters(model, shift))
 
     def diff(self, other: Plan) -> tuple[SiteDifference, ...]:
         """The sites in which two plans of one model differ. InputError if the plans are of different models."""
@@ -175,7 +186,7 @@ class Plan:
             predicted = "latency predicted for " if "latency" in self.reached else "pruned for "
             lines.append(f"{predicted}{self.machine}, inputs {sizes}" if sizes else f"{predicted}{self.machine}")
         for name, share in self.reached.items():
-            limit = self.budget.limits.get(name)
+            limit = self.limits.get(name)
             left_out = () if name == "params" else self.not_counted
             figure = at_least(f"{share:.4f}", left_out)
             lines.append(f"{name}: {figure} of the dense" + (f" (budget {limit:g})" if limit else ""))
@@ -184,7 +195,7 @@ class Plan:
         if self.not_counted:
             lines.append(uncounted(self.not_counted))
         if self.attention is not None:
-            limit = self.budget.attention
+            limit = self.limits.get("attention")
             suffix = f" (budget {limit:g})" if limit is not None else ""
             lines.append(f"feature attention loss: {self.attention.total:.4f}{suffix}")
         return Text("\n".join(lines))
@@ -200,9 +211,9 @@ class Plan:
             table.add_row(Text(site.name), f"{site.channels:,}", f"{kept:,}", f"{share:.0%}", loss, site.blocked or "")
         return table
 
-    def _parameters(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+    def _parameters(self, model: nn.Module, shift: Shift) -> list[tuple[nn.Parameter, Tensor]]:
         """The parameters that the plan changes, each with a mask of its zeroed elements that broadcasts to it."""
-        model = unwrapped(model)
+        keep, model = keeps_shift(shift), unwrapped(model)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
         _same_shapes(shapes, self.shapes, type(model).__name__)
         found: list[tuple[nn.Parameter, Tensor]] = []
@@ -212,7 +223,7 @@ class Plan:
             weight = model.get_parameter(site.weight)
             line = [-1 if a == site.axis else 1 for a in range(weight.dim())]
             found.append((weight, site.mask.to(weight.device).view(line)))
-            if site.bias is not None:
+            if site.bias is not None and not keep:
                 bias = model.get_parameter(site.bias)
                 found.append((bias, site.mask.to(bias.device)))
         return found

@@ -8,20 +8,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from l1rr_fx.support.arguments import one_of
 from passes.analysis.program import Program
 from passes.canonical.normalise import normalise
+from passes.errors import InputError
 from passes.frontend.capture import capture, check_arguments
 from passes.graph.nodes import attribute
 from passes.rules import rule_for
 
 Zeroing = Mapping[str, Tensor]
 """The channels to zero: by the name of the site a bool mask of shape (channels,). Other sites stay as they are."""
+
+Shift = Literal["keep", "zero"]
+"""What becomes of the shift (bias) of a channel whose scale (row) is zeroed."""
+SHIFTS: tuple[Shift, ...] = ("keep", "zero")
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,26 @@ def zeroed_values(sites: Sequence[ChannelSite], values: Mapping[str, Tensor], ze
         if site.name in zeroing:
             found |= site.zeroed(values, zeroing[site.name])
     return found
+
+
+def check_names(sites: Sequence[ChannelSite], names: Sequence[str] | None) -> None:
+    """InputError if one of the names is no site's."""
+    known = {site.name for site in sites}
+    if unknown := sorted({*(names or ())} - known):
+        raise InputError(f"sites: {unknown[0]!r} is not a site; the sites are {', '.join(sorted(known))}")
+
+
+def blocked_units(sites: Sequence[ChannelSite], reasons: Mapping[str, str]) -> Mapping[str, str]:
+    """Why sites lose no channels, by name: their own reasons, or that of another site of the unit, whose mask they
+    share."""
+    first = {site.unit: site.name for site in reversed(sites) if site.name in reasons}
+    shared = {s.name: f"one with {first[s.unit]}: {reasons[first[s.unit]]}" for s in sites if s.unit in first}
+    return {**shared, **reasons}
+
+
+def keeps_shift(shift: Shift) -> bool:
+    """Whether shifts stay. InputError for a value that is no `Shift`."""
+    return one_of("shift", shift, SHIFTS) == "keep"
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
