@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from passes.graph.nodes import operator_name
+from passes.graph.nodes import is_tensor, operator_name
 from passes.graph.ranges import Range
 from passes.rules.base import Site
 from passes.rules.bounds import BOUNDS
@@ -103,7 +103,7 @@ def _between(site: Site, ranges: Sequence[Range | None]) -> Range | None:
         if argument is not None and found is None:
             if not isinstance(argument, Node):
                 return None
-            found = Range.unknown((1,) * len(site.shape(argument)))
+            found = Range.unknown((1,) * len(site.shape(argument)) if is_tensor(argument) else ())  # or a number
         given.append(found)
     if len(given) > 1 and site.node.args[0] is site.node.args[1] and operator_name(site.node) in ("mul", "multiply"):
         bound, given = BOUNDS["square"], given[:1]
