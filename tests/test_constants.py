@@ -309,3 +309,26 @@ def test_a_shift_alone_is_added_after_a_depthwise_layer() -> None:
     pruned = exact(halved(randomised(Block()), shift=True))
     assert pruned.module.get_parameter("depthwise.weight").shape[0] == 4
     assert pruned.report.macs_over_limit == 1
+
+
+class Chain(nn.Module):
+    """A sum of constants that the next sum reads, while one of its operands is needed as it is by a padded layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = unit(3, 8, 3, nn.SiLU), unit(8, 8, 3, nn.SiLU), unit(8, 8, 1, nn.SiLU)
+        self.head = nn.Conv2d(24, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = x + self.first(x)
+        result: Tensor = self.head(torch.cat([x, y, y + self.second(y)], 1))
+        return result
+
+
+def test_a_constant_sum_is_taken_out_of_the_next_sum_too() -> None:
+    """Channels 0 and 1 of the first sum are constant; channel 2 has a shift added after it."""
+    model = randomised(Chain())
+    for block, gone in ((model.stem, [0, 1]), (model.first, [0, 1, 2]), (model.second, [3])):
+        block[1].weight.data[gone] = 0
+    exact(model)

@@ -126,11 +126,13 @@ def move_shift(program: Program, facts: Facts, edits: Edits, meeting: Meeting, m
     """Take the constants `moved` out of the operand, whose zeros are those of `facts`, and add them elsewhere."""
     graph, call = program.module.graph, meeting.site.node
     if not bool(facts.zero[meeting.node][moved].all()):
+        operand = call.args[meeting.index]  # no longer `meeting.node` if a shift was added after that
+        assert isinstance(operand, Node)
         with graph.inserting_before(call):
-            keep = edits.new_buffer(meeting.node, (~moved).double(), before=call)
-            product = graph.call_function(aten.mul.Tensor, (meeting.node, keep))
-        product.meta["val"] = meeting.node.meta["val"]
-        call.replace_input_with(meeting.node, product)
+            keep = edits.new_buffer(operand, (~moved).double(), before=call)
+            product = graph.call_function(aten.mul.Tensor, (operand, keep))
+        product.meta["val"] = operand.meta["val"]
+        call.replace_input_with(operand, product)
     value = torch.where(moved, meeting.value, 0.0)
     if _into_producer(program, edits, meeting, value):
         return
