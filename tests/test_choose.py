@@ -30,8 +30,9 @@ from l1rr_fx.machines.by_name import machine
 from l1rr_fx.machines.settings import settings_of
 from l1rr_fx.method.attention.loss import FeatureAttention
 from l1rr_fx.method.planning.budget import Analysis, Budget
-from l1rr_fx.method.planning.choose import EXPONENTS, WITHIN, choose, savings
+from l1rr_fx.method.planning.choose import EXPONENTS, choose, savings
 from l1rr_fx.method.planning.curves import Curve, Unit, read_curves
+from l1rr_fx.method.planning.finish import WITHIN
 from l1rr_fx.method.planning.plan import Plan
 from l1rr_fx.method.planning.scores import GroupSum
 from l1rr_fx.method.sites.channel_sites import channel_sites

@@ -5,6 +5,10 @@ budget   `Budget`: the limits; the cost of a model with some channels zero
 scores   the order of the channels within a layer
 curves   the attention loss by the number of channels zeroed, of each layer alone
 search   the number of removals that meets a budget, by bisection
+families, moves, allocate
+         channels that go together, what their widths cost on a machine, and the order in which they go
+explain  where the predicted time goes, and the moves that were not made
+finish   the plan that results, with what came back and what explains it
 revive   channels that the pruned network computes all the same come back
 threshold   `threshold`: the plan of everything below a score
 plan     `Plan`: printed, stored as JSON, zeroed in a model

@@ -149,7 +149,7 @@ class Analysis:
         target = self.options.target
         if self.latency is not None or not isinstance(target, JetsonTX2) or not self.dense.latency:
             return f'Latency is that of the network that prune(target="{target.name}") writes'
-        started = target.launches(sketch(self._whole())) / self.dense.latency
+        started = target.launches(sketch(self.whole())) / self.dense.latency
         return (
             f"Latency is predicted for {target.name}, where to start the kernels of the dense network takes "
             f"{started:.3f} of its time however small they are"
@@ -171,16 +171,16 @@ class Analysis:
     def _as_it_is(self) -> float | None:
         """What the target predicts for the dense network."""
         target = self.options.target
-        return target.predict_sketch(sketch(self._whole())) if isinstance(target, Machine) else None
+        return target.predict_sketch(sketch(self.whole())) if isinstance(target, Machine) else None
 
     def _dense(self) -> Size:
         """The cost of the model if nothing in it were zero."""
         macs = dense_macs(self.program)
         parameters = sum(p.numel() for p in self.program.module.parameters())
-        latency = self.as_it_is if self.latency is None else self._predicted(Assigned(self._whole()))
+        latency = self.as_it_is if self.latency is None else self._predicted(Assigned(self.whole()))
         return Size(parameters, macs, latency)
 
-    def _whole(self) -> LayoutPlan:
+    def whole(self) -> LayoutPlan:
         """The plan of the dense network."""
         return whole_layouts(self.program, channel_facts(self.program), self.options)
 

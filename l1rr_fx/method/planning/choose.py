@@ -11,36 +11,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from l1rr_fx.latency.prediction import Latency
 from l1rr_fx.machines.by_name import machine
 from l1rr_fx.machines.own import LatencyPredictor
-from l1rr_fx.machines.settings import settings_of
 from l1rr_fx.method.attention.loss import FeatureAttention
+from l1rr_fx.method.planning.allocate import Moves
 from l1rr_fx.method.planning.budget import Analysis, Budget
-from l1rr_fx.method.planning.curves import Curve, Progress, Unit, measured_curves
-from l1rr_fx.method.planning.plan import Plan, planned
-from l1rr_fx.method.planning.revive import Revival, revived_prefix
+from l1rr_fx.method.planning.curves import Progress, Unit, measured_curves
+from l1rr_fx.method.planning.finish import finished, plan_of, warned
+from l1rr_fx.method.planning.plan import Plan
 from l1rr_fx.method.planning.scores import Score, score_named, scores_of
-from l1rr_fx.method.planning.search import KEPT_CHANNELS, KEPT_SHARE, Search, sequence, shown
-from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing, blocked_units, check_names, unwrapped
+from l1rr_fx.method.planning.search import KEPT_CHANNELS, KEPT_SHARE, Search, sequence
+from l1rr_fx.method.sites.zeroing import ChannelSite, blocked_units, check_names, unwrapped
 from l1rr_fx.support.arguments import all_of_kind, of_kind
 from passes.analysis.coupling import residual_values
-from passes.assignment.cost_model import ByteCount, Target
+from passes.assignment.cost_model import Target
 from passes.errors import InputError
 from passes.graph.nodes import attribute
 from passes.rewriting.sketcher import Machine
 
 log = logging.getLogger(__name__)
 
-WITHIN = 0.005
-"""The distance from a limit, as a share of the dense model, above which a warning is logged."""
 EXPONENTS = (0.0, 0.25, 0.5, 0.75)
 """How strongly the cost that a channel saves is weighed against its loss. 0 ignores the cost. 1 would be right if
 losses added up; they do not, and a few expensive layers would be emptied."""
+POWERS = (0.5, 1.0)
+"""The same for the moves of a machine."""
 UNSEEN = "no feature map depends on it"
 NOT_GIVEN = "not among the sites given"
 NO_SCALE = "no batch norm: only with attention, or named in sites="
@@ -77,6 +76,10 @@ def choose(
     tau is also weighed by cost: for a layer it is tau * saved ** e, where `saved` is what one of its channels saves of
     the limited costs, over the mean of all layers. Of the plans for each e of EXPONENTS, and if several costs are
     limited, for each alone and for their sum, the one with the smallest attention loss is returned.
+
+    With a limit on latency and a target whose kernels are known (a Jetson TX2), channels go in moves that the machine
+    understands: families of channels that sums join go together, in steps of its tiles, in the order of their loss for
+    the predicted latency that they save. With `attention` the curves are those of the families.
 
     Layers keep at least max(4, 5 %) of their channels. Channels that are zero already go first, and are part of every
     plan. Blocked sites (`channel_sites`) lose no channels; with `attention` neither do layers on which no feature map
@@ -122,27 +125,39 @@ def choose(
     if attention is not None:
         _refuse_other_weights(attention, analysis)
     blocked = _blocked(analysis, attention, chosen)
+    moves = _moves(unwrapped(model), analysis, score_named(scores), blocked) if "latency" in budget.limits else None
+    if attention is None and moves is not None:
+        search = moves.search(budget, None, blocked, {})
+        return warned(finished(search, search.count(), {}, blocked, "moves of the machine"))
     ranked = _units(unwrapped(model), analysis, score_named(scores), blocked)
-    units = [each.unit for each in ranked]
+    units: list[Unit] = [each.unit for each in ranked]
     search = Search(analysis, budget, None, sequence(units, {e.unit.name: e.scores for e in ranked}), blocked)
     if attention is None:
-        return _warned(_finished(search, search.count(), {}, blocked, "global threshold"))
+        return warned(finished(search, search.count(), {}, blocked, "global threshold"))
     search.refuse_impossible()  # before hours of measuring
+    if moves is not None:
+        units = list(moves.families)
     found = measured_curves(attention, units, analysis.values, file=curves, progress=progress)
     plans: list[tuple[Plan, Search, int]] = []
     refused: list[InputError] = []
+    searches: dict[str, Search] = {}
     for method, saved in _weighings(savings(analysis, units, budget)).items():
         times = {u.name: [found[u.name].at(n + 1) / saved[u.name] for n in range(len(u.order))] for u in units}
-        search = Search(analysis, budget, attention, sequence(units, times), blocked)
+        searches[method] = Search(analysis, budget, attention, sequence(units, times), blocked)
+    if moves is not None:
+        for exponent in POWERS:
+            method = f"moves of the machine by latency ** {exponent:g}"
+            searches[method] = moves.search(budget, attention, blocked, found, exponent)
+    for method, search in searches.items():
         try:
             count = search.count()
-            plans.append((_plan(search, search.zeroing(count), count, found, blocked, method), search, count))
+            plans.append((plan_of(search, search.zeroing(count), count, found, blocked, method), search, count))
         except InputError as error:
             refused.append(error)
     if not plans:
         raise refused[0]
     best, search, count = min(plans, key=lambda each: _loss(each[0]) if search.limits else _size(each[0]))
-    return _warned(_finished(search, count, found, blocked, best.method))
+    return warned(finished(search, count, found, blocked, best.method))
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,77 +276,14 @@ def _units(model: nn.Module, analysis: Analysis, score: Score, blocked: Mapping[
     return found
 
 
+def _moves(model: nn.Module, analysis: Analysis, score: Score, blocked: Mapping[str, str]) -> Moves | None:
+    """The moves of the target's machine, if it has any."""
+    scores = {site.name: scores_of(model, site, score) for site in analysis.sites if site.name not in blocked}
+    return Moves.of(analysis, scores, frozenset(blocked), _floor)
+
+
 def _floor(channels: int) -> int:
     return max(KEPT_CHANNELS, math.ceil(KEPT_SHARE * channels))
-
-
-def _finished(search: Search, count: int, curves: Mapping[str, Curve], blocked: Mapping[str, str], method: str) -> Plan:
-    """The plan after `count` removals, without the channels that the target computes anyway."""
-    zeroing = search.zeroing(count)
-    if search.analysis.options.target.name == ByteCount().name:  # computes no zeros in the place of copies
-        return _plan(search, zeroing, count, curves, blocked, method)
-    found = revived_prefix(search, count)
-    limit = search.budget.attention
-    if found is None or (limit is not None and search.loss_of(found[1].zeroing).total > limit):
-        return _plan(search, zeroing, count, curves, blocked, method)
-    return _plan(search, found[1].zeroing, found[0], curves, blocked, method, found[1])
-
-
-def _plan(
-    search: Search,
-    zeroing: Zeroing,
-    count: int,
-    curves: Mapping[str, Curve],
-    blocked: Mapping[str, str],
-    method: str,
-    revived: Revival | None = None,
-) -> Plan:
-    analysis = search.analysis
-    shares = (search.shares(count) or {}) if revived is None else revived.size.shares(analysis.dense)
-    zero = analysis.already_zero()  # in every plan, so that fine-tuning does not bring it back
-    sites = tuple(
-        planned(site, _either(zeroing, zero, site.name), _alone(curves, site, zeroing), blocked.get(site.name))
-        for site in analysis.sites
-    )
-    return Plan(
-        type(analysis.model).__name__,
-        {name: tuple(p.shape) for name, p in analysis.model.named_parameters(remove_duplicate=False)},
-        sites,
-        search.budget,
-        shares,
-        analysis.options.mode,
-        method,
-        search.sequence[count - 1].time if count else 0.0,
-        None if search.attention is None else search.loss(count) if revived is None else search.loss_of(zeroing),
-        analysis.not_counted,
-        settings_of(analysis.options.target),
-        tuple(tuple(x.shape) for x in pytree.tree_leaves((analysis.args, analysis.kwargs)) if isinstance(x, Tensor)),
-        None if revived is None else revived.channels,
-    )
-
-
-def _warned(plan: Plan) -> Plan:
-    """The plan; logs a warning if it is far below every limit on cost."""
-    limits = {name: limit for name, limit in plan.limits.items() if name != "attention"}
-    if limits and min(limit - plan.reached[name] for name, limit in limits.items()) > WITHIN:
-        left = shown({name: plan.reached[name] for name in limits})
-        log.warning(
-            "%s is left, not the budget %s: the last channel, or zeros that were there, saved more", left, shown(limits)
-        )
-    return plan
-
-
-def _either(zeroing: Zeroing, zero: Zeroing, name: str) -> Tensor | None:
-    """The channels of a site that are chosen or zero already."""
-    masks = [masks[name] for masks in (zeroing, zero) if name in masks]
-    return torch.stack(masks).any(0) if masks else None
-
-
-def _alone(curves: Mapping[str, Curve], site: ChannelSite, zeroing: Mapping[str, Tensor]) -> float | None:
-    """The loss on the curve of the site's unit at the number of channels that the plan zeroes."""
-    if site.unit not in curves:
-        return None
-    return curves[site.unit].at(int(zeroing[site.name].sum())) if site.name in zeroing else 0.0
 
 
 def _reasons(blocked: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from l1rr_fx.machines.settings import MachineSettings
 from l1rr_fx.method.attention.loss import AttentionLoss
 from l1rr_fx.method.planning.budget import Budget
+from l1rr_fx.method.planning.explain import Explanation
 from l1rr_fx.method.sites.zeroing import ChannelSite, Shift, Zeroing, keeps_shift, unwrapped
 from l1rr_fx.method.training.hold import Held
 from l1rr_fx.support.arguments import of_kind
@@ -93,6 +94,7 @@ class Plan:
     whole plan, if it was measured. `not_counted`: the calls whose MACs and time are in no figure, so that the shares of
     these costs are lower bounds. `machine`: whose predictions the costs are (None: of a plan that did not record it),
     for the example `inputs` of these shapes. `revival`: the zeros that the pruned model computes all the same.
+    `explained`: where the predicted time goes, if channels went in moves of the machine.
     """
 
     model: str
@@ -108,6 +110,7 @@ class Plan:
     machine: MachineSettings | None = None
     inputs: tuple[tuple[int, ...], ...] = ()
     revival: RevivedChannels | None = None
+    explained: Explanation | None = None
 
     @property
     def limits(self) -> Mapping[str, float]:
@@ -173,6 +176,8 @@ class Plan:
 
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = [self._headline(), self._site_table()]
+        if self.explained is not None:
+            parts += self.explained.tables()
         if self.attention is not None:
             parts.append(_loss_table("feature map", "By feature map", self.attention.per_tap))
             parts.append(_loss_table("class", "By class", self.attention.per_class))

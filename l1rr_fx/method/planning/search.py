@@ -11,9 +11,12 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from l1rr_fx.method.attention.loss import AttentionLoss, FeatureAttention
 from l1rr_fx.method.planning.budget import Analysis, Budget
 from l1rr_fx.method.planning.curves import Unit
+from l1rr_fx.method.planning.explain import Move
 from l1rr_fx.method.sites.zeroing import Zeroing, zeroed_values
 from l1rr_fx.support.uncounted import at_least, uncounted
 from passes.errors import InputError, VanishedError
@@ -42,7 +45,10 @@ def sequence(units: Sequence[Unit], times: Mapping[str, Sequence[float]]) -> lis
 
 class Search:
     """A prefix of a sequence of removals that meets the limits on cost and is at most CLOSE below them, or the shortest
-    that does. If only attention is limited, the longest prefix within that limit."""
+    that does. If only attention is limited, the longest prefix within that limit.
+
+    `guess`: a number of removals that is close to it. `moves`: the removals, if they are moves of a machine.
+    """
 
     def __init__(
         self,
@@ -51,7 +57,10 @@ class Search:
         attention: FeatureAttention | None,
         sequence: Sequence[Removal],
         blocked: Mapping[str, str],
+        guess: int | None = None,
+        moves: Sequence[Move] = (),
     ) -> None:
+        self.guess, self.moves = guess, moves
         self.blocked = blocked
         self.analysis, self.budget, self.attention, self.sequence = analysis, budget, attention, sequence
         self.limits = {name: limit for name, limit in budget.limits.items() if name != "attention"}
@@ -62,7 +71,10 @@ class Search:
         """The number of removals. InputError if the budget cannot be met."""
         if not self.limits:
             return self._last(lambda count: self._is_kept(count))
-        count = 0 if self._excess(0) <= 0 else self._met(self.refuse_impossible())
+        if self.guess is not None:
+            count = self._least(self.guess)
+        else:
+            count = 0 if self._excess(0) <= 0 else self._met(self.refuse_impossible())
         if not self._is_kept(count):
             most = self._last(lambda n: self._is_kept(n), below=count)
             raise InputError(
@@ -85,7 +97,11 @@ class Search:
         for removal in self.sequence[:count]:
             units[removal.unit.name] = removal.unit
             taken[removal.unit.name] = max(taken[removal.unit.name], removal.rank + 1)
-        return {name: mask for unit in units.values() for name, mask in unit.zeroing(taken[unit.name]).items()}
+        found: dict[str, Tensor] = {}
+        for unit in units.values():
+            for name, mask in unit.zeroing(taken[unit.name]).items():
+                found[name] = found[name] | mask if name in found else mask  # families may share a site
+        return found
 
     def shares(self, count: int) -> Mapping[str, float] | None:
         """The cost after `count` removals, as shares of the dense model; None if an output would be constant."""
@@ -132,6 +148,16 @@ class Search:
             else:
                 high, below, above, met, side = middle, excess, above / 2 if side < 0 else above, excess, -1
         return high
+
+    def _least(self, count: int) -> int:
+        """The number of removals next to `count` that meets the limits while one fewer does not."""
+        while self._excess(count) > 0:
+            if count == len(self.sequence):
+                raise self._impossible(count)
+            count += 1
+        while count and self._excess(count - 1) <= 0:
+            count -= 1
+        return count
 
     def _is_kept(self, count: int) -> bool:
         limit = self.budget.attention

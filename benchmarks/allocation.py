@@ -1,0 +1,124 @@
+"""How channels are shared out among families: methods side by side, at the same predicted time on a Jetson TX2.
+
+    python -m benchmarks.allocation yolov8n yolov5s --latency 0.7 0.5
+
+Weights are not trained: the scales of the batch norms are drawn from U(.1, 1), and the loss is that of scores. Shares
+are predicted from the families' widths, without the compiler. "uniform" zeroes the same share of every family.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from l1rr_fx.method.planning.allocate import Allocatable, Moves, greedy
+from l1rr_fx.method.planning.budget import Analysis
+from l1rr_fx.method.planning.moves import costs
+
+SWEEPS, HALVINGS = 3, 12
+
+
+def moves_of(name: str, size: int) -> Moves:
+    """The moves of an untrained YOLO with random scales."""
+    from ultralytics.nn.tasks import DetectionModel
+
+    torch.manual_seed(0)
+    model = DetectionModel(f"{name}.yaml", verbose=False).eval()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.1, 1)
+    analysis = Analysis(model, (torch.zeros(1, 3, size, size),), target="jetson-tx2")
+    kept = frozenset(site.name for site in analysis.sites if site.blocked is not None or site.kind != "scale")
+    scores = {
+        s.name: model.get_parameter(s.weight).detach().double().abs() for s in analysis.sites if s.name not in kept
+    }
+    found = Moves.of(analysis, scores, kept, lambda channels: max(4, -(-channels // 20)))
+    assert found is not None
+    return found
+
+
+def by_greedy(moves: Moves, families: list[Allocatable], limit: float, exponent: float) -> Tensor:
+    """Widths on the path of moves by loss for what they save ** exponent."""
+    path = greedy(moves.shapes, families, moves.target, {"latency": limit}, exponent=exponent)
+    return path.widths[path.first({"latency": limit})]
+
+
+def by_uniform(moves: Moves, families: list[Allocatable], limit: float) -> Tensor:
+    """The same share of every family, to multiples of 8."""
+    full = torch.tensor([float(each.family.channels) for each in families], dtype=torch.float64)
+    least = torch.tensor([float(each.least) for each in families], dtype=torch.float64)
+    shares = torch.linspace(1, 0, 201, dtype=torch.float64)[:, None]
+    tried = torch.maximum((full * shares / 8).round() * 8, least).minimum(full)
+    seconds = costs(moves.shapes, tried, moves.target).seconds
+    return tried[int((seconds <= limit * seconds[0]).int().argmax())]
+
+
+def by_prices(moves: Moves, families: list[Allocatable], limit: float) -> Tensor:
+    """A knapsack over family x width: one price of time for all, found by bisection; at each price every family in turn
+    takes its best width given those of the others, so that inputs and outputs of a layer are coupled."""
+    full = torch.tensor([float(each.family.channels) for each in families], dtype=torch.float64)
+    dense = float(costs(moves.shapes, full[None], moves.target).seconds)
+
+    def at(price: float) -> Tensor:
+        widths = full.clone()
+        for _ in range(SWEEPS):
+            for index, each in enumerate(families):
+                options = sorted({each.least, each.family.channels, *range(8, each.family.channels, 8)})
+                options = [w for w in options if w >= each.least]
+                tried = widths.repeat(len(options), 1)
+                tried[:, index] = torch.tensor(options, dtype=torch.float64)
+                lost = torch.stack([each.losses[each.family.channels - w] for w in options])
+                total = lost + price * costs(moves.shapes, tried, moves.target).seconds / dense
+                widths = tried[int(total.argmin())]
+        return widths
+
+    low, high, found = 1.0, 1e6, full
+    for _ in range(HALVINGS):
+        middle = (low * high) ** 0.5
+        widths = at(middle)
+        if float(costs(moves.shapes, widths[None], moves.target).seconds) <= limit * dense:
+            high, found = middle, widths
+        else:
+            low = middle
+    return found
+
+
+METHODS: Mapping[str, Callable[[Moves, list[Allocatable], float], Tensor]] = {
+    "uniform": by_uniform,
+    "greedy by loss alone": lambda moves, families, limit: by_greedy(moves, families, limit, 0.0),
+    "greedy by loss for time ** .5": lambda moves, families, limit: by_greedy(moves, families, limit, 0.5),
+    "greedy by loss for time": lambda moves, families, limit: by_greedy(moves, families, limit, 1.0),
+    "one price, family by family": by_prices,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="+")
+    parser.add_argument("--latency", nargs="+", type=float, default=[0.7, 0.5])
+    parser.add_argument("--size", type=int, default=640)
+    options = parser.parse_args()
+    print("| network | limit | method | predicted time | MACs | parameters | loss | seconds |")
+    print("|---|---:|---|---:|---:|---:|---:|---:|")
+    for name in options.networks:
+        moves = moves_of(name, options.size)
+        families = [Allocatable(each.family, each.share_lost()) for each in moves.ranked]
+        full = torch.tensor([[float(each.family.channels) for each in families]], dtype=torch.float64)
+        dense = costs(moves.shapes, full, moves.target)
+        for limit in options.latency:
+            for method, allocate in METHODS.items():
+                started = time.process_time()
+                widths = allocate(moves, families, limit)
+                taken = time.process_time() - started
+                shares = costs(moves.shapes, widths[None], moves.target).shares(dense)
+                lost = sum(float(e.losses[e.family.channels - int(w)]) for e, w in zip(families, widths, strict=True))
+                cells = [f"{float(shares[cost]):.3f}" for cost in ("latency", "macs", "params")]
+                print(f"| {name} | {limit} | {method} | {' | '.join(cells)} | {lost:.0f} | {taken:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

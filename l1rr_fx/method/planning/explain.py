@@ -1,0 +1,136 @@
+"""Where the predicted time of a network goes, before and after a plan, and what the plan did not do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rich.table import Table
+
+from l1rr_fx.latency import model
+from l1rr_fx.latency.kernels import Kernel, canonical_kernels
+from l1rr_fx.latency.prediction import Prediction
+from l1rr_fx.machines.jetson_tx2 import JetsonTX2
+from passes.assignment.plan import LayoutPlan
+from passes.rewriting.sketcher import sketch
+
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+"""The shares of the dense network's time at which the curve of loss against time is shown."""
+NEXT = 3
+"""Moves that are shown of those that were not made."""
+
+
+@dataclass(frozen=True)
+class TimeParts:
+    """Predicted milliseconds of one forward pass, and the kernels and copies among which they go.
+
+    `launch` + `compute` + `traffic` is the whole. `padding` is the part of `compute` for rows that only fill tiles,
+    `copied` the whole time of kernels that only move data.
+    """
+
+    launch: float
+    compute: float
+    padding: float
+    traffic: float
+    copied: float
+    kernels: int
+    copies: int
+
+    @property
+    def ms(self) -> float:
+        """The predicted milliseconds of the whole."""
+        return self.launch + self.compute + self.traffic
+
+
+@dataclass(frozen=True)
+class Move:
+    """A move: `channels` of the family named go. After it the plan loses `loss`, and takes `latency` of the dense
+    network's time, both as predicted for the families' widths."""
+
+    family: str
+    channels: int
+    loss: float
+    latency: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where the predicted time goes in the dense network and in the pruned one, the moves that come next, and the least
+    loss that the same moves reach at other times."""
+
+    before: TimeParts
+    after: TimeParts
+    next_moves: tuple[Move, ...] = ()
+    curve: tuple[Move, ...] = ()
+
+    def tables(self) -> tuple[Table, ...]:
+        """The explanation as tables."""
+        found = [_times({"dense": self.before, "pruned": self.after})]
+        if self.next_moves:
+            found.append(_moves("Next moves, not made", self.next_moves))
+        if self.curve:
+            found.append(_moves("Loss by predicted time: the last move to each", self.curve))
+        return tuple(found)
+
+
+def explanation(
+    target: JetsonTX2, dense: LayoutPlan, pruned: LayoutPlan, moves: Sequence[Move], made: int
+) -> Explanation:
+    """The explanation of a plan that makes the first `made` of the moves of a path."""
+    curve = [next((move for move in moves if move.latency <= share), None) for share in SHARES]
+    return Explanation(
+        time_parts(target, dense),
+        time_parts(target, pruned),
+        tuple(moves[made : made + NEXT]),
+        tuple(dict.fromkeys(move for move in curve if move is not None)),
+    )
+
+
+def time_parts(target: JetsonTX2, plan: LayoutPlan) -> TimeParts:
+    """The parts of the predicted time of the network that a layout plan describes."""
+    kernels = canonical_kernels(sketch(plan).graph)
+    found = target.latency.of_kernels(kernels)
+    full = _compute(target.latency.of_kernels([_unpadded(kernel) for kernel in kernels]))
+    return TimeParts(
+        sum(row.launch for row in found.rows),
+        _compute(found),
+        _compute(found) - full,
+        sum(row.traffic for row in found.rows),
+        sum(row.ms for row in found.copies),
+        len(kernels),
+        len(found.copies),
+    )
+
+
+def _unpadded(kernel: Kernel) -> Kernel:
+    """The kernel with its rows in whole tiles and as many fewer columns: the same multiplications without padding."""
+    size = kernel.geometry
+    if size is None or not size.rows:
+        return kernel
+    tile = model.ROW_TILE
+    return replace(kernel, geometry=replace(size, rows=tile, columns=size.columns * size.rows / tile))  # type: ignore[arg-type]  # a share of a column
+
+
+def _compute(found: Prediction) -> float:
+    return sum(row.compute for row in found.rows)
+
+
+def _times(columns: Mapping[str, TimeParts]) -> Table:
+    table = Table("predicted ms", title="Where the time goes", title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right")
+    rows = ("ms", "launch", "compute", "padding", "traffic", "copied")
+    names = ("the whole", "launches", "compute", "  of it padding of rows", "traffic", "kernels that only copy")
+    for row, name in zip(rows, names, strict=True):
+        table.add_row(name, *(f"{getattr(each, row):.3f}" for each in columns.values()))
+    table.add_row("kernels", *(f"{each.kernels:,} ({each.copies:,} copies)" for each in columns.values()))
+    return table
+
+
+def _moves(title: str, moves: Sequence[Move]) -> Table:
+    table = Table("family", title=title, title_justify="left")
+    for heading in ("channels", "loss after it", "share of the dense time"):
+        table.add_column(heading, justify="right")
+    for move in moves:
+        table.add_row(move.family, f"{move.channels:,}", f"{move.loss:.4g}", f"{move.latency:.4f}")
+    return table

@@ -1,0 +1,135 @@
+"""Moves that a machine understands: families of channels, their cost without the compiler, and paths of moves."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import l1rr_fx
+from l1rr_fx.demo.detector import ConvBlock, SplitBlock
+from l1rr_fx.latency import model as latency_model
+from l1rr_fx.machines.jetson_tx2 import JetsonTX2
+from l1rr_fx.method.planning.allocate import Moves
+from l1rr_fx.method.planning.budget import Analysis, Budget
+from l1rr_fx.method.planning.families import cells
+from l1rr_fx.method.planning.moves import costs
+from passes.errors import InputError
+from tests.test_revive import ARGS, network, zeroed
+
+CLOSE = 0.03
+"""The compiler may write fewer copies than the dense network has, or narrower ones."""
+
+
+class Chunked(nn.Module):
+    """A block whose chunk goes through residual sums, and a grouped convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block = ConvBlock(3, 16), SplitBlock(16, 2)
+        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.head = nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.grouped(self.block(self.stem(x))))
+        return found
+
+
+class Kept(nn.Module):
+    """A channel that an output shows, one that meets the input, and one that a softmax mixes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown, self.added, self.mixed, self.free = (nn.Conv2d(3, 3, 1) for _ in range(4))
+        self.head = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.free(self.added(x) + x)
+        return self.head(self.mixed(x).softmax(1)), self.shown(x)
+
+
+def families_of(model: nn.Module) -> dict[str, list[str]]:
+    analysis = Analysis(model, ARGS)
+    found = cells(analysis.program, analysis.sites).families(analysis.sites, frozenset())
+    return {family.name: [site.name for site in family.sites] for family in found}
+
+
+def test_a_family_is_what_sums_join_through_chunks_and_groups() -> None:
+    found = families_of(Chunked().double())
+    split = next(name for name, sites in found.items() if len(sites) == 3)  # half of the chunk, and two residual blocks
+    first = found[split][0]
+    assert split == f"{first}[8-15]" and found[f"{first}[0-7]"] == [first]
+    analysis = Analysis(Chunked().double(), ARGS)
+    grouped = next(
+        family
+        for family in cells(analysis.program, analysis.sites).families(analysis.sites, frozenset())
+        if family.sites[0].name == "grouped"
+    )
+    assert grouped.places["grouped"].tolist() == [[n, n + 4, n + 8, n + 12] for n in range(4)]
+
+
+def test_what_an_output_shows_and_what_is_mixed_is_in_no_family() -> None:
+    assert families_of(Kept().double()) == {"free": ["free"]}
+
+
+def moves_of(model: nn.Module) -> Moves:
+    analysis = Analysis(model, ARGS, target="jetson-tx2")
+    kept = frozenset(site.name for site in analysis.sites if site.blocked is not None or site.kind != "scale")
+    scores = {
+        site.name: model.get_parameter(site.weight).detach().abs() for site in analysis.sites if site.name not in kept
+    }
+    found = Moves.of(analysis, scores, kept, lambda channels: 4)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def moves() -> Moves:
+    return moves_of(network())
+
+
+def test_the_cost_of_widths_is_that_of_the_written_network(moves: Moves) -> None:
+    analysis, dense = moves.analysis, moves.analysis.dense
+    assert isinstance(moves.target, JetsonTX2)
+    full = torch.tensor([[float(family.channels) for family in moves.families]], dtype=torch.float64)
+    whole = costs(moves.shapes, full, moves.target)
+    assert dense.latency is not None
+    assert float(whole.seconds) == pytest.approx(dense.latency) and float(whole.macs) == dense.macs
+    path = moves.path({"latency": 0.7}, {})
+    for number in (len(path.steps) // 2, len(path.steps)):
+        zeroing: dict[str, Tensor] = {}
+        for removal in path.removals()[:number]:
+            for name, mask in removal.unit.zeroing(removal.rank + 1).items():
+                zeroing[name] = zeroing[name] | mask if name in zeroing else mask
+        shares = analysis.size(zeroing).shares(dense)
+        assert path.steps[number - 1].latency == pytest.approx(shares["latency"], rel=CLOSE)
+        assert path.steps[number - 1].macs == pytest.approx(shares["macs"], abs=CLOSE)
+
+
+@pytest.mark.parametrize("tile", [8, 16, 32, 64])
+def test_a_path_never_gains_loss_nor_time(moves: Moves, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency_model, "ROW_TILE", tile)
+    steps = moves.path({"latency": 0.5}, {}).steps
+    assert steps and all(step.channels > 0 for step in steps)
+    assert all(before.latency > after.latency and before.loss <= after.loss for before, after in pairwise(steps))
+
+
+def test_a_smaller_budget_has_no_larger_time_nor_smaller_loss() -> None:
+    model = network()
+    found = []
+    for limit in (0.95, 0.9, 0.85):
+        plan = l1rr_fx.choose(model, ARGS, budget=Budget(latency=limit), target="jetson-tx2")
+        assert plan.method == "moves of the machine" and plan.reached["latency"] <= limit
+        lost = sum(float(model.get_parameter(site.weight).detach().abs()[site.mask].sum()) for site in plan.sites)
+        found.append((plan.reached["latency"], lost))
+    assert found == sorted(found, reverse=True, key=lambda each: each[0])
+    assert [lost for _, lost in found] == sorted(lost for _, lost in found)
+    small = l1rr_fx.prune(zeroed(model, plan), ARGS, target="jetson-tx2")
+    torch.testing.assert_close(small.module(*ARGS), zeroed(model, plan)(*ARGS), rtol=1e-10, atol=1e-10)  # float64
+
+
+def test_a_budget_below_the_launches_is_refused() -> None:
+    with pytest.raises(InputError, match="to start the kernels of the dense network takes"):
+        l1rr_fx.choose(network(), ARGS, budget=Budget(latency=0.05), target="jetson-tx2")
