@@ -19,7 +19,7 @@ from l1rr_fx.method.planning.allocate import Allocatable, Moves, greedy
 from l1rr_fx.method.planning.budget import Analysis
 from l1rr_fx.method.planning.moves import costs
 
-SWEEPS, HALVINGS = 3, 12
+SWEEPS, HALVINGS = 2, 8
 
 
 def moves_of(name: str, size: int) -> Moves:

@@ -55,17 +55,20 @@ class Move:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Where the predicted time goes in the dense network and in the pruned one, the moves that come next, and the least
-    loss that the same moves reach at other times."""
+    """Where the predicted time goes in the dense network and in the pruned one, the moves that come next, the least loss
+    that the same moves reach at other times, and the last move that was made."""
 
     before: TimeParts
     after: TimeParts
     next_moves: tuple[Move, ...] = ()
     curve: tuple[Move, ...] = ()
+    last_move: Move | None = None
 
     def tables(self) -> tuple[Table, ...]:
         """The explanation as tables."""
         found = [_times({"dense": self.before, "pruned": self.after})]
+        if self.last_move is not None:
+            found.append(_moves("Last move, without which the budget is not met", [self.last_move]))
         if self.next_moves:
             found.append(_moves("Next moves, not made", self.next_moves))
         if self.curve:
@@ -83,6 +86,7 @@ def explanation(
         time_parts(target, pruned),
         tuple(moves[made : made + NEXT]),
         tuple(dict.fromkeys(move for move in curve if move is not None)),
+        moves[made - 1] if made else None,
     )
 
 
