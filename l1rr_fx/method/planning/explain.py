@@ -55,8 +55,8 @@ class Move:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Where the predicted time goes in the dense network and in the pruned one, the moves that come next, the least loss
-    that the same moves reach at other times, and the last move that was made."""
+    """Where the predicted time goes in the dense network and in the pruned one, the moves that come next, the least
+    loss that the same moves reach at other times, and the last move that was made."""
 
     before: TimeParts
     after: TimeParts
