@@ -66,11 +66,13 @@ class Contraction:
         into, out = (live.view(self.groups, -1).sum(1) for live in (self.inputs, self.outputs))
         return self.each * int((into * out).sum())
 
-    def leave_out_constants(self, training: Contraction) -> None:
-        """Let channels that have one value, in training too, not be live; behind padding one of each group is."""
+    def leave_out_constants(self, again: list[Contraction]) -> None:
+        """Let channels with one value, the same in other runs, not be live; behind padding one of each group is."""
         for side in ("inputs", "outputs"):
             live, value = getattr(self, side), getattr(self, f"{side}_constant")
-            constant = live & ((value - getattr(training, f"{side}_constant")).abs() < ROUNDING * (1 + value.abs()))
+            constant = live.clone()
+            for other in again:
+                constant &= (value - getattr(other, f"{side}_constant")).abs() < ROUNDING * (1 + value.abs())
             live &= ~constant
             if side == "inputs" and self.padded:
                 for group, alive in zip(constant.view(self.groups, -1), live.view(self.groups, -1), strict=True):
@@ -105,8 +107,9 @@ def numerical_limit(case: Case, samples: int = 3, *, strict: bool = False) -> Nu
         if any(bool(call.inputs_constant.isfinite().any()) for call in observed):
             training = Case(copy.deepcopy(drawn.model).train(), drawn.args, drawn.kwargs)
             others = tree_map_only(Tensor, _louder, fresh_input(case.args, 900 + sample))
-            for call, trained in zip(observed, _observed(training, others, True), strict=False):
-                call.leave_out_constants(trained)
+            again = [_observed(each, others, True) for each in (drawn, training)]
+            for call, *seen in zip(observed, *again, strict=False):
+                call.leave_out_constants(seen)
         for known, seen in zip(calls, observed, strict=False):
             known.inputs |= seen.inputs
             known.outputs |= seen.outputs

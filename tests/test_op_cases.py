@@ -123,6 +123,9 @@ MORE_IN_NUMBERS = {
     "linear_of_vector": "the limit counts it and torch does not, as it has one output",
     "matmul_parameter": "a product with a parameter is not among the limit's",
     "mm_addmm": "a product with a parameter is not among the limit's",
+    **dict.fromkeys(("synonyms", "mean_so_far"), "a softmax, a mean so far: of a constant a constant of the sizes"),
+    "parameter_shapes": "a trained number that several channels share has a gradient from constants",
+    "layer_norm_by_halves": "a mean of constants over channels",
     **dict.fromkeys(
         ("recurrent_rnn", "recurrent_rnn_relu", "recurrent_lstm", "recurrent_cells"),
         "recurrent layers are not among the limit's",

@@ -78,7 +78,7 @@ def false_bounds(site: Site, facts: Facts, values: Values) -> str | None:
         if out is None or bounds is None:
             continue
         value = values[out].double()
-        slack = TOLERANCE * (1 + value.abs())
+        slack = TOLERANCE * (1 + value.abs()).nan_to_num(posinf=0.0)
         wrong = ~((value >= bounds.low - slack) & (value <= bounds.high + slack)) & ~value.isnan()
         if bool(wrong.any()):
             place = tuple(wrong.nonzero()[0].tolist())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator as python_operator
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,11 +68,13 @@ def assert_rule_is_sound(
     if not calls:
         raise InputError("no samples: there is nothing to try the rule on")
     for n, call in enumerate(calls):
-        for trial in _trials(target, call, rounds, f"{seed}.{n}"):
-            if problem := trial.problem(rule):
-                raise AssertionError(
-                    f"the rule of {target} is not sound for {call}, masked by {trial.masks}: {problem}"
-                )
+        trials = list(_trials(target, call, rounds, f"{seed}.{n}"))
+        for question in (_Trial.false_claim, _Trial.wrong_network):  # a claim says more of the rule than a network
+            for trial in trials:
+                if problem := question(trial, rule):
+                    raise AssertionError(
+                        f"the rule of {target} is not sound for {call}, masked by {trial.masks}: {problem}"
+                    )
 
 
 def _call(name: str, sample: object) -> Call:
@@ -139,33 +141,36 @@ class _Trial:
         tensors: list[Tensor] = [*self.inputs, *(out.meta["val"] for out in self._outs)]
         return max(2, *(tensor.dim() for tensor in tensors))
 
-    def problem(self, rule: Rule | None) -> str | None:
-        """What is wrong, or None. In a turn of the axes only the rule's claims are asked."""
-
-        def rules(node: Node) -> Rule:
-            return rule if rule and node is self.call else rule_for(node)
-
-        program = Program(self.module, rules)
+    def false_claim(self, rule: Rule | None) -> str | None:
+        """A claim of the rule that does not hold, or None."""
+        program = Program(self.module, self._rules(rule))
         site = program.at_call(self.call)
         if site is None or site.rule.reason == "unknown operator":
             raise InputError(f"{self.target} has no rule; passes.rules.register_rule gives it one")
         facts = channel_facts(program)
-        name = f"{type(site.rule).__module__}.{type(site.rule).__name__}"
         for turn in range(2 if self.turn is None else 1):
             inputs = [changed_where(value, torch.tensor(True), turn) if turn else value for value in self.inputs]
             values = node_values(self.module, inputs)
             problem = false_zero(site, facts, values) or false_bounds(site, facts, values)
             problem = problem or false_unneeded(site, facts, values, turn)
             if problem:
-                return f"{name}: {problem}"
-        expected = self.module(*_copies(self.inputs))
+                return f"{_name(site.rule)}: {problem}"
+        return None
+
+    def wrong_network(self, rule: Rule | None) -> str | None:
+        """What is wrong with the small network, or None. The trial's own graph is used up."""
+        name, expected = _name(self._rules(rule)(self.call)), self.module(*_copies(self.inputs))
         try:
-            absorbed = absorb_constants(self.module, rules)
+            absorbed = absorb_constants(self.module, self._rules(rule))
             found = rewrite(plan_layouts(absorbed.program, absorbed.facts)).module(*_copies(self.inputs))
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             return f"{name}: the small network cannot be made, or does not run: {first_line(error)}"
         deviation = relative_deviation(expected, found)
         return f"{name}: the small network deviates by {deviation:.3g}" if not deviation <= TOLERANCE else None
+
+    def _rules(self, rule: Rule | None) -> Callable[[Node], Rule]:
+        """The table of rules, with `rule` for the call."""
+        return lambda node: rule if rule is not None and node is self.call else rule_for(node)
 
     def _leaf(self, leaf: Any) -> Any:
         """What stands for an argument in the graph."""
@@ -252,6 +257,10 @@ class _Trial:
         if self.turn is not None and mask.numel() > 1 and mask.all():
             mask.view(-1)[-1] = False
         return mask.double()
+
+
+def _name(rule: Rule) -> str:
+    return f"{type(rule).__module__}.{type(rule).__name__}"
 
 
 def _copies(values: Sequence[Tensor]) -> list[Tensor]:

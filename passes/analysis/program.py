@@ -82,10 +82,11 @@ class Program(Values):
 
     @cached_property
     def fed(self) -> frozenset[Node]:
-        """The nodes that are computed from an input of the network; the others are constants by construction."""
+        """The nodes that are computed from elements of an input; the others are constants by construction."""
         found: set[Node] = set()
         for node in self.module.graph.nodes:
-            if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
+            made = node in self._calls and self._calls[node].rule.makes_constant
+            if node.op == "placeholder" or (not made and not found.isdisjoint(node.all_input_nodes)):
                 found.add(node)
         return frozenset(found)
 
