@@ -14,7 +14,7 @@ from passes.absorption.edits import Edits
 from passes.absorption.record import moved_constants, staying_constants
 from passes.absorption.shifts import Meeting, clear_shifts, meetings, move_shift, replace_constants, split_idle_shifts
 from passes.accounts import Constant
-from passes.analysis.liveness import Facts, channel_facts
+from passes.analysis.liveness import Facts, channel_facts, facts_without
 from passes.analysis.program import Program
 from passes.rules.base import Rule
 
@@ -82,12 +82,12 @@ def _moved(program: Program, facts: Facts, readers: Sequence[Reader], sums: Sequ
     """First as if everything could go; then one channel stays where something pads, and what is needed anyway."""
     without = {key: mask for reader in readers for key, mask in reader.cuts(facts, reader.constant)}
     of_sums = {(each.site.node, each.index): each.constant for each in sums}
-    least = channel_facts(program, cuts={**without, **of_sums})
+    least = facts_without(program, facts, {**without, **of_sums})
     columns = tuple(reader.moved(reader.labels(least.needed[reader.sites[0].inputs[0]])) for reader in readers)
     cuts = dict(of_sums)
     for reader, gone in zip(readers, columns, strict=True):
         cuts.update(reader.cuts(facts, gone))
-    found = channel_facts(program, cuts=cuts)
+    found = facts_without(program, facts, cuts)
     labels = tuple(each.constant & ~found.needed[each.node] for each in sums)
     cuts.update({(each.site.node, each.index): gone for each, gone in zip(sums, labels, strict=True)})
-    return _Moved(columns, labels, channel_facts(program, cuts=cuts))
+    return _Moved(columns, labels, facts_without(program, facts, cuts))

@@ -68,18 +68,19 @@ Cuts = Mapping[tuple[Node, int], Tensor]
 """By call and input: labels that the call no longer depends on."""
 
 
-def channel_facts(
-    program: Program,
-    assumed: Mapping[Node, Tensor] = MappingProxyType({}),
-    cuts: Cuts = MappingProxyType({}),
-) -> Facts:
+def channel_facts(program: Program, assumed: Mapping[Node, Tensor] = MappingProxyType({})) -> Facts:
     """The liveness of a program, from the zeros in its weights.
 
     `assumed` marks additional result elements as zero, as masks that broadcast to the shape of the result: the facts
-    are then those of a network in which these elements are zero. `cuts` are masks of labels that a call does not need.
+    are then those of a network in which these elements are zero.
     """
     zero, ranges = _forward(program, assumed)
-    return Facts(zero, ranges, *_needed(program, zero, cuts))
+    return Facts(zero, ranges, *_needed(program, zero, {}))
+
+
+def facts_without(program: Program, facts: Facts, cuts: Cuts) -> Facts:
+    """The facts of a program whose calls do not need the labels of `cuts`; what is zero stays so."""
+    return Facts(facts.zero, facts.ranges, *_needed(program, facts.zero, cuts))
 
 
 def _forward(program: Program, assumed: Mapping[Node, Tensor]) -> tuple[dict[Node, Tensor], dict[Node, Range]]:

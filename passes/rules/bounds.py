@@ -145,6 +145,8 @@ BOUNDS: Mapping[str, Bound] = {
     "floor": _rising(torch.floor),
     "ceil": _rising(torch.ceil),
     "round": _rising(torch.round),
+    "trunc": _rising(torch.trunc),
+    **dict.fromkeys(("sign", "sgn"), _rising(torch.sign)),
     "atan": _rising(torch.atan),
     "erf": _rising(torch.erf),
     "sqrt": _sqrt,
