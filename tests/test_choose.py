@@ -349,7 +349,7 @@ def test_latency_on_a_machine_is_that_of_what_prune_writes(model: Detector, mode
     pruned = l1rr_fx.prune(zeroed, ARGS, target=QUICK, mode=mode)
     share = QUICK.predict(pruned.module, ARGS) / QUICK.predict(model, ARGS)
     assert plan.reached["latency"] == pytest.approx(share) and share <= 0.7
-    assert share >= 0.7 - WITHIN or (plan.explained is not None and plan.explained.last_move is not None)
+    assert share >= 0.7 - (WITHIN if plan.explained is None else 0.05)  # a move may be larger; the plan names the last
     assert plan.reached["macs"] == pytest.approx(pruned.report.after.macs / pruned.report.before.macs)
 
 

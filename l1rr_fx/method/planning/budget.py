@@ -107,7 +107,9 @@ class Analysis:
         self.model = of_kind("model", unwrapped(model), nn.Module)
         self.args, self.kwargs = args, kwargs or {}
         self.options, self.latency = Options(mode, channel_multiple, machine(target, args)), latency
-        self.program = absorb_constants(evaluation_graph(model, args, kwargs), rule_for).program
+        captured = evaluation_graph(model, args, kwargs)
+        self._parameters = sum(p.numel() for p in captured.parameters())
+        self.program = absorb_constants(captured, rule_for).program  # may have biases that the model has not
         self.not_counted = not_counted(self.program)
         self.sites = sites_of(self.program)
         self.values: Mapping[str, Tensor] = {
@@ -176,9 +178,8 @@ class Analysis:
     def _dense(self) -> Size:
         """The cost of the model if nothing in it were zero."""
         macs = dense_macs(self.program)
-        parameters = sum(p.numel() for p in self.program.module.parameters())
         latency = self.as_it_is if self.latency is None else self._predicted(Assigned(self.whole()))
-        return Size(parameters, macs, latency)
+        return Size(self._parameters, macs, latency)
 
     def whole(self) -> LayoutPlan:
         """The plan of the dense network."""
