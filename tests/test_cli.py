@@ -116,7 +116,9 @@ def test_prune_saves_the_network_and_prints_the_report(here: Path, calls: list[d
     assert "2,345" in result.output
     assert "conv2d" in result.output
     assert "saved in small" in result.output
-    assert calls == [{"mode": "recombine", "target": "none", "channel_multiple": None, "verify": True}]
+    assert calls == [
+        {"mode": "recombine", "target": "none", "channel_multiple": None, "inference": False, "verify": True}
+    ]
     x = torch.rand(1, 3, 4, 4)
     assert l1rr_fx.load("small").module(x).shape == (1, 4, 4, 4)
     assert Report.from_json((here / "small" / "report.json").read_text()).mode == "recombine"
@@ -143,7 +145,7 @@ def test_options_reach_prune(here: Path, calls: list[dict[str, Any]]) -> None:
         "--no-verify",
     )
     assert result.exit_code == 0, result.output
-    assert calls == [{"mode": "union", "target": "cpu", "channel_multiple": 8, "verify": False}]
+    assert calls == [{"mode": "union", "target": "cpu", "channel_multiple": 8, "inference": False, "verify": False}]
 
 
 def test_a_full_directory_is_refused_before_the_work(here: Path, calls: list[dict[str, Any]]) -> None:
