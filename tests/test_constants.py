@@ -332,3 +332,22 @@ def test_a_constant_sum_is_taken_out_of_the_next_sum_too() -> None:
     for block, gone in ((model.stem, [0, 1]), (model.first, [0, 1, 2]), (model.second, [3])):
         block[1].weight.data[gone] = 0
     exact(model)
+
+
+def test_a_zero_that_depends_on_a_constant_stays() -> None:
+    """One constant, of which a ReLU makes zero, and which another call reads as it is."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            result: Tensor = self.head(F.relu(x * 2 + 1)) + self.second(x)
+            return result
+
+    model = randomised(Twice())
+    model.get_parameter("first.weight").data[:2] = 0
+    model.get_parameter("first.bias").data[:2] = torch.tensor([-3.0, 3.0], dtype=torch.float64)
+    exact(model)

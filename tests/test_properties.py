@@ -52,9 +52,10 @@ def test_pruning_again_changes_nothing(family: str, data: st.DataObject) -> None
     mode = data.draw(MODES, label="mode")
     once = l1rr_fx.prune(model, args, mode=mode, verify=False)
     twice = l1rr_fx.prune(once.module, args, mode=mode, verify=False)
-    if mode == "recombine":
+    idle = any("do not depend on its inputs" in each for each in once.report.notes)
+    if mode == "recombine" and not idle:
         assert twice.report.after.macs == once.report.after.macs
-    else:  # what is excluded or united is read off the graph: in a smaller one less may meet
+    else:  # what is excluded or united is read off the graph; and what no input reaches is evaluated the second time
         assert twice.report.after.macs <= once.report.after.macs
     _assert_equal(twice.module, model, fresh(args, 3))
 

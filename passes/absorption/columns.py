@@ -58,14 +58,10 @@ class Reader:
             return self.constant
         moved = self.constant.clone()
         for part in self.groups():
-            if bool(moved[part].any()):
-                size = torch.where(self.constant[part], self.value[part].abs(), 0.0)
-                chosen = (
-                    torch.where(anchored[part], size, 0.0)
-                    if bool((anchored[part] & self.constant[part]).any())
-                    else size
-                )
-                moved[part.start + int(chosen.argmax())] = False
+            size = torch.where(self.constant[part], self.value[part].abs(), 0.0)
+            if bool((size != 0).any()):
+                held = torch.where(anchored[part], size, 0.0)
+                moved[part.start + int((held if bool((held != 0).any()) else size).argmax())] = False
         return moved
 
     def cuts(self, facts: Facts, moved: Tensor) -> Iterator[tuple[tuple[Node, int], Tensor]]:
@@ -110,7 +106,7 @@ class Reader:
             else:
                 block = weight[index * rows : (index + 1) * rows]
             gone = moved[part].to(weight.device)
-            if not self.uniform and bool(gone.any()):
+            if not self.uniform and bool((gone & (self.value[part] != 0)).any()):
                 kept = int((self.constant[part] & ~moved[part]).nonzero()[0])
                 ratio = (self.value[part] / self.value[part][kept])[moved[part]].to(weight)
                 merged = (block[:, gone].double() * ratio.double().view(1, -1, *[1] * (block.dim() - 2))).sum(1)
@@ -162,8 +158,9 @@ def _reader(program: Program, facts: Facts, sites: Sequence[Site], users: Mappin
 
 
 def _read_constants(facts: Facts, site: Site) -> tuple[Tensor, Tensor]:
-    """The input channels that are constant, not zero, and read; and their values."""
+    """The input channels that are constant, not known to be zero, and read; and their values."""
     rule, node = site.rule, site.inputs[0]
     assert isinstance(rule, Weighted)
     known, value = rule.channel_constants(site, facts.zero[node], facts.ranges[node])
-    return known & (value != 0) & Weighted.channels(facts.asked[site.node][0], rule.axis(site), len(known)), value
+    zero = Weighted.channels(facts.zero[node], rule.axis(site), len(known), every=True)
+    return known & ~zero & Weighted.channels(facts.asked[site.node][0], rule.axis(site), len(known)), value

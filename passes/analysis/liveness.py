@@ -87,6 +87,7 @@ def _forward(program: Program, assumed: Mapping[Node, Tensor]) -> tuple[dict[Nod
     """What is zero and between which bounds the labels of each tensor lie."""
     zero: dict[Node, Tensor] = {}
     ranges: dict[Node, Range] = {}
+    firm: dict[Node, Tensor] = {}
     constants = _made_of_parameters(program)
     for node in program.module.graph.nodes:
         if node.op == "placeholder" and is_tensor(node):
@@ -99,14 +100,18 @@ def _forward(program: Program, assumed: Mapping[Node, Tensor]) -> tuple[dict[Nod
         elif (site := program.at_call(node)) is not None:
             incoming = [zero[n] for n in site.inputs]
             found = site.rule.zero(site, incoming)
-            bounds = site.rule.range(site, incoming, [ranges.get(n) for n in site.inputs])
+            known = [ranges.get(n) for n in site.inputs]
+            bounds = site.rule.range(site, incoming, known)
+            if (fixed := site.rule.firm(site, incoming)) is not None:
+                firm[node] = fixed
             for out, mask, bound in zip(site.outputs, found, bounds, strict=True):
                 if out is not None:
-                    more = [known[out] for known in (constants, assumed) if out in known]
+                    more = [masks[out] for masks in (constants, assumed) if out in masks]
                     mask = reduce(or_, (collapse(each, mask.shape, every=True) for each in more), mask)
                     if bound is not None:
                         bound = bound.fitted(mask.shape)
-                        mask = mask | bound.is_zero
+                    if out is node and (vanished := site.rule.vanishes(site, incoming, known, firm)) is not None:
+                        mask = mask | vanished.expand(mask.shape)
                     zero[out] = mask
                     if bool(mask.any()):
                         bound = (bound or Range.unknown(mask.shape)).met(mask)

@@ -90,6 +90,14 @@ class ChannelAffine(Rule):
         ]
         return [Range(*found)]
 
+    def firm(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
+        """A channel with scale 0, and one that reads zeros."""
+        if not self.owns_parameters(site):
+            return None
+        weight, line = self.slot(site, 1), [n if a == 1 else 1 for a, n in enumerate(site.out_shape)]
+        incoming = collapse(zeros[0], [n if a == 1 else 1 for a, n in enumerate(zeros[0].shape)], every=True)
+        return incoming.expand(line) if weight is None else incoming | (weight == 0).cpu().view(line)
+
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         if not self.owns_parameters(site):
             return super().needed(site, lives, zeros)

@@ -18,7 +18,7 @@ Otherwise `requests` returns None, and the call reads its inputs whole, with zer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -226,6 +226,23 @@ class Rule:
         They hold for every input, in training and in evaluation: a batch norm of a constant channel has two values.
         """
         return [None for _ in site.outputs]
+
+    def firm(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
+        """Which labels of the first result have a value that parameters alone give; None if none have.
+
+        The small network has that value there, or zeros where it leaves the label out, whatever it puts in the place of
+        inputs that nothing needs.
+        """
+        return None
+
+    def vanishes(
+        self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None], firm: Mapping[Node, Tensor]
+    ) -> Tensor | None:
+        """Which labels of the first result are zero because of the ranges of the inputs; None if none are.
+
+        They have to be zero also where nothing needs the inputs and the small network has other elements there.
+        """
+        return None
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         """For each input, which labels some live label of a result depends on."""

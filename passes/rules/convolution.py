@@ -147,6 +147,14 @@ class Weighted(Rule):
         line = [widths.outputs if a == axis else 1 for a in range(len(site.out_shape))]
         return [Range.constant(result.view(line), found.view(line))]
 
+    def firm(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
+        """A channel that reads zeros only: its bias."""
+        if not self.owns_parameters(site):
+            return None
+        widths, axis = self.widths(site, zeros), self.axis(site)
+        fed = widths.feed(~self.channels(zeros[0], axis, widths.inputs, every=True))
+        return along(~fed, axis, len(site.out_shape))
+
     def channel_constants(self, site: Site, zero: Tensor, known: Range | None) -> tuple[Tensor, Tensor]:
         """Which input channels are constant, and their values (0 for others)."""
         axis, inputs = self.axis(site), site.shape(site.inputs[0])[self.axis(site)]

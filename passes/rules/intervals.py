@@ -27,11 +27,6 @@ def argument_range(site: Site, ranges: Sequence[Range | None], argument: Any) ->
     return None
 
 
-def operands(site: Site, ranges: Sequence[Range | None], count: int) -> list[Range | None]:
-    """The ranges of the first arguments of a call."""
-    return [argument_range(site, ranges, argument) for argument in site.node.args[:count]]
-
-
 def bounded(site: Site, ranges: Sequence[Range | None]) -> Range | None:
     """The range of f(x, y, ...); None where nothing is known."""
     if not site.node.meta["val"].is_floating_point() or _is_random(site):

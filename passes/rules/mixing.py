@@ -176,6 +176,11 @@ class Normalisation(Mixing):
         line = [n if a in self.channels(site) else 1 for a, n in enumerate(site.out_shape)]
         return [Range.constant(value.cpu().reshape(line), gone.reshape(line)), *(None for _ in site.outputs[1:])]
 
+    def firm(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
+        """A label with scale 0."""
+        known = self.range(site, zeros, [None for _ in site.inputs])[0]
+        return None if known is None else known.is_constant
+
     def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
         return None if len(site.inputs) > 1 else super().requests(site, outs, facts)
 

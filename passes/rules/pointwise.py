@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from passes.graph.nodes import FIXED, operator_name
 from passes.graph.ranges import Range
 from passes.rules.base import ANY_LAYOUT, UNREAD, LayoutRequest, Request, Rule, Site, SiteFacts, compact
 from passes.rules.emitter import Emitter
-from passes.rules.intervals import argument_range, bounded, operands
+from passes.rules.intervals import argument_range, bounded
 from passes.rules.memo import Key
 from passes.rules.probe import stand_ins, value_at
 from passes.rules.views import COPIES
@@ -83,6 +83,15 @@ class Pointwise(Rule):
         """Whether f(0, ..., 0) is 0."""
         result = self.at_zero(site)
         return result is not None and bool((result == 0).all())
+
+    def vanishes(
+        self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None], firm: Mapping[Node, Tensor]
+    ) -> Tensor | None:
+        """A function that is zero at zero, of one tensor, where it maps a firm label to zero."""
+        if len(site.inputs) != 1 or ranges[0] is None or site.inputs[0] not in firm or not self.keeps_zero(site):
+            return None
+        found = self.range(site, zeros, ranges)[0]
+        return None if found is None else found.is_zero & firm[site.inputs[0]]
 
     def at_zero(self, site: Site) -> Tensor | None:
         """f(0, ..., 0), found by calling f; None where it cannot be called."""
@@ -168,11 +177,16 @@ class Quotient(Pointwise):
         return False  # the range of y decides
 
     def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
-        found, (dividend, divisor) = bounded(site, ranges), operands(site, ranges, 2)
-        if dividend is None or divisor is None:
-            return [found]
-        zero = dividend.is_zero & divisor.excludes_zero
-        return [(Range.unknown(zero.shape) if found is None else found.expand(zero.shape)).met(zero)]
+        return [bounded(site, ranges)]
+
+    def vanishes(
+        self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None], firm: Mapping[Node, Tensor]
+    ) -> Tensor | None:
+        dividend, divisor = site.node.args[:2]
+        known = argument_range(site, ranges, divisor)
+        if dividend is divisor or known is None or not isinstance(dividend, Node):
+            return None
+        return zeros[site.inputs.index(dividend)] & known.excludes_zero
 
 
 class Sum(Pointwise):
