@@ -161,7 +161,12 @@ ONNX Runtime and torch choose alike. "differs": that comparison fails, and the f
 are of the file that `verify=False` would write. `judge` is the verdict of the judge of TensorRT 8.2's parser in the
 tests (tests/trt82_parser.py): the parser itself does not run here. `moved` counts the layout-moving nodes that the
 model did not ask for, `warnings` those of the lint. The seconds are wall time of one thread, on a machine that may have
-had other work."""
+had other work.
+
+The RT-DETR of Ultralytics differ by rounding (looked at in yolov8n-rtdetr, node by node): all nodes agree to 1e-4 up to
+the layer norm in front of its top-k. With half of the channels dead some tokens are nearly constant, of which a norm
+makes large numbers; behind it ONNX Runtime and torch differ by 0.7 %, and 2 % of the 300 chosen queries change places.
+Unpruned they agree."""
 
 
 def main() -> None:
