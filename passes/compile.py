@@ -32,7 +32,7 @@ Phase = Callable[[str], AbstractContextManager[Any]]
 """Makes the context in which the phase of that name runs; a clock measures it."""
 
 
-NEAR = 0.001
+NEAR = 0.005
 """A prediction does not tell networks apart whose times differ by less; the one with fewer copies is written."""
 AS_IT_IS = "the network as it is"
 

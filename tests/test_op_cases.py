@@ -65,7 +65,9 @@ UNCOUNTED = {
         ),
         "torch does not count attention that is fused on a CPU",
     ),
-    **dict.fromkeys(("linear_of_vector", "matmul_of_vectors"), "torch does not count products with a vector"),
+    **dict.fromkeys(
+        ("linear_of_vector", "matmul_of_vectors", "conv_spectral_norm"), "torch does not count products with a vector"
+    ),
     "network_shared_tower_loop": "what nobody reads is gone before ours counts",
     "outputs_auxiliary_unused": "what nobody reads is gone before ours counts",
 }
@@ -227,9 +229,16 @@ def _assert_macs_are_torchs(case: Case, pruned: Pruned, model: nn.Module, args: 
 
 
 def _assert_names_survive(pruned: Pruned, model: nn.Module) -> None:
-    """Every parameter of the pruned network has a name and at most the size that the model knows."""
+    """Every parameter of the pruned network has a name and at most the size that the model knows.
+
+    A layer without a bias may have got one, for the constant channels that it reads.
+    """
     originals = dict(model.named_parameters(remove_duplicate=False))
+    into_bias = {each.place for each in pruned.report.accounts.constants} >= {"bias"}
     for name, parameter in pruned.module.named_parameters():
+        if into_bias and name.endswith("bias") and name not in originals:
+            assert name.removesuffix("bias") + "weight" in originals
+            continue
         assert name in originals
         assert parameter.numel() <= originals[name].numel()
         assert parameter.requires_grad == originals[name].requires_grad

@@ -66,7 +66,7 @@ class Draft:
         elif made.is_floating_point():
             made.data = made.data.double()
         setattr(self.model, name, made)
-        if self.density != "none" and not (head and not self.now_and_then(2)):
+        if self.density != "none" and not (head and not self.now_and_then(4)):
             self.kills.append(self._killing(name, made))
         return f"self.{name}"
 
@@ -82,7 +82,7 @@ class Draft:
         outputs, inputs = widths(layer) if layer.weight.ndim > 1 else (len(layer.weight), 0)
         normed = isinstance(layer, _ConvNd) and layer.bias is None  # its batch norm is what dies, as a rule
         rows = self._chosen(outputs) if not normed or self.now_and_then(4) else []
-        taken = self._chosen(inputs) if inputs and self.now_and_then(3) else []
+        taken = self._chosen(inputs) if inputs and self.now_and_then(4) else []
         if not rows and not taken:
             return ""
         columns = f", columns={taken}" if taken else ""

@@ -92,21 +92,12 @@ def clear_shifts(program: Program, facts: Facts, edits: Edits) -> None:
 
 
 def _by_channel(site: Site, mask: Tensor, like: Tensor) -> Tensor:
-    """A mask of a result's labels as a mask of the shift; all False where they do not correspond."""
-    shape = site.out_shape
-    axes = [a for a, n in enumerate(mask.shape) if n != 1]
-    if not axes:
-        return torch.full_like(like, bool(mask.all())) if mask.numel() == 1 else like
-    line = mask
-    own = (
-        range(len(shape) - like.dim(), len(shape))
-        if like.dim() > 1 or shape[-1] == len(like) and axes[-1] == len(shape) - 1
-        else range(1, 2)
-    )
-    for axis in axes:
-        if axis not in own:
-            line = line.all(axis, keepdim=True)
-    return line.expand([shape[a] if a in own else 1 for a in range(len(shape))]).reshape(like.shape)
+    """A mask of a result's labels as a mask of the shift, True where it is along all other axes."""
+    own = site.rule.shift_axes(site)
+    for axis in range(mask.dim()):
+        if axis not in own and mask.shape[axis] != 1:
+            mask = mask.all(axis, keepdim=True)
+    return mask.expand([n if a in own else 1 for a, n in enumerate(site.out_shape)]).reshape(like.shape)
 
 
 def _read_otherwise(program: Program) -> set[str]:
@@ -156,7 +147,7 @@ def _into_producer(program: Program, edits: Edits, meeting: Meeting, value: Tens
         or len(edits.names(name)) != 1
     ):
         return False
-    if program.shape(shift) != (maker.out_shape[1],) or maker.rule.weight is not None and maker.rule.weight.linear:
+    if maker.rule.shift_axes(maker) != (1,):
         return False
     own = edits.value(name)
     own.add_(value.view(-1).to(own))

@@ -111,7 +111,8 @@ def _forward(program: Program, assumed: Mapping[Node, Tensor]) -> tuple[dict[Nod
                     if bound is not None:
                         bound = bound.fitted(mask.shape)
                     if out is node and (vanished := site.rule.vanishes(site, incoming, known, firm)) is not None:
-                        mask = mask | vanished.expand(mask.shape)
+                        wide = torch.broadcast_shapes(vanished.shape, mask.shape)
+                        mask = mask | collapse(vanished.expand(wide), mask.shape, every=True)
                     zero[out] = mask
                     if bool(mask.any()):
                         bound = (bound or Range.unknown(mask.shape)).met(mask)

@@ -338,7 +338,7 @@ class Rewriter:
 
     def _restore_ties(self, module: GraphModule) -> None:
         """Tie parameters as the original does: every name of a stored parameter names it here too."""
-        stored = {id(attribute(self.old, name)): name for name in self.tensors}
+        stored = {id(attribute(self.old, name)): name for name in self.kept}
         for twin, tensor in self.old.named_parameters(remove_duplicate=False):
             name = stored.get(id(tensor))
             if name is not None and name != twin:

@@ -214,6 +214,10 @@ class Rule:
         """The parameter that is added to each channel of the result at last; None if there is none."""
         return None
 
+    def shift_axes(self, site: Site) -> tuple[int, ...]:
+        """The axes of the result along which that parameter varies."""
+        return (1,)
+
     # --- Liveness
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:

@@ -73,6 +73,9 @@ class Weighted(Rule):
     def shift(self, site: Site) -> Node | None:
         return own_parameter(site, bias_of(site.node))
 
+    def shift_axes(self, site: Site) -> tuple[int, ...]:
+        return (self.axis(site),)
+
     def widths(self, site: Site, zeros: Sequence[Tensor] = ()) -> Widths:
         """The channels; of a computed weight the connections are known once the zeros of the inputs are. Until then
         all count as connected."""

@@ -151,6 +151,9 @@ class Normalisation(Mixing):
         scale, shift = self.weights_at
         return own_parameter(site, site.node.args[shift] if scale != shift and len(site.node.args) > shift else None)
 
+    def shift_axes(self, site: Site) -> tuple[int, ...]:
+        return self.channels(site)
+
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         outer = self.outer(site, zeros[0], every=True)
         axes = self.channels(site)
