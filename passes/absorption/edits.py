@@ -50,9 +50,9 @@ class Edits:
         """A bias of zeros beside a weight, as a node before the weight's first reader."""
         name = free_name(self.module, ".".join((*str(weight.target).split(".")[:-1], "bias")))
         like = attribute(self.module, str(weight.target))
-        place_tensor(
-            self.module, name, nn.Parameter(torch.zeros(size, dtype=like.dtype, device=like.device), like.requires_grad)
-        )
+        zeros = torch.zeros(size, dtype=like.dtype, device=like.device)
+        trained = isinstance(like, nn.Parameter)  # beside a constant weight the bias is a constant
+        place_tensor(self.module, name, nn.Parameter(zeros, like.requires_grad) if trained else zeros)
         self.created[name] = str(weight.target)
         self._own.add(id(attribute(self.module, name)))
         return self._node(weight, name, weight.meta["val"].new_empty((size,)))
