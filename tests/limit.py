@@ -84,7 +84,7 @@ class Contraction:
         return self.each * self.inputs.numel() * self.outputs.numel() // self.groups
 
 
-def numerical_limit(case: Case, samples: int = 3, *, strict: bool = False) -> NumericalLimit:
+def numerical_limit(case: Case, samples: int = 3, *, strict: bool = False, constants: bool = True) -> NumericalLimit:
     """The least MACs of the convolutions and linear layers, from activations and gradients of random inputs alone.
 
     A channel lives where, for some sample, it is not zero and the gradient of a random projection of the outputs with
@@ -93,6 +93,8 @@ def numerical_limit(case: Case, samples: int = 3, *, strict: bool = False) -> Nu
 
     A channel that has one value, the same in training, is not live: it can be added elsewhere. Where a layer pads, one
     such channel of each group is, because at the border it is missing.
+
+    Without `constants` it is live.
 
     `strict`, for small networks, leaves less to luck: each sample has new weights, zero where the old ones are, so that
     no ReLU is always dead; and a channel without a gradient is needed all the same if noise on it changes an output (a
@@ -104,7 +106,7 @@ def numerical_limit(case: Case, samples: int = 3, *, strict: bool = False) -> Nu
         observed = _observed(drawn, args, strict)
         if strict:
             _find_needed(drawn, args, observed)
-        if any(bool(call.inputs_constant.isfinite().any()) for call in observed):
+        if constants and any(bool(call.inputs_constant.isfinite().any()) for call in observed):
             training = Case(copy.deepcopy(drawn.model).train(), drawn.args, drawn.kwargs)
             others = tree_map_only(Tensor, _louder, fresh_input(case.args, 900 + sample))
             again = [_observed(each, others, True) for each in (drawn, training)]

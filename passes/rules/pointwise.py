@@ -184,6 +184,9 @@ class Quotient(Pointwise):
     ) -> Tensor | None:
         dividend, divisor = site.node.args[:2]
         known = argument_range(site, ranges, divisor)
+        if known is None and isinstance(divisor, Node):  # a count of positions, say, is computed from nothing
+            constant = site.values.constant(divisor)
+            known = None if constant is None else Range.constant(constant)
         if dividend is divisor or known is None or not isinstance(dividend, Node):
             return None
         return zeros[site.inputs.index(dividend)] & known.excludes_zero
