@@ -135,7 +135,6 @@ MORE_IN_NUMBERS = {
 
 CONSTANTS_LEFT = {
     "synonyms": "a softmax of a constant is a constant of the sizes",
-    "mean_so_far": "a mean so far of a constant is one by its sizes",
     "parameter_shapes": "a trained number that several channels share has a gradient from constants",
     "layer_norm_by_halves": "a mean of constants over channels",
 }
