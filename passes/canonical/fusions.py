@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from passes.canonical.spellings import call, slice_bounds
-from passes.graph.nodes import free_names, hint, is_tensor, operator_name
+from passes.canonical.spellings import call, constant, slice_bounds
+from passes.graph.nodes import hint, is_tensor, operator_name
 from passes.rules.views import COPIES, PERMUTATIONS, RESHAPES
 
 aten = torch.ops.aten
@@ -137,16 +137,11 @@ def _target(step: Node) -> Any:
 
 def _shuffle(graph: Graph, node: Node, source: Node, order: Tensor) -> None:
     """Replace a node by the channels of `source` in another order."""
-    value, owner = source.meta["val"], graph.owning_module
-    assert owner is not None
-    name = next(free_names(owner, "_shuffle"))
-    owner.register_buffer(name, order.to(value.device), persistent=False)
     with graph.inserting_before(node):
-        constant = graph.get_attr(name)
+        positions = constant(graph, order.to(source.meta["val"].device), source, "_shuffle")
         shuffled = graph.create_node(
-            "call_function", aten.index_select.default, (source, 1, constant), name="channel_shuffle_default"
+            "call_function", aten.index_select.default, (source, 1, positions), name="channel_shuffle_default"
         )
-    constant.meta["val"] = value.new_empty((len(order),), dtype=torch.int64)
     shuffled.meta["val"] = node.meta["val"]
     node.replace_all_uses_with(shuffled)
 

@@ -1,6 +1,6 @@
 """Spellings: operators that are not in canonical form, each with the rewrite of one call into it.
 
-    chunk, split, tensor_split, unbind      split_with_sizes (and squeeze)
+    chunk, split, hsplit ..., unbind        split_with_sizes (and squeeze)
     select, narrow                          slice (and squeeze)
     stack                                   unsqueeze and cat
     glu                                     split_with_sizes, sigmoid and mul
@@ -24,11 +24,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from passes.canonical import recompose
-from passes.graph.nodes import is_projection
+from passes.graph.nodes import free_names, is_projection
 
 aten = torch.ops.aten
 
@@ -81,8 +82,9 @@ def _split_at(graph: Graph, node: Node, sizes: list[int], axis: int, *, squeeze:
 
 
 def _split(graph: Graph, node: Node) -> None:
-    values = node.meta["val"]
-    axis = _axis(node, 2, _arguments(node)[0].meta["val"].dim())
+    values, rank = node.meta["val"], _arguments(node)[0].meta["val"].dim()
+    named = SPLIT_AXES.get(node.target)
+    axis = _axis(node, 2, rank) if named is None else min(named, rank - 1)
     sizes = [value.shape[axis] for value in values]
     if not any(isinstance(n, torch.SymInt) for n in sizes) and all(is_projection(u) for u in node.users):
         _split_at(graph, node, [int(n) for n in sizes], axis)
@@ -139,6 +141,7 @@ def _slice_scatter(graph: Graph, node: Node) -> None:
     base, part = _arguments(node)[:2]
     bounds = slice_bounds(node, base.meta["val"].shape, 2)
     if bounds is None:
+        _step_scatter(graph, node)
         return
     axis, start, stop = bounds
     length = int(base.meta["val"].shape[axis])
@@ -148,6 +151,33 @@ def _slice_scatter(graph: Graph, node: Node) -> None:
     if stop < length:
         pieces.append(call(graph, aten.slice.Tensor, base, axis, stop, length))
     node.replace_all_uses_with(call(graph, aten.cat.default, pieces, axis) if len(pieces) > 1 else part)
+
+
+def _step_scatter(graph: Graph, node: Node) -> None:
+    """A slice with steps that is written: the base and the part side by side, and of both what is there in the end."""
+    base, part, *rest = _arguments(node)
+    shape = base.meta["val"].shape
+    axis, start, stop, step = (*rest, None, None, 1)[:4] if len(rest) < 4 else rest
+    axis = int(axis or 0) % len(shape)
+    if isinstance(shape[axis], torch.SymInt) or not all(isinstance(n, (int, type(None))) for n in (start, stop, step)):
+        return
+    length = int(shape[axis])
+    order = torch.arange(length)
+    order[slice(start, stop, step)] = torch.arange(length, length + part.meta["val"].shape[axis])
+    both = call(graph, aten.cat.default, [base, part], axis)
+    taken = call(graph, aten.index_select.default, both, axis, constant(graph, order.to(base.meta["val"].device), base))
+    node.replace_all_uses_with(taken)
+
+
+def constant(graph: Graph, value: Tensor, like: Node, stem: str = "_positions") -> Node:
+    """A new buffer of the graph's module, with an example value of the kind that `like` has."""
+    owner = graph.owning_module
+    assert owner is not None
+    name = next(free_names(owner, stem))
+    owner.register_buffer(name, value, persistent=False)
+    node = graph.get_attr(name)
+    node.meta["val"] = like.meta["val"].new_empty(value.shape, dtype=value.dtype)
+    return node
 
 
 def _select_scatter(graph: Graph, node: Node) -> None:
@@ -261,6 +291,24 @@ BORDERS: Mapping[tuple[str, int], Any] = {
 }
 """By mode and by the number of pads, two an axis."""
 
+SPLITS = (
+    aten.chunk.default,
+    aten.unsafe_chunk.default,
+    aten.split.Tensor,
+    aten.split.sizes,
+    aten.unsafe_split.Tensor,
+    aten.unsafe_split_with_sizes.default,
+    aten.tensor_split.sections,
+    aten.tensor_split.indices,
+)
+
+SPLIT_AXES: Mapping[Any, int] = {
+    **dict.fromkeys((aten.vsplit.int, aten.vsplit.array), 0),
+    **dict.fromkeys((aten.hsplit.int, aten.hsplit.array), 1),
+    **dict.fromkeys((aten.dsplit.int, aten.dsplit.array), 2),
+}
+"""Splits along an axis of their own; hsplit of a tensor of one axis takes that."""
+
 CONVOLUTIONS = (
     aten.conv1d.default,
     aten.conv2d.default,
@@ -273,8 +321,7 @@ CONVOLUTIONS = (
 
 SPELLINGS: Mapping[Any, Callable[[Graph, Node], None]] = {
     **recompose.RECOMPOSED,
-    **dict.fromkeys((aten.chunk.default, aten.split.Tensor), _split),
-    **dict.fromkeys((aten.tensor_split.sections, aten.tensor_split.indices), _split),
+    **dict.fromkeys((*SPLITS, *SPLIT_AXES), _split),
     aten.unbind.int: _unbind,
     aten.select.int: _select,
     aten.narrow.default: _narrow,

@@ -2,14 +2,13 @@
 
 A write through a view (`x[:, :4] += 1`) becomes a write to each tensor that the view shows: the new value is scattered
 into the base of the view, into the base of that, and so on up to the tensor that owns the memory. The alias annotations
-in the schema of an operator say which results are views and which arguments are written. The only list of operators
-here is `UNDO`, the inverses of views.
+in the schema of an operator say which results are views and which arguments are written. The inverses of views are in
+`passes.frontend.view_inverses`.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from passes.errors import CaptureError
-from passes.graph.nodes import operator_name
+from passes.frontend.view_inverses import inverse_of
+from passes.graph.nodes import is_tensor, operator_name
 
 aten = torch.ops.aten
 
@@ -207,9 +207,11 @@ class _Memory:
         self.now[tensor] = value
         self.clock[tensor] = self.tick
         base = self.parent.get(tensor)
+        while base is not None and not is_tensor(base):  # the list of results of a split
+            base = self.parent.get(base)
         if base is None:
             return
-        undo = UNDO.get(tensor.target) if tensor.op == "call_function" else None
+        undo = None if writes(tensor) else inverse_of(tensor, base)
         if undo is None and not writes(tensor):
             raise CaptureError(
                 f"forward writes in place through {tensor.format_node()}, a view that cannot be undone. "
@@ -224,58 +226,3 @@ def _arguments(overload: OpOverload) -> list[tuple[str, str]]:
     """The names and types of an operator's arguments; the name of the first is left out ("self" or "input")."""
     first, *rest = overload._schema.arguments
     return [("", str(first.real_type)), *((argument.name, str(argument.real_type)) for argument in rest)]
-
-
-Undo = Callable[[Any, Node, Node, Node], Node]
-"""The new content of a base, from the graph, the base, the new content of a view, and the view."""
-
-
-def _scatter(overload: OpOverload) -> Undo:
-    """For a slice or a selection: the base with the view written into it."""
-    return lambda graph, base, value, view: graph.call_function(
-        overload, (base, value, *view.args[1:]), dict(view.kwargs)
-    )
-
-
-def _same(graph: Any, base: Node, value: Node, view: Node) -> Node:
-    return value
-
-
-def _reshaped(graph: Any, base: Node, value: Node, view: Node) -> Node:
-    """For a view with the same elements in the same order: the value in the base's shape."""
-    sizes: list[Any] = []
-    for axis, size in enumerate(base.meta["val"].shape):
-        if isinstance(size, torch.SymInt):
-            node = graph.call_function(aten.sym_size.int, (base, axis))
-            node.meta["val"] = size
-            sizes.append(node)
-        else:
-            sizes.append(size)
-    return graph.call_function(aten.reshape.default, (value, sizes))  # type: ignore[no-any-return]
-
-
-def _transposed(graph: Any, base: Node, value: Node, view: Node) -> Node:
-    return graph.call_function(view.target, (value, *view.args[1:]))  # type: ignore[no-any-return]
-
-
-def _permuted(graph: Any, base: Node, value: Node, view: Node) -> Node:
-    order = [int(d) % len(view.args[1]) for d in view.args[1]]  # type: ignore[arg-type, union-attr]
-    return graph.call_function(aten.permute.default, (value, [order.index(d) for d in range(len(order))]))  # type: ignore[no-any-return]
-
-
-UNDO: dict[Any, Undo] = {
-    aten.slice.Tensor: _scatter(aten.slice_scatter.default),
-    aten.select.int: _scatter(aten.select_scatter.default),
-    aten.alias.default: _same,
-    aten.detach.default: _same,
-    aten.dropout.default: _same,
-    aten.view.default: _reshaped,
-    aten.view_as.default: _reshaped,
-    aten.reshape.default: _reshaped,
-    aten.flatten.using_ints: _reshaped,
-    aten.squeeze.dim: _reshaped,
-    aten.unsqueeze.default: _reshaped,
-    aten.contiguous.default: _same,
-    aten.transpose.int: _transposed,
-    aten.permute.default: _permuted,
-}

@@ -79,6 +79,7 @@ OVERLOADS: Mapping[str, Rule] = {
     "max.other": pointwise.POINTWISE,
     "min.other": pointwise.POINTWISE,
     **dict.fromkeys((f"{name}.data" for name in recurrent.RULES), UNKNOWN),  # of packed sequences
+    "view.dtype": UNKNOWN,  # the same bits in another type
     "where.default": UNKNOWN,  # of a condition alone: the places where it holds
     **dict.fromkeys(("max.default", "min.default", "median.default", "nanmedian.default"), mixing.TOTAL),
 }
