@@ -80,6 +80,7 @@ OTHER: dict[str, Callable[[Tensor], Tensor]] = {
     "arithmetic": lambda x: x + 1 - 1,
     "division without remainder": lambda x: torch.div(x, 1, rounding_mode="floor"),
     "clamp": lambda x: x.clamp(min=-1.0),
+    "a number that is read": lambda x: x * x.max().item(),
 }
 
 

@@ -45,8 +45,14 @@ def idle_source(node: Node) -> Node | None:
         return None
     if not all(_equal(a, b) for a, b in zip(value.shape, source.shape, strict=True)):
         return None
-    rest, named = map_arg((node.args[1:], dict(node.kwargs)), lambda n: n.meta["val"])
+    rest, named = map_arg((node.args[1:], dict(node.kwargs)), _known)
     return first if condition(value, source, *rest, **named) else None
+
+
+def _known(node: Node) -> Any:
+    """The example value of a tensor or of a size; a number that is read from a tensor equals nothing."""
+    value = node.meta.get("val")
+    return value if isinstance(value, (Tensor, torch.SymInt)) else math.nan
 
 
 def _equal(first: Any, second: Any) -> bool:
