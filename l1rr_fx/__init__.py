@@ -2,63 +2,19 @@
 
 from __future__ import annotations
 
-from l1rr_fx.lowering import Latency, lint, lower, to_onnx, to_tensorrt
-from l1rr_fx.method.attention.loss import FeatureAttention
-from l1rr_fx.method.planning.budget import Budget
-from l1rr_fx.method.planning.choose import choose
-from l1rr_fx.method.planning.plan import Plan
-from l1rr_fx.method.planning.scores import GroupSum, Taylor
-from l1rr_fx.method.planning.threshold import threshold
-from l1rr_fx.method.sites.channel_sites import channel_sites
-from l1rr_fx.method.sites.inspection import Inspection, inspect
-from l1rr_fx.method.training.decay import parameter_groups
-from l1rr_fx.method.training.recalibrate import recalibrate_batch_norm
-from l1rr_fx.method.training.sparsity import ReweightedL1
-from l1rr_fx.pruning.compiler import prune
-from l1rr_fx.pruning.optimizer import pruned_optimizer_state
-from l1rr_fx.pruning.pruned import Pruned, load
-from l1rr_fx.pruning.report import Report
-from l1rr_fx.version import __version__
-from passes.errors import (
-    CaptureError,
-    InputError,
-    L1RRError,
-    LoadError,
-    RewriteError,
-    VanishedError,
-    VerifyError,
-)
+from importlib.util import find_spec
+from pathlib import Path
 
-__all__ = [
-    "Budget",
-    "CaptureError",
-    "FeatureAttention",
-    "GroupSum",
-    "InputError",
-    "Inspection",
-    "L1RRError",
-    "Latency",
-    "LoadError",
-    "Plan",
-    "Pruned",
-    "Report",
-    "ReweightedL1",
-    "RewriteError",
-    "Taylor",
-    "VanishedError",
-    "VerifyError",
-    "__version__",
-    "channel_sites",
-    "choose",
-    "inspect",
-    "lint",
-    "load",
-    "lower",
-    "parameter_groups",
-    "prune",
-    "pruned_optimizer_state",
-    "recalibrate_batch_norm",
-    "threshold",
-    "to_onnx",
-    "to_tensorrt",
-]
+import lazy_loader
+
+_found = find_spec("passes")
+_folder = Path(_found.origin).parent if _found is not None and _found.origin is not None else None
+if _folder is None or not (_folder / "infra.py").is_file():
+    raise ImportError(
+        f"l1rr_fx needs its own package `passes`, which {_folder or 'another folder of that name'} hides: "
+        "rename that one, or take its parent folder from sys.path (Python puts the working directory first)"
+        if _found is not None
+        else "l1rr_fx needs its own package `passes`, which is missing: install l1rr-fx again"
+    )
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

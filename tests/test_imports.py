@@ -57,8 +57,8 @@ def test_every_form_of_import_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", files(PASSES), ids=lambda path: str(path.relative_to(PASSES.parent)))
-def test_the_compiler_imports_torch_and_networkx_alone(path: Path) -> None:
-    allowed = {*sys.stdlib_module_names, "torch", "networkx", "passes"}
+def test_the_compiler_imports_torch_networkx_and_lazy_loader_alone(path: Path) -> None:
+    allowed = {*sys.stdlib_module_names, "torch", "networkx", "lazy_loader", "passes"}
     assert imported(path) <= allowed
 
 
@@ -105,13 +105,40 @@ def test_importing_the_product_loads_nothing_heavy() -> None:
     assert python(code) == "[]"
 
 
+SHADOWS = {"a package": "passes/__init__.py", "a folder": "passes/mine.py", "a module": "passes.py"}
+
+
+@pytest.mark.parametrize("kind", SHADOWS)
+def test_another_package_of_the_name_is_named(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / SHADOWS[kind]
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("raise RuntimeError('of the user')")
+    code = f"import sys; sys.path = ['', {str(PRODUCT.parent)!r}, *sys.path]; import l1rr_fx"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    if kind == "a folder":  # without __init__.py it hides nothing
+        assert result.returncode == 0, result.stderr
+    else:
+        last = result.stderr.strip().splitlines()[-1]
+        assert last.startswith("ImportError: l1rr_fx needs its own package `passes`, which ") and "rename" in last
+
+
+def test_the_version_and_help_need_no_torch() -> None:
+    code = (
+        "import sys, l1rr_fx.cli as cli; print('torch' in sys.modules);"
+        "sys.argv = ['l1rr-fx', sys.argv[1]]; sys.exit = lambda code: print(code, 'torch' in sys.modules); cli.main()"
+    )
+    for flag in ("--version", "--help"):
+        found = subprocess.run([sys.executable, "-c", code, flag], capture_output=True, text=True, check=True).stdout
+        assert found.startswith("False\n") and found.endswith("0 False\n"), found
+
+
 def test_importing_the_product_loads_few_packages() -> None:
     """Beyond torch and what torch loads late. How long it takes is shown by `benchmarks/import_time.py`."""
     code = (
         "import sys, torch, torch.export, torch.fx; before = set(sys.modules); import l1rr_fx;"
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names))"
     )
-    assert set(python(code).split()) <= {"torch", "sympy", "mpmath", "rich", "safetensors", *OURS}
+    assert set(python(code).split()) <= {"torch", "sympy", "mpmath", "rich", "safetensors", "lazy_loader", *OURS}
 
 
 def test_public_names() -> None:

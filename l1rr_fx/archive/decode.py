@@ -14,6 +14,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from l1rr_fx.archive.arguments import decode_argument
+from l1rr_fx.archive.calls import Call, decode_call
 from l1rr_fx.archive.constants import check_options
 from l1rr_fx.archive.encode import leaf_options
 from l1rr_fx.archive.nesting import decode_codegen
@@ -24,6 +25,7 @@ from passes.graph.modes import MODULES
 from passes.graph.selection import Selection
 
 LEAVES = tuple(MODULES.values())
+FIELDS = {"codegen", "nodes", "modules", "parameters", "buffers", "kept"}
 MOST = 2**48
 """A size of a parameter is at most this."""
 # What the target of a node names, by the kind of the node.
@@ -32,9 +34,12 @@ NODE_TARGETS = {"placeholder": "identifier", "get_attr": "tensor", "call_module"
 
 def decode(
     document: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device
-) -> tuple[GraphModule, dict[str, Selection]]:
-    """The network of a document. Raises LoadError, naming the part, where anything is not as `encode` writes it."""
-    found = fields(document, {"codegen", "nodes", "modules", "parameters", "buffers", "kept"}, "the document")
+) -> tuple[GraphModule, dict[str, Selection], Call | None]:
+    """The network of a document, what it kept, and the call that it was captured for (None: not stored).
+
+    Raises LoadError, naming the part, where anything is not as `encode` writes it.
+    """
+    found = fields(document, FIELDS, "the document", frozenset({"example"}))
     module = _Builder(tensors, device).network(found)
     held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     kept = {}
@@ -47,7 +52,8 @@ def decode(
     used |= {name for facts in found["kept"].values() for name in (*facts["axes"], facts["flat"]) if name is not None}
     if unused := sorted({*tensors} - used):
         raise LoadError(f"the tensor {short(unused[0])} is stored and belongs to nothing")
-    return module, kept
+    call = decode_call(found["example"], module) if "example" in found else None
+    return module, kept, call
 
 
 class _Builder:

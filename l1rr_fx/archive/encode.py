@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from l1rr_fx.archive.arguments import encode_argument
+from l1rr_fx.archive.calls import Call, encode_call
 from l1rr_fx.archive.nesting import encode_codegen
 from l1rr_fx.archive.operators import operator_name
 from passes.errors import InputError
@@ -21,11 +22,12 @@ from passes.graph.selection import Selection
 
 
 def encode(
-    module: nn.Module, kept: Mapping[str, Selection]
+    module: nn.Module, kept: Mapping[str, Selection], call: Call | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor], tuple[str, ...]]:
     """The network and what it kept as a JSON document, the tensors that it names, each memory once, and notes.
 
-    A note says what the saved network gives otherwise. The tensors share memory with those of the network.
+    `call` is the one that it was captured for. A note says what the saved network gives otherwise. The tensors share
+    memory with those of the network.
 
     Raises InputError, naming the part, for what the format cannot hold.
     """
@@ -52,6 +54,8 @@ def encode(
     }
     held = document["parameters"].keys() | document["buffers"].keys()  # nothing is kept of a layer that is gone
     document["kept"] = {name: _selection_document(name, kept[name], store) for name in kept if name in held}
+    if (example := encode_call(call, module)) is not None:
+        document["example"] = example
     return document, store.tensors, notes
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from l1rr_fx.archive.calls import Call
 from l1rr_fx.archive.decode import decode
 from l1rr_fx.archive.encode import encode
 from l1rr_fx.archive.files import GRAPH, REPORT, is_replaceable, read_all, write_all
@@ -29,18 +30,20 @@ def save(
     report: str,
     directory: str | os.PathLike[str],
     *,
+    call: Call | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a captured network to `directory`: all of it or, on any failure, nothing.
 
-    `kept` says which part of the original each parameter and buffer is; `report` is a JSON text, stored as it is.
+    `kept` says which part of the original each parameter and buffer is; `report` is a JSON text, stored as it is;
+    `call` is an example of the arguments, of which sizes and dtypes are stored.
     Raises InputError if the directory is not empty (with `overwrite` a saved network is replaced, and nothing else
     is), if the network holds what the format cannot, or if the disk refuses.
     """
     target = path_of("directory", directory)
     of_kind("module", module, nn.Module)
     check_target(target, overwrite=overwrite)
-    document, tensors, notes = encode(module, kept)
+    document, tensors, notes = encode(module, kept, call)
     try:
         decode(document, tensors, torch.device("cpu"))  # what is saved can be loaded
     except LoadError as error:
@@ -57,8 +60,10 @@ def save(
 
 def load(
     directory: str | os.PathLike[str], *, device: torch.device | str = "cpu"
-) -> tuple[GraphModule, dict[str, Selection], str]:
-    """The module, what was kept and the report's text that `save` wrote, with all tensors on `device`.
+) -> tuple[GraphModule, dict[str, Selection], str, Call | None]:
+    """The module, what was kept, the report's text and the call that `save` wrote, with all tensors on `device`.
+
+    The call has tensors without values (None: the file does not say).
 
     Safe on files from anywhere: nothing in them is run. Raises LoadError, naming the file and what is wrong with it,
     unless every file is there, plain, within its limit, of the size and hash in the manifest, and holds a network of
@@ -67,13 +72,13 @@ def load(
     path, place = path_of("directory", directory), _usable(device)
     content = read_all(path)
     with naming(path / GRAPH):
-        module, kept = decode(parsed(content.graph), content.tensors, place)
+        module, kept, call = decode(parsed(content.graph), content.tensors, place)
     with naming(path / REPORT):
         try:
             report = content.report.decode()
         except UnicodeDecodeError as error:
             raise LoadError(str(error)) from error
-    return module, kept, report
+    return module, kept, report, call
 
 
 def _usable(device: object) -> torch.device:

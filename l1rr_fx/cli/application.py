@@ -1,33 +1,49 @@
-"""The application that commands register with, and how they show progress and errors."""
+"""The application that commands register with, and how they show progress, results and errors."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.metadata import version as version_of
 from typing import Annotated
 
-import torch
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from l1rr_fx.version import __version__
 from passes.errors import L1RRError
 
+CHAIN = "The chain, in its order"
+MORE = "Files, judgements, a demonstration"
+EPILOG = (
+    "Exit codes: 0 done; 1 the command ran and its answer is no (lint, conformance); 2 wrong input, one line on "
+    "stderr; 130 interrupted."
+)
+
 app = typer.Typer(
     name="l1rr-fx",
     help="Make zeroed channels disappear: a network that computes the same, and is smaller.",
+    epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document, and nothing else.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"l1rr-fx {__version__} (torch {torch.__version__})")
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: lines that can be typed."""
+    return "\n\n".join(["Examples:", *lines])
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"l1rr-fx {__version__} (torch {version_of('torch')})")
         raise typer.Exit
 
 
@@ -56,3 +72,13 @@ def reporting(doing: str | None) -> Iterator[None]:
         said = str(error) if isinstance(error, L1RRError) else f"{error.filename}: {error.strerror}"
         console.print(Text(f"error: {said}", style="red"), soft_wrap=True)
         raise typer.Exit(2) from error
+
+
+def show(*parts: RenderableType, document: Callable[[], str], json: bool, quiet: bool) -> None:
+    """Print a result: its parts for reading, its document for programs, or nothing."""
+    if json:
+        typer.echo(document())
+        return
+    console = Console()
+    for part in () if quiet else parts:
+        console.print(part, soft_wrap=isinstance(part, Text))

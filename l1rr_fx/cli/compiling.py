@@ -1,20 +1,27 @@
-"""`l1rr-fx inspect MODEL`, `l1rr-fx prune MODEL -o DIR` and `l1rr-fx demo`."""
+"""`l1rr-fx prune MODEL -o DIR`."""
 
 from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from l1rr_fx.cli.application import app, reporting
-from l1rr_fx.cli.subject import ModelArgument, load_subject
+from l1rr_fx.cli.application import CHAIN, JsonOption, QuietOption, app, examples, reporting, show
+from l1rr_fx.cli.inspecting import TargetMachine
+from l1rr_fx.cli.subject import ModelArgument, ShapeOption, load_subject
+from l1rr_fx.support.files import blamed, read_file
 from passes.errors import InputError
 
-TARGET_HELP = "The machine that will run it: none, cpu or onnxruntime (this one), or jetson-tx2."
+MOST_BYTES = 2**26
+"""A plan's file has at most so many bytes."""
+PLAN_HELP = "Zero the channels of this plan, which `l1rr-fx choose` wrote, first. Without it, MODEL's own zeros go."
+EXAMPLES = examples(
+    "l1rr-fx prune models:detector --plan plan.json --target jetson-tx2 -o small",
+    "l1rr-fx prune zeroed.pt -o small --details",
+)
 
 
 class Mode(str, Enum):
@@ -25,26 +32,26 @@ class Mode(str, Enum):
     exclude = "exclude"
 
 
-@app.command("inspect")
-def inspect_command(
-    model: ModelArgument,
-    target: Annotated[str, typer.Option(metavar="MACHINE", help=TARGET_HELP)] = "none",
-) -> None:
-    """Show the channels of MODEL, their groups, what could go, and what blocks the rest. Needs no training."""
-    from l1rr_fx.method.sites.inspection import inspect
-
-    with reporting("inspecting"):
-        subject = load_subject(model)
-        inspection = inspect(subject.model, subject.args, subject.kwargs, target=target)
-    Console().print(inspection)
+ModeOption = Annotated[Mode, typer.Option(help="What happens to channels that meet in an addition.")]
 
 
-@app.command("prune")
+class Shift(str, Enum):
+    """What happens to the shifts of channels that a plan zeroes: see `l1rr_fx.Plan.zero_`."""
+
+    zero = "zero"
+    keep = "keep"
+
+
+@app.command("prune", rich_help_panel=CHAIN, epilog=EXAMPLES)
 def prune_command(
     model: ModelArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to save the small network.")],
-    mode: Annotated[Mode, typer.Option(help="What happens to channels that meet in an addition.")] = Mode.recombine,
-    target: Annotated[str, typer.Option(metavar="MACHINE", help=TARGET_HELP)] = "none",
+    plan: Annotated[Path | None, typer.Option(metavar="FILE", help=PLAN_HELP)] = None,
+    shift: Annotated[
+        Shift, typer.Option(help="With --plan: zero the shifts of the channels too, or keep them as constants.")
+    ] = Shift.zero,
+    mode: ModeOption = Mode.recombine,
+    target: TargetMachine = "none",
     channel_multiple: Annotated[
         int | None, typer.Option(min=1, help="Keep a multiple of this many channels (default: where it pays).")
     ] = None,
@@ -52,16 +59,21 @@ def prune_command(
         bool, typer.Option("--inference", help="For evaluation alone: batch norms of constant channels go too.")
     ] = False,
     verify: Annotated[bool, typer.Option(help="Compare with the zeroed model on the example input.")] = True,
+    shape: ShapeOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the saved network in DIR.")] = False,
     details: Annotated[bool, typer.Option("--details", help="Show every layer too.")] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Remove what is zeroed in MODEL and save the small network in DIR, with its report (report.json)."""
-    from l1rr_fx import prune
-    from l1rr_fx.archive import check_target
-
     with reporting("pruning"):
+        from l1rr_fx import prune
+        from l1rr_fx.archive import check_target
+
         check_target(output, overwrite=overwrite)
-        subject = load_subject(model)
+        subject = load_subject(model, shape)
+        if plan is not None:
+            _zero(subject.model, plan, shift.value)
         pruned = prune(
             subject.model,
             subject.args,
@@ -73,23 +85,18 @@ def prune_command(
             verify=verify,
         )
         pruned.save(output, overwrite=overwrite)
-    console = Console()
-    console.print(pruned.report)
-    if details:
-        console.print(Text(pruned.report.details()), soft_wrap=True)
-    console.print(Text(f"saved in {output}"), soft_wrap=True)
+    report = pruned.report
+    parts = (report, Text(report.details())) if details else (report,)
+    show(*parts, Text(f"saved in {output}"), document=report.to_json, json=json, quiet=quiet)
 
 
-@app.command("demo")
-def demo_command(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Where the picture and the numbers go.")
-    ] = Path("demo-output"),
-) -> None:
-    """The whole method on a detector of tree crowns: choose, fine-tune, prune, compare."""
-    with reporting(None):
-        try:
-            from l1rr_fx.demo.run import run
-        except ModuleNotFoundError as error:
-            raise InputError(f"the demo needs the package {error.name}: pip install 'l1rr-fx[demo]'") from error
-        run(output, console=Console())
+def _zero(model: Any, plan: Path, shift: Any) -> None:
+    """Zero the channels of the plan in a file."""
+    from l1rr_fx.method.planning.plan import Plan
+
+    with blamed(plan, "read"):
+        content = read_file(plan, MOST_BYTES)
+    try:
+        Plan.from_json(content.decode()).zero_(model, shift)
+    except ValueError as error:  # InputError, or no text at all
+        raise InputError(f"{plan}: {error}") from error

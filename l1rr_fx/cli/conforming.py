@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from l1rr_fx.cli.application import app, reporting
+from l1rr_fx.cli.application import MORE, JsonOption, QuietOption, app, examples, reporting, show
+from l1rr_fx.support.documents import list_json
 from l1rr_fx.support.files import write_file
 from passes.errors import InputError
 
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 EVERY = "all"
 
 
-@app.command("conformance")
+EXAMPLES = examples("l1rr-fx conformance", "l1rr-fx conformance --tool torch-pruning --case residual_add")
+
+
+@app.command("conformance", rich_help_panel=MORE, epilog=EXAMPLES)
 def conformance_command(
     tool: Annotated[
         list[str] | None, typer.Option(help="l1rr, torch-pruning, torch-kirigami or all; may be repeated.")
@@ -39,6 +43,8 @@ def conformance_command(
         typer.Option(metavar="FILE", help="Add each verdict to this file at once; what it has already is not judged."),
     ] = None,
     write: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results as a page.")] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show which of many small networks a pruner gets right. Exit code 1 if some are wrong, raise or hang."""
     with reporting(None):
@@ -53,18 +59,21 @@ def conformance_command(
         tools = _tools(tool or ["l1rr"])
         known = None if record is None else Record(record)
         results = {name: _judged(name, sources, chosen, time_limit, known) for name in tools}
-    console = Console()
-    for each in chosen if case else ():
-        console.print(Text(f"{each.name}: {each.about}\n{_code(each)}"), soft_wrap=True)
     found = [judgement for judgements in results.values() for judgement in judgements]
-    console.print(page.details([each for each in found if case or each.verdict is not Verdict.exact]))
-    console.print(page.summary(results))
+    show(
+        *(Text(f"{each.name}: {each.about}\n{_code(each)}") for each in (chosen if case else ())),
+        page.details([each for each in found if case or each.verdict is not Verdict.exact]),
+        page.summary(results),
+        document=lambda: list_json(found),
+        json=json,
+        quiet=quiet,
+    )
     if write is not None:
         command = shlex.join(["l1rr-fx", *sys.argv[1:]])
         flags = (" --zoo" if zoo else "") + (f" --cases {cases}" if cases else "")
         with reporting(None):
             write_file(write, page.page(results, chosen, command, flags).encode())
-        console.print(Text(f"written: {write}"), soft_wrap=True)
+        show(Text(f"written: {write}"), document=str, json=False, quiet=quiet or json)
     if not all(judgement.verdict.is_safe for judgement in found):
         raise typer.Exit(1)
 

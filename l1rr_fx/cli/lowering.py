@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from l1rr_fx.cli.application import app, reporting
-from l1rr_fx.cli.subject import in_eval_mode, network_subject
+from l1rr_fx.cli.application import MORE, JsonOption, QuietOption, app, examples, reporting, show
+from l1rr_fx.cli.subject import ModelArgument, ShapeOption, in_eval_mode, load_subject
+from l1rr_fx.support.documents import list_json
+
+if TYPE_CHECKING:
+    from l1rr_fx.lowering.parsers.lint import Finding
 
 
 class TargetName(str, Enum):
@@ -27,25 +31,25 @@ class TargetName(str, Enum):
 TargetOption = Annotated[TargetName, typer.Option("--target", help="What reads the file.")]
 
 
-@app.command("onnx")
+@app.command(
+    "onnx",
+    rich_help_panel=MORE,
+    epilog=examples("l1rr-fx onnx small -o small.onnx", "l1rr-fx onnx best.pt -o best.onnx --target onnxruntime"),
+)
 def onnx_command(
-    network: Annotated[
-        str,
-        typer.Argument(metavar="NETWORK", help="A directory that `l1rr-fx prune` wrote, or a model, as for `prune`."),
-    ],
+    model: ModelArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")],
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(metavar="1x3xHxW", help="The shape of an input of a saved network; repeat it for more inputs."),
-    ] = None,
+    shape: ShapeOption = None,
     target: TargetOption = TargetName.jetson_tx2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Write a network as an ONNX file that the target reads, and check it."""
-    from l1rr_fx.lowering import to_onnx
-
+    """Write MODEL as an ONNX file that the target reads, and check it."""
     with reporting("writing"):
-        subject = network_subject(network, shape or [])
+        from l1rr_fx.lowering import to_onnx
+
+        subject = load_subject(model, shape)
         emitted = to_onnx(
             in_eval_mode(subject.model),
             subject.args,
@@ -54,30 +58,35 @@ def onnx_command(
             target=target.value,
             overwrite=overwrite,
         )
-    console = Console()
-    console.print(Text(str(emitted)), soft_wrap=True)
-    for finding in emitted.findings:
-        console.print(Text(str(finding)), soft_wrap=True)
+    lines = [Text(str(emitted)), *(Text(str(finding)) for finding in emitted.findings)]
+    show(*lines, document=lambda: list_json(emitted.findings), json=json, quiet=quiet)
 
 
-@app.command("lint")
+@app.command(
+    "lint",
+    rich_help_panel=MORE,
+    epilog=examples("l1rr-fx lint small.onnx", "l1rr-fx lint theirs.onnx --target tensorrt-10 --json"),
+)
 def lint_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file, whoever wrote it.")],
     target: TargetOption = TargetName.jetson_tx2,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show what the target would refuse in FILE or silently misread. Exit code 1 if there is an error."""
-    from l1rr_fx.lowering import lint
-
     with reporting("reading"):
+        from l1rr_fx.lowering import lint
+
         findings = lint(file, target.value)
-    console = Console()
-    if not findings:
-        console.print(Text(f"{file}: nothing to say against it on {target.value}"), soft_wrap=True)
-        return
+    part = _findings_table(findings) if findings else Text(f"{file}: nothing to say against it on {target.value}")
+    show(part, document=lambda: list_json(findings), json=json, quiet=quiet)
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _findings_table(findings: Sequence[Finding]) -> Table:
     table = Table("", "node", "problem", "cure")
     for finding in findings:
         where = f"{finding.operator} {finding.node}".strip() or "model"
         table.add_row(*(Text(cell) for cell in (finding.severity, where, finding.problem, finding.cure)))
-    console.print(table)
-    if any(finding.severity == "error" for finding in findings):
-        raise typer.Exit(1)
+    return table

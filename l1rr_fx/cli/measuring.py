@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from l1rr_fx.cli.application import app, reporting
-from l1rr_fx.cli.subject import in_eval_mode, network_subject
-from l1rr_fx.support.documents import from_text
+from l1rr_fx.cli.application import CHAIN, JsonOption, QuietOption, app, examples, reporting, show
+from l1rr_fx.cli.subject import ModelArgument, ShapeOption, in_eval_mode, load_subject
+from l1rr_fx.support.documents import from_text, list_json
 
 NMS_HELP = (
     "End the network with TensorRT's NMS: score=0.25,overlap=0.7,most=300,output=0, or those that differ from these. "
@@ -20,23 +19,19 @@ NMS_HELP = (
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `l1rr-fx lower` wrote.")]
 
 
-@app.command("lower")
+@app.command(
+    "lower",
+    rich_help_panel=CHAIN,
+    epilog=examples(
+        "l1rr-fx lower small -o bundle --dense best.pt",
+        'l1rr-fx lower best.pt -o bundle-dense --nms "score=0.3,most=100" --image street.jpg',
+    ),
+)
 def lower_command(
-    network: Annotated[
-        str,
-        typer.Argument(
-            metavar="NETWORK",
-            show_default=False,
-            help="A directory that `l1rr-fx prune` wrote, or a model, as for `prune`: a .pt2 file or "
-            "package.module:function.",
-        ),
-    ],
+    model: ModelArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="The new folder.")],
     target: Annotated[str, typer.Option(help="What it is lowered for.")] = "jetson-tx2",
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(metavar="1x3xHxW", help="The shape of an input of a saved network; repeat it for more inputs."),
-    ] = None,
+    shape: ShapeOption = None,
     label: Annotated[str, typer.Option(help="What comparisons call the network.")] = "",
     half_model: Annotated[bool, typer.Option(help="Add a file in FP16, for TensorRT 11.")] = True,
     nms: Annotated[str | None, typer.Option(metavar="NAME=NUMBER,...", help=NMS_HELP)] = None,
@@ -47,9 +42,11 @@ def lower_command(
         ),
     ] = None,
     dense: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="The network before pruning, to predict it beside: as NETWORK.")
+        str | None, typer.Option(metavar="MODEL", help="The network before pruning, to predict it beside: as MODEL.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that is there.")] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Write a folder that builds, checks and measures the network on its target, and print the predicted latency."""
     with reporting("lowering"):
@@ -59,8 +56,8 @@ def lower_command(
 
         suppression = None if nms is None else from_text(Nms, nms, "--nms")
         check_folder(output, overwrite=overwrite)
-        subject = network_subject(network, shape or [])
-        before = None if dense is None else in_eval_mode(network_subject(dense, shape or []).model)
+        subject = load_subject(model, shape)
+        before = None if dense is None else in_eval_mode(load_subject(dense, shape).model)
         bundle = lower(
             subject.pruned or in_eval_mode(subject.model),
             subject.args,
@@ -75,15 +72,25 @@ def lower_command(
             dense=before,
             overwrite=overwrite,
         )
-    console = Console()
-    for prediction in bundle.predictions.values():
-        console.print(prediction)
-    if bundle.half is not None:
-        console.print(bundle.half)
-    console.print(Text(str(bundle)), soft_wrap=True)
+    half = () if bundle.half is None else (bundle.half,)
+    show(
+        *bundle.predictions.values(),
+        *half,
+        Text(str(bundle)),
+        document=lambda: list_json(bundle.predictions.values()),
+        json=json,
+        quiet=quiet,
+    )
 
 
-@app.command("measure")
+@app.command(
+    "measure",
+    rich_help_panel=CHAIN,
+    epilog=examples(
+        "l1rr-fx measure bundle --ssh nvidia@tx2",
+        "l1rr-fx measure bundle --ssh me@box --engine onnxruntime -o cpu.json",
+    ),
+)
 def measure_command(
     bundle: BundleArgument,
     ssh: Annotated[str, typer.Option(metavar="USER@HOST", help="The machine, as the system's ssh knows it.")],
@@ -97,6 +104,8 @@ def measure_command(
     ssh_option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="As for ssh -o; repeatable.")
     ] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Copy BUNDLE to another machine, build and measure it there, and fetch results.json."""
     with reporting(f"measuring on {ssh}"):
@@ -110,20 +119,27 @@ def measure_command(
             arguments=("--engine", engine, "--iterations", str(iterations), "--warmup", str(warmup)),
             ssh_options=ssh_option or (),
         )
-    console = Console()
-    for run in found.runs:
-        name = f"{found.label}, {found.engine}, {run.precision.upper()}{' with NMS' * run.nms}"
-        console.print(Text(f"{name}: {run.ms:.3f} ms measured"))
-    for note in found.notes:
-        console.print(Text(f"note: {note}"), soft_wrap=True)
-    console.print(Text(f"written to {output or bundle / RESULTS}"), soft_wrap=True)
+    lines = [
+        f"{found.label}, {found.engine}, {run.precision.upper()}{' with NMS' * run.nms}: {run.ms:.3f} ms measured"
+        for run in found.runs
+    ]
+    lines += [*(f"note: {note}" for note in found.notes), f"written to {output or bundle / RESULTS}"]
+    show(*map(Text, lines), document=(output or bundle / RESULTS).read_text, json=json, quiet=quiet)
 
 
-@app.command("compare")
+@app.command(
+    "compare",
+    rich_help_panel=CHAIN,
+    epilog=examples(
+        "l1rr-fx compare bundle-dense/results.json bundle/results.json", "l1rr-fx compare dense.json small.json --json"
+    ),
+)
 def compare_command(
     results: Annotated[
         list[Path], typer.Argument(metavar="RESULTS...", help="results.json files, the dense one first.")
     ],
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Print measured networks side by side, by layer, and tell why pruning did not help where it did not."""
     with reporting(None):
@@ -131,5 +147,9 @@ def compare_command(
         from l1rr_fx.lowering.bundle.comparison import compare
 
         comparisons = compare(read_all(results))
-    for comparison in comparisons:
-        Console().print(comparison)
+    show(
+        *comparisons,
+        document=lambda: list_json(comparisons),
+        json=json,
+        quiet=quiet,
+    )

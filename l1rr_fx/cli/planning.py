@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from l1rr_fx.cli.application import app, reporting
-from l1rr_fx.cli.compiling import TARGET_HELP, Mode
-from l1rr_fx.cli.subject import ModelArgument, load_subject
+from l1rr_fx.cli.application import CHAIN, JsonOption, QuietOption, app, examples, reporting, show
+from l1rr_fx.cli.compiling import Mode, ModeOption
+from l1rr_fx.cli.inspecting import TargetMachine
+from l1rr_fx.cli.subject import ModelArgument, ShapeOption, load_subject
 from l1rr_fx.support.files import blamed, write_file
 from l1rr_fx.support.functions import called
 from passes.errors import InputError
@@ -28,31 +29,40 @@ DATA_HELP = (
 )
 
 
-@app.command("choose")
+EXAMPLES = examples(
+    "l1rr-fx choose best.pt -b latency=0.6 --target jetson-tx2 -o plan.json",
+    "l1rr-fx choose models:detector -b macs=0.35,params=0.25 --data models:batches -o plan.json",
+)
+
+
+@app.command("choose", rich_help_panel=CHAIN, epilog=EXAMPLES)
 def choose_command(
     model: ModelArgument,
     budget: Annotated[list[str], typer.Option("--budget", "-b", metavar="NAME=SHARE", help=BUDGET_HELP)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the plan goes (JSON).")],
     data: Annotated[str | None, typer.Option("--data", metavar="FUNCTION", help=DATA_HELP)] = None,
     scores: Annotated[str, typer.Option(help="bn-scale or weight-norm: what orders channels.")] = "bn-scale",
-    mode: Annotated[Mode, typer.Option(help="What happens to channels that meet in an addition.")] = Mode.recombine,
-    target: Annotated[str, typer.Option(metavar="MACHINE", help=TARGET_HELP)] = "none",
+    mode: ModeOption = Mode.recombine,
+    target: TargetMachine = "none",
     curves: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep what is measured here, and go on from it.")
     ] = None,
+    shape: ShapeOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the plan in FILE.")] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Choose the channels of MODEL to zero for a budget, and write the plan; the model is not changed."""
-    from l1rr_fx.method.attention.loss import FeatureAttention
-    from l1rr_fx.method.planning.budget import Budget
-    from l1rr_fx.method.planning.choose import choose
-
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=quiet)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with reporting(None):
+        from l1rr_fx.method.attention.loss import FeatureAttention
+        from l1rr_fx.method.planning.budget import Budget
+        from l1rr_fx.method.planning.choose import choose
+
         limits = Budget.parse(",".join(budget))
         _check_output(output, overwrite=overwrite)
-        subject = load_subject(model)
+        subject = load_subject(model, shape)
         attention = None if data is None else FeatureAttention(subject.model, subject.args, _batches(data))
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("measuring layers", total=None, visible=attention is not None)
@@ -69,8 +79,7 @@ def choose_command(
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         write_file(output, f"{plan.to_json()}\n".encode())
-    Console().print(plan)
-    Console().print(Text(f"saved in {output}"), soft_wrap=True)
+    show(plan, Text(f"saved in {output}"), document=plan.to_json, json=json, quiet=quiet)
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:

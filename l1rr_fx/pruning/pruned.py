@@ -13,7 +13,7 @@ from torch import nn
 
 from l1rr_fx.archive import network
 from l1rr_fx.archive.files import REPORT
-from l1rr_fx.pruning.pt2_file import Example, write_pt2
+from l1rr_fx.pruning.pt2_file import Example, float_type, write_pt2
 from l1rr_fx.pruning.report import Report
 from l1rr_fx.support.checks import naming
 from passes.errors import InputError, LoadError
@@ -40,7 +40,8 @@ class Pruned:
         Raises InputError if the directory exists and is not empty (unless `overwrite`, which replaces a saved network
         and nothing else), or if the network holds what the format cannot.
         """
-        network.save(self.module, self.kept, self.report.to_json(), directory, overwrite=overwrite)
+        call = None if self.example is None else (self.example.args, self.example.kwargs)
+        network.save(self.module, self.kept, self.report.to_json(), directory, call=call, overwrite=overwrite)
 
     def export(
         self,
@@ -54,8 +55,8 @@ class Pruned:
         """Write a `.pt2` file, which `torch.export.load` reads in a process without this package.
 
         `args`, `kwargs` and `dynamic_shapes` are those of the pruning unless others are given. A network that was
-        loaded does not know its inputs, so that `args` is needed. Which sizes may change it knows by its size guards;
-        give `dynamic_shapes` where all of them may. Operators of other libraries need these where the file is loaded.
+        loaded knows by its size guards which sizes may change; give `dynamic_shapes` where all of them may. Operators
+        of other libraries need these where the file is loaded.
 
         Raises InputError for wrong arguments, a file that exists (unless `overwrite`), a module in training mode, or a
         network that cannot be exported, as one that was pruned in pieces.
@@ -72,7 +73,7 @@ class Pruned:
         """The call to export: the one given, or else the one of the pruning."""
         if self.example is not None and dynamic_shapes is None:
             dynamic_shapes = self.example.dynamic_shapes
-        elif self.example is not None and self.example.dynamic_shapes is None:
+        elif self.example is not None and self.example.dynamic_shapes is None and not self.example.sizes_by_guards:
             raise InputError(
                 "this network was pruned for inputs of fixed sizes, by which its code may have chosen its way; "
                 "expected dynamic_shapes to be given to l1rr_fx.prune"
@@ -83,7 +84,7 @@ class Pruned:
             raise InputError("kwargs are given without args; expected both, such as export(path, (image,), {...})")
         if self.example is None:
             raise InputError(
-                "this network does not know what inputs it takes, as one that was loaded; "
+                "this network does not know what inputs it takes, as one that an older l1rr-fx saved; "
                 "expected an example of them: export(path, (image,))"
             )
         return replace(self.example, dynamic_shapes=dynamic_shapes)
@@ -99,10 +100,11 @@ def load(directory: str | os.PathLike[str], *, device: torch.device | str = "cpu
     plain, within its limit, of the size and hash in the manifest, and holds a network of known operators whose tensors
     fit together.
     """
-    module, kept, text = network.load(directory, device=device)
+    module, kept, text, call = network.load(directory, device=device)
     with naming(Path(directory) / REPORT):
         try:
             report = Report.from_json(text)
         except InputError as error:
             raise LoadError(str(error)) from error
-    return Pruned(module, report, kept)
+    example = None if call is None else Example(*call, dtype=float_type(module), sizes_by_guards=True)
+    return Pruned(module, report, kept, example)

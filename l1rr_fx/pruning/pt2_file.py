@@ -31,12 +31,17 @@ BUILT_IN = (tuple, list, dict, OrderedDict)
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """The call that a network was captured for: its arguments, the sizes that may change, and its parameters' dtype."""
+    """The call that a network was captured for: its arguments, the sizes that may change, and its parameters' dtype.
+
+    `sizes_by_guards`: the network's size guards, not `dynamic_shapes`, say which sizes may change, as those of a loaded
+    network do.
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     dynamic_shapes: Any = None
     dtype: torch.dtype | None = None
+    sizes_by_guards: bool = False
 
     def without_values(self) -> Example:
         """The same with tensors that have sizes and a dtype alone, so that no batch stays in memory."""

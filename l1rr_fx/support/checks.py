@@ -32,10 +32,10 @@ def expect(value: Any, wanted: type[T], what: str) -> T:
     return value
 
 
-def fields(value: Any, names: set[str], what: str) -> dict[str, Any]:
-    """`value`, which must be an object with exactly the fields `names`."""
+def fields(value: Any, names: set[str], what: str, optional: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """`value`, which must be an object with exactly the fields `names`, and may have the `optional` ones."""
     found = expect(value, dict, what)
-    if unexpected := sorted(names ^ found.keys()):
+    if unexpected := sorted(names ^ (found.keys() - optional)):
         raise LoadError(f"{what}: the field {short(unexpected[0])} is missing or unknown")
     return found
 

@@ -10,7 +10,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
@@ -28,6 +28,11 @@ def to_json(value: Any, what: str, version: int) -> str:
     """A dataclass as a JSON document that says it is an l1rr-fx `what`; `from_json` gives an equal one back."""
     document = {"format": f"l1rr-fx {what}", "version": version, **_plain(asdict(value))}
     return json.dumps(document, indent=1, allow_nan=False)
+
+
+def list_json(values: Iterable[Any]) -> str:
+    """Dataclasses as a JSON list, for programs to read."""
+    return json.dumps([_plain(asdict(value)) for value in values], indent=1, allow_nan=False)
 
 
 def from_json(kind: type[Kind], text: str, what: str, version: int) -> Kind:

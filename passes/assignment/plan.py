@@ -147,6 +147,10 @@ class LayoutPlan:
         return ("*" if is_chosen else "", str(each.layout), str(dead), cost, saved, reason)
 
 
+Plan = LayoutPlan
+"""The name of `LayoutPlan` before 0.2."""
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of text as aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -1,0 +1,34 @@
+"""The public names of `l1rr_fx`, each loaded at its first use (`__init__.py` reads this list)."""
+
+from .errors import CaptureError as CaptureError
+from .errors import InputError as InputError
+from .errors import L1RRError as L1RRError
+from .errors import LoadError as LoadError
+from .errors import LoweringError as LoweringError
+from .errors import RewriteError as RewriteError
+from .errors import VanishedError as VanishedError
+from .errors import VerifyError as VerifyError
+from .lowering import Latency as Latency
+from .lowering import lint as lint
+from .lowering import lower as lower
+from .lowering import to_onnx as to_onnx
+from .lowering import to_tensorrt as to_tensorrt
+from .method.attention.loss import FeatureAttention as FeatureAttention
+from .method.planning.budget import Budget as Budget
+from .method.planning.choose import choose as choose
+from .method.planning.plan import Plan as Plan
+from .method.planning.scores import GroupSum as GroupSum
+from .method.planning.scores import Taylor as Taylor
+from .method.planning.threshold import threshold as threshold
+from .method.sites.channel_sites import channel_sites as channel_sites
+from .method.sites.inspection import Inspection as Inspection
+from .method.sites.inspection import inspect as inspect
+from .method.training.decay import parameter_groups as parameter_groups
+from .method.training.recalibrate import recalibrate_batch_norm as recalibrate_batch_norm
+from .method.training.sparsity import ReweightedL1 as ReweightedL1
+from .pruning.compiler import prune as prune
+from .pruning.optimizer import pruned_optimizer_state as pruned_optimizer_state
+from .pruning.pruned import Pruned as Pruned
+from .pruning.pruned import load as load
+from .pruning.report import Report as Report
+from .version import __version__ as __version__
