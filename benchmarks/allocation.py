@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from l1rr_fx.method.planning.allocate import Allocatable, Moves, greedy
+from l1rr_fx.method.planning.allocate import Moves
 from l1rr_fx.method.planning.budget import Analysis
 from l1rr_fx.method.planning.moves import costs
+from l1rr_fx.method.planning.paths import Allocatable, greedy
 
 SWEEPS, HALVINGS = 2, 8
 
@@ -44,7 +45,7 @@ def moves_of(name: str, size: int) -> Moves:
 def by_greedy(moves: Moves, families: list[Allocatable], limit: float, exponent: float) -> Tensor:
     """Widths on the path of moves by loss for what they save ** exponent."""
     path = greedy(moves.shapes, families, moves.target, {"latency": limit}, exponent=exponent)
-    return path.widths[path.first({"latency": limit})]
+    return path.states[path.first()].widths
 
 
 def by_uniform(moves: Moves, families: list[Allocatable], limit: float) -> Tensor:

@@ -30,11 +30,12 @@ from l1rr_fx.machines.by_name import machine
 from l1rr_fx.machines.settings import settings_of
 from l1rr_fx.method.attention.loss import FeatureAttention
 from l1rr_fx.method.planning.budget import Analysis, Budget
-from l1rr_fx.method.planning.choose import EXPONENTS, choose, savings
+from l1rr_fx.method.planning.choose import choose
 from l1rr_fx.method.planning.curves import Curve, Unit, read_curves
-from l1rr_fx.method.planning.finish import WITHIN
 from l1rr_fx.method.planning.plan import Plan
 from l1rr_fx.method.planning.scores import GroupSum
+from l1rr_fx.method.planning.search import WITHIN
+from l1rr_fx.method.planning.weighing import EXPONENTS, savings, weighings
 from l1rr_fx.method.sites.channel_sites import channel_sites
 from l1rr_fx.method.training.recalibrate import recalibrate_batch_norm
 from passes.errors import InputError, VanishedError
@@ -140,7 +141,7 @@ def test_the_way_to_weigh_costs_is_that_which_loses_least(
     best = choose(model, ARGS, budget=budget, attention=attention, curves=curves)
     each = []
     for exponent in EXPONENTS:
-        monkeypatch.setattr(sys.modules[choose.__module__], "EXPONENTS", (exponent,))
+        monkeypatch.setattr(sys.modules[weighings.__module__], "EXPONENTS", (exponent,))
         each.append(choose(model, ARGS, budget=budget, attention=attention, curves=curves))
     losses = [plan.attention.total for plan in each if plan.attention is not None]
     assert len({plan.zeroed for plan in each}) > 1, "costs were not weighed"
@@ -341,7 +342,7 @@ QUICK = Latency("jetson-tx2", coefficients=replace(FITTED, launch=0.2))
 """A TX2 on which kernels start at once, so that small networks have a latency that plans can lower."""
 
 
-@pytest.mark.parametrize("mode", ["recombine", "union"])
+@pytest.mark.parametrize("mode", ["union", "recombine"])
 def test_latency_on_a_machine_is_that_of_what_prune_writes(model: Detector, mode: str) -> None:
     plan = choose(model, ARGS, budget=Budget(latency=0.7), target=QUICK, mode=mode)
     zeroed = copy.deepcopy(model)
@@ -349,7 +350,7 @@ def test_latency_on_a_machine_is_that_of_what_prune_writes(model: Detector, mode
     pruned = l1rr_fx.prune(zeroed, ARGS, target=QUICK, mode=mode)
     share = QUICK.predict(pruned.module, ARGS) / QUICK.predict(model, ARGS)
     assert plan.reached["latency"] == pytest.approx(share) and share <= 0.7
-    assert share >= 0.7 - (WITHIN if plan.explained is None else 0.05)  # a move may be larger; the plan names the last
+    assert share >= 0.7 - WITHIN or (plan.last is not None and plan.last.without["latency"] > 0.7)
     assert plan.reached["macs"] == pytest.approx(pruned.report.after.macs / pruned.report.before.macs)
 
 

@@ -4,9 +4,11 @@ choose   `choose`: the plan
 budget   `Budget`: the limits; the cost of a model with some channels zero
 scores   the order of the channels within a layer
 curves   the attention loss by the number of channels zeroed, of each layer alone
-search   the number of removals that meets a budget, by bisection
-families, moves, allocate
-         channels that go together, what their widths cost on a machine, and the order in which they go
+removable   the sites that may lose channels, in the order of their scores, and why the others do not
+weighing    what a channel saves, weighed against its loss
+search   the number of removals that meets a budget, by false position
+families, moves, paths, allocate
+         channels that go together, what their widths cost on a machine, the order in which they go, and where it ends
 explain  where the predicted time goes, and the moves that were not made
 finish   the plan that results, with what came back and what explains it
 revive   channels that the pruned network computes all the same come back

@@ -26,11 +26,14 @@ from passes.assignment.plan import LayoutPlan
 from passes.assignment.whole import whole_layouts
 from passes.audit.costs import dense_macs, not_counted, plan_macs, plan_parameters
 from passes.compile import Assigned, fastest_plan, refuse_vanished
-from passes.errors import InputError
+from passes.errors import InputError, VanishedError
 from passes.graph.nodes import attribute
 from passes.rewriting.rewriter import rewrite
 from passes.rewriting.sketcher import Machine, sketch
 from passes.rules import rule_for
+
+KEPT = 4
+"""Layout plans of one model that are kept at a time."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,9 @@ class Analysis:
             for name in (site.weight, site.bias)
             if name is not None
         }
+        self._facts = channel_facts(self.program)
+        self._constant = _constant_outputs(self.program, self._facts)
+        self._assigned: dict[tuple[tuple[str, bytes], ...], Assigned] = {}
         self.as_it_is = self._as_it_is()
         self.dense = self._dense()
 
@@ -136,14 +142,23 @@ class Analysis:
         return self.assigned(zeroing).plan
 
     def assigned(self, zeroing: Zeroing) -> Assigned:
-        """The layout plan, and the ways to write the network from which the target chose it."""
-        return fastest_plan(*self.liveness(zeroing), self.options, as_it_is=self.as_it_is)
+        """The layout plan, and the ways to write the network from which the target chose it.
+
+        The last ones are kept, because a search, revival and explanation ask for the same."""
+        key = tuple((name, mask.numpy().tobytes()) for name, mask in sorted(zeroing.items()) if bool(mask.any()))
+        if key not in self._assigned:
+            self._assigned[key] = fastest_plan(*self.liveness(zeroing), self.options, as_it_is=self.as_it_is)
+            if len(self._assigned) > KEPT:
+                self._assigned.pop(next(iter(self._assigned)))
+        return self._assigned[key]
 
     def liveness(self, zeroing: Zeroing) -> tuple[Program, Facts]:
         """The program with these channels zero, and its liveness. VanishedError as from `size`."""
         program = ZeroedProgram(self.program, zeroed_values(self.sites, self.values, zeroing))
         facts = channel_facts(program)
         refuse_vanished(program, facts)
+        if lost := sorted(_constant_outputs(program, facts) - self._constant):
+            raise VanishedError(f"the outputs {', '.join(lost)} are the same for every input: zero fewer channels")
         return program, facts
 
     def latency_of(self) -> str:
@@ -183,7 +198,7 @@ class Analysis:
 
     def whole(self) -> LayoutPlan:
         """The plan of the dense network."""
-        return whole_layouts(self.program, channel_facts(self.program), self.options)
+        return whole_layouts(self.program, self._facts, self.options)
 
     def _predicted(self, assigned: Assigned) -> float | None:
         """The latency of a network, in seconds or in the unit of the predictor; None where nothing predicts it."""
@@ -194,3 +209,15 @@ class Analysis:
             return assigned.alternatives[0].seconds
         judge = target if self.latency is None else machine(self.latency)
         return judge.predict_sketch(sketch(assigned.plan)) if isinstance(judge, Machine) else None
+
+
+def _constant_outputs(program: Program, facts: Facts) -> frozenset[str]:
+    """The names of the outputs that are computed from inputs and depend on none of them.
+
+    They need not be uniform: behind padding a constant differs at the border."""
+    varies = {node for node in facts.needed if node.op == "placeholder" and bool(facts.live(node).any())}
+    for site in program.sites:
+        given = zip(site.inputs, facts.asked[site.node], strict=True)
+        if any(node in varies and bool((asked & ~facts.zero[node]).any()) for node, asked in given):
+            varies |= {out for out in site.outputs if out is not None and bool(facts.live(out).any())}
+    return frozenset(node.name for node in program.output_tensors if node in program.at and node not in varies)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Node
 
 from l1rr_fx.latency.prediction import Latency
 from l1rr_fx.machines.by_name import machine
@@ -20,31 +17,23 @@ from l1rr_fx.machines.own import LatencyPredictor
 from l1rr_fx.method.attention.loss import FeatureAttention
 from l1rr_fx.method.planning.allocate import Moves
 from l1rr_fx.method.planning.budget import Analysis, Budget
-from l1rr_fx.method.planning.curves import Progress, Unit, measured_curves
+from l1rr_fx.method.planning.curves import Curve, Progress, Unit, measured_curves
 from l1rr_fx.method.planning.finish import finished, plan_of, warned
 from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.method.planning.removable import blocked_sites, least_width, ranked_units
 from l1rr_fx.method.planning.scores import Score, score_named, scores_of
-from l1rr_fx.method.planning.search import KEPT_CHANNELS, KEPT_SHARE, Search, sequence
-from l1rr_fx.method.sites.zeroing import ChannelSite, blocked_units, check_names, unwrapped
+from l1rr_fx.method.planning.search import Search, sequence
+from l1rr_fx.method.planning.weighing import savings, weighings
+from l1rr_fx.method.sites.zeroing import unwrapped
 from l1rr_fx.support.arguments import all_of_kind, of_kind
-from passes.analysis.coupling import residual_values
 from passes.assignment.cost_model import Target
 from passes.errors import InputError
 from passes.graph.nodes import attribute
 from passes.rewriting.sketcher import Machine
 
-log = logging.getLogger(__name__)
-
-EXPONENTS = (0.0, 0.25, 0.5, 0.75)
-"""How strongly the cost that a channel saves is weighed against its loss. 0 ignores the cost. 1 would be right if
-losses added up; they do not, and a few expensive layers would be emptied."""
 POWERS = (0.5, 1.0)
-"""The same for the moves of a machine."""
-UNSEEN = "no feature map depends on it"
-NOT_GIVEN = "not among the sites given"
-NO_SCALE = "no batch norm: only with attention, or named in sites="
-SMALL = "no more channels than a layer keeps"
-WHOLE = "the mode leaves sums of branches whole"
+"""How strongly the time that a move of a machine saves is weighed against its loss of attention."""
+THRESHOLD, MOVES = "global threshold", "moves of the machine"
 
 
 def choose(
@@ -124,48 +113,83 @@ def choose(
     analysis.liveness({})  # an output that is constant already is refused before anything is measured
     if attention is not None:
         _refuse_other_weights(attention, analysis)
-    blocked = _blocked(analysis, attention, chosen)
-    moves = _moves(unwrapped(model), analysis, score_named(scores), blocked) if "latency" in budget.limits else None
-    if attention is None and moves is not None:
-        search = moves.search(budget, None, blocked, {})
-        return warned(finished(search, search.count(), {}, blocked, "moves of the machine"))
-    ranked = _units(unwrapped(model), analysis, score_named(scores), blocked)
-    units: list[Unit] = [each.unit for each in ranked]
-    search = Search(analysis, budget, None, sequence(units, {e.unit.name: e.scores for e in ranked}), blocked)
+    blocked = blocked_sites(analysis, attention, chosen)
+    choice = _Choice.of(unwrapped(model), analysis, budget, blocked, score_named(scores))
     if attention is None:
-        return warned(finished(search, search.count(), {}, blocked, "global threshold"))
-    search.refuse_impossible()  # before hours of measuring
-    if moves is not None:
-        units = list(moves.families)
-    found = measured_curves(attention, units, analysis.values, file=curves, progress=progress)
-    plans: list[tuple[Plan, Search, int]] = []
-    refused: list[InputError] = []
-    searches: dict[str, Search] = {}
-    for method, saved in _weighings(savings(analysis, units, budget)).items():
-        times = {u.name: [found[u.name].at(n + 1) / saved[u.name] for n in range(len(u.order))] for u in units}
-        searches[method] = Search(analysis, budget, attention, sequence(units, times), blocked)
-    if moves is not None:
-        for exponent in POWERS:
-            method = f"moves of the machine by latency ** {exponent:g}"
-            searches[method] = moves.search(budget, attention, blocked, found, exponent)
-    for method, search in searches.items():
-        try:
-            count = search.count()
-            plans.append((plan_of(search, search.zeroing(count), count, found, blocked, method), search, count))
-        except InputError as error:
-            refused.append(error)
-    if not plans:
-        raise refused[0]
-    best, search, count = min(plans, key=lambda each: _loss(each[0]) if search.limits else _size(each[0]))
-    return warned(finished(search, count, found, blocked, best.method))
+        return choice.by_scores()
+    choice.first_search().refuse_impossible()  # before hours of measuring
+    found = measured_curves(attention, choice.measured, analysis.values, file=curves, progress=progress)
+    return choice.by_attention(attention, found)
 
 
 @dataclass(frozen=True, eq=False)
-class _Ranked:
-    """A unit with the scores of the channels of its order."""
+class _Choice:
+    """What is chosen from: units in the order of their scores, `times`, and the moves of the machine, if there are any.
 
-    unit: Unit
-    scores: list[float]
+    `measured`: the units whose losses of attention are to be measured."""
+
+    analysis: Analysis
+    budget: Budget
+    blocked: Mapping[str, str]
+    measured: Sequence[Unit]
+    times: Mapping[str, Sequence[float]]
+    moves: Moves | None
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, analysis: Analysis, budget: Budget, blocked: Mapping[str, str], score: Score
+    ) -> _Choice:
+        """The choice for a budget; it is one of moves if latency is limited on a machine that has them."""
+        moves = _moves(model, analysis, score, blocked) if "latency" in budget.limits else None
+        if moves is not None:
+            return cls(analysis, budget, blocked, moves.families, {}, moves)
+        ranked = ranked_units(model, analysis, score, blocked)
+        times = {each.unit.name: each.scores for each in ranked}
+        return cls(analysis, budget, blocked, [each.unit for each in ranked], times, None)
+
+    def first_search(self) -> Search:
+        """The search by scores alone."""
+        if self.moves is not None:
+            return self.moves.search(self.budget, None, self.blocked, {})
+        return Search(self.analysis, self.budget, None, sequence(self.measured, self.times), self.blocked)
+
+    def by_scores(self) -> Plan:
+        """The plan of the smallest scores."""
+        search = self.first_search()
+        method = THRESHOLD if self.moves is None else MOVES
+        return warned(finished(search, search.count(), {}, self.blocked, method))
+
+    def by_attention(self, attention: FeatureAttention, curves: Mapping[str, Curve]) -> Plan:
+        """The plan with the least loss of attention, of those that the ways to weigh costs find."""
+        plans: list[tuple[Plan, Search, int]] = []
+        refused: list[InputError] = []
+        for method, search in self._searches(attention, curves).items():
+            try:
+                count = search.count()
+                zeroing = search.order.zeroing(count)
+                plans.append((plan_of(search, zeroing, count, curves, self.blocked, method), search, count))
+            except InputError as error:
+                refused.append(error)
+        if not plans:
+            raise refused[0]
+        best, search, count = min(plans, key=lambda each: _loss(each[0]) if search.limits else _size(each[0]))
+        return warned(finished(search, count, curves, self.blocked, best.method))
+
+    def _searches(self, attention: FeatureAttention, curves: Mapping[str, Curve]) -> Mapping[str, Search]:
+        """A search for each way to weigh costs, by the name of the method."""
+        found: dict[str, Search] = {}
+        for method, saved in weighings(savings(self.analysis, self.measured, self.budget)).items():
+            times = {
+                unit.name: [curves[unit.name].at(n + 1) / saved[unit.name] for n in range(len(unit.order))]
+                for unit in self.measured
+            }
+            order = sequence(self.measured, times)
+            found[method] = Search(self.analysis, self.budget, attention, order, self.blocked)
+        for exponent in POWERS if self.moves is not None else ():
+            assert self.moves is not None
+            method = f"{MOVES} by latency ** {exponent:g}"
+            found[method] = self.moves.search(self.budget, attention, self.blocked, curves, exponent)
+        return found
 
 
 def _loss(plan: Plan) -> float:
@@ -175,43 +199,6 @@ def _loss(plan: Plan) -> float:
 
 def _size(plan: Plan) -> float:
     return math.fsum(plan.reached.values())
-
-
-def savings(analysis: Analysis, units: Sequence[Unit], budget: Budget) -> Mapping[str, Mapping[str, float]]:
-    """What one channel of each unit saves of each cost that the budget limits, over the mean of all units; by the name
-    of the cost. If there are several costs, also of their sum. Latency counts where the target predicts it: a predictor
-    of the user's would be asked once for each unit.
-
-    The compiler computes it with half of the removable channels of all other units zero, so that the layer that makes a
-    channel and those that read it both count. A unit that saves nothing counts as a thousandth."""
-    known = ("params", "macs", *(["latency"] if analysis.as_it_is is not None else []))
-    limited = [name for name in known if name in budget.limits] or ["macs"]
-    halves = {unit.name: (len(unit.order) + 1) // 2 for unit in units}
-
-    def left(without: str | None) -> Mapping[str, float]:
-        zeroing = {n: m for u in units if u.name != without for n, m in u.zeroing(halves[u.name]).items()}
-        return analysis.size(zeroing).shares(analysis.dense)
-
-    least, others = left(None), {unit.name: left(unit.name) for unit in units}
-    found: dict[str, Mapping[str, float]] = {}
-    for costs in dict.fromkeys([(*limited,), *((cost,) for cost in limited)]):
-        saved = {
-            name: math.fsum(shares[cost] - least[cost] for cost in costs) / halves[name]
-            for name, shares in others.items()
-        }
-        mean = math.fsum(saved.values()) / len(saved)
-        found[" + ".join(costs)] = {n: max(each / mean, 1e-3) if mean > 0 else 1.0 for n, each in saved.items()}
-    return found
-
-
-def _weighings(savings: Mapping[str, Mapping[str, float]]) -> Mapping[str, Mapping[str, float]]:
-    """The divisors of the losses of each unit, by the name of the method."""
-    found: dict[str, Mapping[str, float]] = {}
-    for costs, saved in savings.items():
-        for exponent in EXPONENTS:
-            name = f"attention by {costs} ** {exponent:g}" if exponent else "attention"
-            found[name] = {unit: each**exponent for unit, each in saved.items()}
-    return found
 
 
 def _refuse_other_weights(attention: FeatureAttention, analysis: Analysis) -> None:
@@ -225,68 +212,7 @@ def _refuse_other_weights(attention: FeatureAttention, analysis: Analysis) -> No
             raise InputError(f"attention was made of other weights: {name} differs; make it again from this model")
 
 
-def _blocked(analysis: Analysis, attention: FeatureAttention | None, chosen: Sequence[str] | None) -> Mapping[str, str]:
-    """Why a site loses no channels, by its name."""
-    check_names(analysis.sites, chosen)
-    whole = _kept_whole(analysis)
-    scales = any(site.kind == "scale" and site.blocked is None for site in analysis.sites)
-
-    def reason(site: ChannelSite) -> str | None:
-        if site.blocked is not None:
-            return site.blocked
-        if chosen is not None and site.name not in chosen:
-            return NOT_GIVEN
-        if site.weight in whole:
-            return WHOLE
-        if attention is not None and not attention.reaches([site.weight, site.bias or site.weight]):
-            return UNSEEN
-        if attention is None and chosen is None and scales and site.kind != "scale":
-            return NO_SCALE
-        return SMALL if site.channels <= _floor(site.channels) else None
-
-    found = {site.name: why for site in analysis.sites if (why := reason(site)) is not None}
-    return blocked_units(analysis.sites, found)
-
-
-def _kept_whole(analysis: Analysis) -> frozenset[str]:
-    """The parameters that scale or make the channels of sums of branches, if the mode is "exclude"."""
-    if analysis.options.mode != "exclude":
-        return frozenset()
-    read = (argument for node in residual_values(analysis.program) for argument in node.args)
-    return frozenset(str(node.target) for node in read if isinstance(node, Node) and node.op == "get_attr")
-
-
-def _units(model: nn.Module, analysis: Analysis, score: Score, blocked: Mapping[str, str]) -> list[_Ranked]:
-    """The units with removable channels, in the order of their scores; channels that are zero already come first."""
-    members: dict[str, list[ChannelSite]] = defaultdict(list)
-    for site in analysis.sites:
-        members[site.unit].append(site)
-    already = analysis.already_zero()
-    found = []
-    for sites in members.values():
-        if any(site.name in blocked for site in sites):
-            continue
-        total = torch.stack([scores_of(model, site, score) for site in sites]).sum(0)
-        gone = torch.stack([already.get(s.name, torch.zeros(s.channels, dtype=torch.bool)) for s in sites]).all(0)
-        total = torch.where(gone, torch.minimum(total, torch.zeros_like(total)), total)
-        order = total.argsort(stable=True)[: len(total) - _floor(len(total))]
-        found.append(_Ranked(Unit(tuple(sites), order), total[order].tolist()))
-    if not found:
-        raise InputError(f"no layer has channels that may go: {_reasons(blocked)}")
-    return found
-
-
 def _moves(model: nn.Module, analysis: Analysis, score: Score, blocked: Mapping[str, str]) -> Moves | None:
     """The moves of the target's machine, if it has any."""
     scores = {site.name: scores_of(model, site, score) for site in analysis.sites if site.name not in blocked}
-    return Moves.of(analysis, scores, frozenset(blocked), _floor)
-
-
-def _floor(channels: int) -> int:
-    return max(KEPT_CHANNELS, math.ceil(KEPT_SHARE * channels))
-
-
-def _reasons(blocked: Mapping[str, str]) -> str:
-    """The first sites with their reasons; sites that were not given come last."""
-    reasons = sorted(blocked.items(), key=lambda each: each[1] == NOT_GIVEN)
-    return "; ".join(f"{name}: {reason}" for name, reason in reasons[:8])
+    return Moves.of(analysis, scores, frozenset(blocked), least_width)

@@ -44,13 +44,14 @@ class TimeParts:
 
 @dataclass(frozen=True)
 class Move:
-    """A move: `channels` of the family named go. After it the plan loses `loss`, and takes `latency` of the dense
-    network's time, both as predicted for the families' widths."""
+    """A move: `channels` of the family named go, and `back` channels of others come back. After it the plan loses
+    `loss`, and takes `latency` of the dense network's time, both as predicted for the families' widths."""
 
     family: str
     channels: int
     loss: float
     latency: float
+    back: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ def _times(columns: Mapping[str, TimeParts]) -> Table:
 
 def _moves(title: str, moves: Sequence[Move]) -> Table:
     table = Table("family", title=title, title_justify="left")
-    for heading in ("channels", "loss after it", "share of the dense time"):
+    for heading in ("channels", "back elsewhere", "loss after it", "share of the dense time"):
         table.add_column(heading, justify="right")
     for move in moves:
-        table.add_row(move.family, f"{move.channels:,}", f"{move.loss:.4g}", f"{move.latency:.4f}")
+        table.add_row(move.family, f"{move.channels:,}", f"{move.back:,}", f"{move.loss:.4g}", f"{move.latency:.4f}")
     return table

@@ -14,21 +14,19 @@ from l1rr_fx.machines.jetson_tx2 import JetsonTX2
 from l1rr_fx.machines.settings import settings_of
 from l1rr_fx.method.planning.curves import Curve
 from l1rr_fx.method.planning.explain import explanation
+from l1rr_fx.method.planning.paths import Path
 from l1rr_fx.method.planning.plan import Plan, planned
 from l1rr_fx.method.planning.revive import Revival, revived_prefix
-from l1rr_fx.method.planning.search import Search, shown
+from l1rr_fx.method.planning.search import WITHIN, Search, shown
 from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing
 from passes.assignment.cost_model import ByteCount
 
 log = logging.getLogger(__name__)
 
-WITHIN = 0.005
-"""The distance from a limit, as a share of the dense model, above which a warning is logged."""
-
 
 def finished(search: Search, count: int, curves: Mapping[str, Curve], blocked: Mapping[str, str], method: str) -> Plan:
-    """The plan after `count` removals, without the channels that the target computes anyway."""
-    zeroing = search.zeroing(count)
+    """The plan of the state `count`, without the channels that the target computes anyway."""
+    zeroing = search.order.zeroing(count)
     target = search.analysis.options.target
     if target.name == ByteCount().name:  # computes no zeros in the place of copies
         return plan_of(search, zeroing, count, curves, blocked, method)
@@ -39,10 +37,11 @@ def finished(search: Search, count: int, curves: Mapping[str, Curve], blocked: M
         count, revived = found
         zeroing = revived.zeroing
         made = plan_of(search, zeroing, count, curves, blocked, method, revived)
-    if not search.moves or not isinstance(target, JetsonTX2):
+    if not isinstance(search.order, Path) or not isinstance(target, JetsonTX2):
         return made
     analysis = search.analysis
-    return replace(made, explained=explanation(target, analysis.whole(), analysis.plan(zeroing), search.moves, count))
+    explained = explanation(target, analysis.whole(), analysis.plan(zeroing), search.order.moves, count)
+    return replace(made, explained=explained)
 
 
 def plan_of(
@@ -54,7 +53,7 @@ def plan_of(
     method: str,
     revived: Revival | None = None,
 ) -> Plan:
-    """The plan that zeroes these channels, those of `count` removals before channels came back."""
+    """The plan that zeroes these channels, those of the state `count` before channels came back."""
     analysis = search.analysis
     shares = (search.shares(count) or {}) if revived is None else revived.size.shares(analysis.dense)
     zero = analysis.already_zero()  # in every plan, so that fine-tuning does not bring it back
@@ -70,12 +69,13 @@ def plan_of(
         shares,
         analysis.options.mode,
         method,
-        search.sequence[count - 1].time if count else 0.0,
+        search.order.time(count),
         None if search.attention is None else search.loss(count) if revived is None else search.loss_of(zeroing),
         analysis.not_counted,
         settings_of(analysis.options.target),
         tuple(tuple(x.shape) for x in pytree.tree_leaves((analysis.args, analysis.kwargs)) if isinstance(x, Tensor)),
         None if revived is None else revived.channels,
+        last=search.last_step(count),
     )
 
 
@@ -84,9 +84,8 @@ def warned(plan: Plan) -> Plan:
     limits = {name: limit for name, limit in plan.limits.items() if name != "attention"}
     if limits and min(limit - plan.reached[name] for name, limit in limits.items()) > WITHIN:
         left = shown({name: plan.reached[name] for name in limits})
-        log.warning(
-            "%s is left, not the budget %s: the last channel, or zeros that were there, saved more", left, shown(limits)
-        )
+        why = "zeros that were there saved more" if plan.last is None else str(plan.last)
+        log.warning("%s is left, not the budget %s: %s", left, shown(limits), why)
     return plan
 
 

@@ -63,13 +63,14 @@ class Costs:
     macs: Tensor
     params: Tensor
 
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """The costs by the names of a budget."""
+        return {"latency": self.seconds, "macs": self.macs, "params": self.params}
+
     def shares(self, dense: Costs) -> dict[str, Tensor]:
         """The costs as shares of those of the dense network, by the names of a budget."""
-        return {
-            "latency": self.seconds / dense.seconds,
-            "macs": self.macs / dense.macs,
-            "params": self.params / dense.params,
-        }
+        return {name: cost / dense.named[name] for name, cost in self.named.items()}
 
 
 def kernel_seconds(work: Work, target: JetsonTX2) -> Seconds:

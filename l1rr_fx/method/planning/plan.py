@@ -16,6 +16,7 @@ from l1rr_fx.machines.settings import MachineSettings
 from l1rr_fx.method.attention.loss import AttentionLoss
 from l1rr_fx.method.planning.budget import Budget
 from l1rr_fx.method.planning.explain import Explanation
+from l1rr_fx.method.planning.search import LastStep
 from l1rr_fx.method.sites.zeroing import ChannelSite, Shift, Zeroing, keeps_shift, unwrapped
 from l1rr_fx.method.training.hold import Held
 from l1rr_fx.support.arguments import of_kind
@@ -94,7 +95,8 @@ class Plan:
     whole plan, if it was measured. `not_counted`: the calls whose MACs and time are in no figure, so that the shares of
     these costs are lower bounds. `machine`: whose predictions the costs are (None: of a plan that did not record it),
     for the example `inputs` of these shapes. `revival`: the zeros that the pruned model computes all the same.
-    `explained`: where the predicted time goes, if channels went in moves of the machine.
+    `explained`: where the predicted time goes, if channels went in moves of the machine. `last`: the step that took the
+    plan far below its limits, if one did.
     """
 
     model: str
@@ -111,6 +113,7 @@ class Plan:
     inputs: tuple[tuple[int, ...], ...] = ()
     revival: RevivedChannels | None = None
     explained: Explanation | None = None
+    last: LastStep | None = None
 
     @property
     def limits(self) -> Mapping[str, float]:
@@ -195,6 +198,8 @@ class Plan:
             left_out = () if name == "params" else self.not_counted
             figure = at_least(f"{share:.4f}", left_out)
             lines.append(f"{name}: {figure} of the dense" + (f" (budget {limit:g})" if limit else ""))
+        if self.last is not None:
+            lines.append(str(self.last))
         if self.revival is not None:
             lines.append(str(self.revival))
         if self.not_counted:

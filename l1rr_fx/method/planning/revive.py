@@ -28,7 +28,7 @@ QUESTIONS = 32
 """Plans that are predicted at most. Most plans are at the fixed point after three."""
 
 TRIES = 8
-"""Numbers of removals that are tried until the revived plan meets its budget."""
+"""States that are tried until the revived plan meets its budget."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,22 +41,22 @@ class Revival:
 
 
 def revived_prefix(search: Search, count: int) -> tuple[int, Revival] | None:
-    """The removals that meet the budget once channels have come back, `count` or a few more of them; None if none do.
+    """The state that meets the budget once channels have come back, `count` or one after it; None if none does.
 
-    `count` removals meet it without revival.
+    `count` meets it without revival.
     """
     first = search.shares(count) or {}
     slopes = {name: max((1 - share) / max(1, count), 1e-9) for name, share in first.items()}
     for attempt in range(TRIES):
         if search.shares(count) is None:
             return None
-        found = revival(search.analysis, search.zeroing(count))
+        found = revival(search.analysis, search.order.zeroing(count))
         shares = found.size.shares(search.analysis.dense)
         above = {name: shares[name] - limit for name, limit in search.limits.items()}
         if all(excess <= 0 for excess in above.values()):
             return count, found
         count += max(1, *(math.ceil(2**attempt * excess / slopes[name]) for name, excess in above.items()))
-        if count > len(search.sequence):
+        if count > len(search.order):
             return None
     return None
 

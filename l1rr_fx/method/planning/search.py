@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from torch import Tensor
 
 from l1rr_fx.method.attention.loss import AttentionLoss, FeatureAttention
 from l1rr_fx.method.planning.budget import Analysis, Budget
 from l1rr_fx.method.planning.curves import Unit
-from l1rr_fx.method.planning.explain import Move
 from l1rr_fx.method.sites.zeroing import Zeroing, zeroed_values
 from l1rr_fx.support.uncounted import at_least, uncounted
 from passes.errors import InputError, VanishedError
@@ -24,8 +24,52 @@ from passes.errors import InputError, VanishedError
 KEPT_CHANNELS, KEPT_SHARE = 4, 0.05
 """A layer keeps at least KEPT_CHANNELS channels, and KEPT_SHARE of them."""
 
+WITHIN = 0.005
+"""The distance from a limit, as a share of the dense model, above which a plan says why it is not nearer."""
+
 CLOSE = 0.001
 """A number of removals is not refined further if it leaves at most this share of the dense model below the limits."""
+
+
+@dataclass(frozen=True)
+class LastStep:
+    """What a plan did last: `channels` of the unit or family named went, and `back` of others came back.
+
+    `without`: the shares of the dense model's costs without it, as they are predicted."""
+
+    name: str
+    channels: int
+    back: int = 0
+    without: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        back = f", and {self.back:,} of others are back" if self.back else ""
+        gone = f"{self.channels:,} channels of {self.name} gone{back}"
+        return (
+            f"the last step is larger than what is left: {gone}; without it {shown(self.without) or 'nothing is known'}"
+        )
+
+
+class Order(Protocol):
+    """States of a network, numbered from 0, the network as it is; each has more channels zero than those before it,
+    or at least a smaller cost."""
+
+    def __len__(self) -> int:
+        """The number of the last state."""
+        ...
+
+    def zeroing(self, count: int) -> Zeroing:
+        """The masks of a state."""
+        ...
+
+    def time(self, count: int) -> float:
+        """The loss or score up to which channels are zero in a state."""
+        ...
+
+    def step(self, count: int) -> LastStep:
+        """What leads from the state before to a state other than the first; costs without it only where they are
+        predicted."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,44 +81,72 @@ class Removal:
     time: float
 
 
-def sequence(units: Sequence[Unit], times: Mapping[str, Sequence[float]]) -> list[Removal]:
+@dataclass(frozen=True, eq=False)
+class Removals:
+    """States that differ by the removal of one channel."""
+
+    removals: Sequence[Removal]
+
+    def __len__(self) -> int:
+        """The number of removals."""
+        return len(self.removals)
+
+    def time(self, count: int) -> float:
+        """The loss or score of the last of so many removals."""
+        return self.removals[count - 1].time if count else 0.0
+
+    def step(self, count: int) -> LastStep:
+        """The removal of one channel."""
+        return LastStep(self.removals[count - 1].unit.name, 1)
+
+    def zeroing(self, count: int) -> Zeroing:
+        """The masks after `count` removals."""
+        taken: dict[str, int] = defaultdict(int)
+        units = {}
+        for removal in self.removals[:count]:
+            units[removal.unit.name] = removal.unit
+            taken[removal.unit.name] = max(taken[removal.unit.name], removal.rank + 1)
+        found: dict[str, Tensor] = {}
+        for unit in units.values():
+            for name, mask in unit.zeroing(taken[unit.name]).items():
+                found[name] = found[name] | mask if name in found else mask  # families may share a site
+        return found
+
+
+def sequence(units: Sequence[Unit], times: Mapping[str, Sequence[float]]) -> Removals:
     """All removable channels in the order of their losses or scores; at equal ones, all layers to the same share."""
     removals = [Removal(unit, rank, time) for unit in units for rank, time in enumerate(times[unit.name])]
-    return sorted(removals, key=lambda each: (each.time, (each.rank + 1) / each.unit.channels, each.unit.name))
+    return Removals(
+        sorted(removals, key=lambda each: (each.time, (each.rank + 1) / each.unit.channels, each.unit.name))
+    )
 
 
 class Search:
-    """A prefix of a sequence of removals that meets the limits on cost and is at most CLOSE below them, or the shortest
-    that does. If only attention is limited, the longest prefix within that limit.
-
-    `guess`: a number of removals that is close to it. `moves`: the removals, if they are moves of a machine.
-    """
+    """The state of an order that meets the limits on cost and is at most CLOSE below them, or the first that does. If
+    only attention is limited, the last within that limit."""
 
     def __init__(
         self,
         analysis: Analysis,
         budget: Budget,
         attention: FeatureAttention | None,
-        sequence: Sequence[Removal],
+        order: Order,
         blocked: Mapping[str, str],
-        guess: int | None = None,
-        moves: Sequence[Move] = (),
     ) -> None:
-        self.guess, self.moves = guess, moves
-        self.blocked = blocked
-        self.analysis, self.budget, self.attention, self.sequence = analysis, budget, attention, sequence
+        self.blocked, self.order = blocked, order
+        self.analysis, self.budget, self.attention = analysis, budget, attention
         self.limits = {name: limit for name, limit in budget.limits.items() if name != "attention"}
         self._shares: dict[int, Mapping[str, float] | None] = {}
         self._losses: dict[int, AttentionLoss] = {}
 
     def count(self) -> int:
-        """The number of removals. InputError if the budget cannot be met."""
+        """The number of the state. InputError if the budget cannot be met."""
         if not self.limits:
             return self._last(lambda count: self._is_kept(count))
-        if self.guess is not None:
-            count = self._least(self.guess)
-        else:
-            count = 0 if self._excess(0) <= 0 else self._met(self.refuse_impossible())
+        return self._within_attention(0 if self._excess(0) <= 0 else self._met(self.refuse_impossible()))
+
+    def _within_attention(self, count: int) -> int:
+        """`count` itself. InputError if its attention loss is above the limit."""
         if not self._is_kept(count):
             most = self._last(lambda n: self._is_kept(n), below=count)
             raise InputError(
@@ -90,34 +162,29 @@ class Search:
             raise self._impossible(possible)
         return possible
 
-    def zeroing(self, count: int) -> Zeroing:
-        """The masks after `count` removals."""
-        taken: dict[str, int] = defaultdict(int)
-        units = {}
-        for removal in self.sequence[:count]:
-            units[removal.unit.name] = removal.unit
-            taken[removal.unit.name] = max(taken[removal.unit.name], removal.rank + 1)
-        found: dict[str, Tensor] = {}
-        for unit in units.values():
-            for name, mask in unit.zeroing(taken[unit.name]).items():
-                found[name] = found[name] | mask if name in found else mask  # families may share a site
-        return found
-
     def shares(self, count: int) -> Mapping[str, float] | None:
         """The cost after `count` removals, as shares of the dense model; None if an output would be constant."""
         if count not in self._shares:
             try:
-                size = self.analysis.size(self.zeroing(count))
+                size = self.analysis.size(self.order.zeroing(count))
                 self._shares[count] = size.shares(self.analysis.dense)
             except VanishedError:
                 self._shares[count] = None
         return self._shares[count]
 
+    def last_step(self, count: int) -> LastStep | None:
+        """The step to a state that is more than WITHIN below all limits on cost; None for others."""
+        shares = self.shares(count) or {}
+        if not count or min((limit - shares[name] for name, limit in self.limits.items()), default=0.0) <= WITHIN:
+            return None
+        before = self.shares(count - 1) or {}
+        return replace(self.order.step(count), without={name: before[name] for name in self.limits if name in before})
+
     def loss(self, count: int) -> AttentionLoss:
         """The attention loss with the channels of `count` removals zero together."""
         assert self.attention is not None
         if count not in self._losses:
-            self._losses[count] = self.loss_of(self.zeroing(count))
+            self._losses[count] = self.loss_of(self.order.zeroing(count))
         return self._losses[count]
 
     def loss_of(self, zeroing: Zeroing) -> AttentionLoss:
@@ -149,16 +216,6 @@ class Search:
                 high, below, above, met, side = middle, excess, above / 2 if side < 0 else above, excess, -1
         return high
 
-    def _least(self, count: int) -> int:
-        """The number of removals next to `count` that meets the limits while one fewer does not."""
-        while self._excess(count) > 0:
-            if count == len(self.sequence):
-                raise self._impossible(count)
-            count += 1
-        while count and self._excess(count - 1) <= 0:
-            count -= 1
-        return count
-
     def _is_kept(self, count: int) -> bool:
         limit = self.budget.attention
         if limit is None:
@@ -167,7 +224,7 @@ class Search:
 
     def _last(self, holds: Callable[[int], bool], *, below: int | None = None) -> int:
         """The largest count for which `holds` is true, by bisection; it is true at 0, and false from some count on."""
-        low, high = 0, len(self.sequence) if below is None else below
+        low, high = 0, len(self.order) if below is None else below
         if holds(high):
             return high
         while high - low > 1:
@@ -184,7 +241,7 @@ class Search:
         return f"{at_least(shown(shares), left_out)} is reachable{reason}"
 
     def _impossible(self, count: int) -> InputError:
-        floors = self.zeroing(count)
+        floors = self.order.zeroing(count)
         whole = [f"{name} ({reason})" for name, reason in self.blocked.items() if name not in floors]
         names = ", ".join(sorted(whole)[:8])
         return InputError(
