@@ -1,6 +1,7 @@
 """Accounts: the costs of a network before and after a rewrite, as data.
 
-Counts are of one forward pass on the example input. A multiply-accumulate is counted once (MACs, not FLOPs).
+Counts are of one forward pass on the example input. A multiply-accumulate is counted once (MACs, not FLOPs). Nodes are
+called like the module that they belong to (`passes.graph.labels`).
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from passes.analysis.coupling import channel_groups
 from passes.analysis.liveness import channel_facts
 from passes.analysis.program import Program
 from passes.errors import CaptureError, InputError
+from passes.graph.labels import labels
 from passes.rules import rule_for
 
 X = torch.rand(1, 3, 8, 8)
@@ -256,10 +257,12 @@ def test_what_is_asked_before_the_zeros_are_known_is_not_remembered() -> None:
 
 
 def weights_of(model: nn.Module, args: tuple[Any, ...]) -> dict[str, str]:
-    """The name of the weight of each layer by the name of its call, where it is not computed."""
-    calls = [node for node in evaluation_graph(model, args).graph.nodes if node.op == "call_function"]
+    """The name of the weight of each layer by what reports call it, where it is not computed."""
+    graph = evaluation_graph(model, args).graph
+    names = labels(graph)
+    calls = [node for node in graph.nodes if node.op == "call_function"]
     pairs = [(call, call.args[1]) for call in calls if len(call.args) > 1]
-    return {call.name: str(a.target) for call, a in pairs if isinstance(a, Node) and a.op == "get_attr"}
+    return {names[call.name]: str(a.target) for call, a in pairs if isinstance(a, Node) and a.op == "get_attr"}
 
 
 WITHOUT_SITE = {"standardised_weight": 1, "constant_blur": 1}

@@ -43,14 +43,6 @@ def geometry(node: Node) -> Geometry | None:
     return None if made is None else made(node)
 
 
-def owner(node: Node) -> str:
-    """The module whose parameter a call reads first, a name that is the same before and after pruning; else ""."""
-    for source in node.all_input_nodes:
-        if source.op == "get_attr":
-            return str(source.target).rpartition(".")[0]
-    return ""
-
-
 def shape(node: Any) -> tuple[int, ...]:
     """The full shape of a node's value, at the example input where sizes are free."""
     return tuple(hint(size) for size in node.meta["val"].shape)

@@ -15,9 +15,10 @@ from typing import Literal, get_args
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from l1rr_fx.latency.geometry import Geometry, geometry, owner, shape
+from l1rr_fx.latency.geometry import Geometry, geometry, shape
 from l1rr_fx.latency.recurrent import is_recurrent, launches, layer_name
 from passes.canonical.normalise import normalise_graph
+from passes.graph.labels import owner
 from passes.graph.modes import DROPOUTS
 from passes.graph.nodes import flat_inputs, hint, is_projection, is_tensor, operator_name
 from passes.rules import UNKNOWN, rule_for

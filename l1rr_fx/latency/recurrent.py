@@ -13,7 +13,8 @@ from typing import Any
 
 from torch.fx import Node
 
-from l1rr_fx.latency.geometry import Geometry, owner, shape
+from l1rr_fx.latency.geometry import Geometry, shape
+from passes.graph.labels import owner
 from passes.graph.nodes import operator_name
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}

@@ -17,6 +17,7 @@ from passes.assignment.channel_order import Arrangement
 from passes.assignment.cost_model import PROHIBITIVE
 from passes.assignment.options import Options
 from passes.errors import InputError
+from passes.graph.labels import labels
 from passes.graph.layout import Layout
 from passes.rules.base import Site, SiteFacts
 
@@ -118,14 +119,16 @@ class LayoutPlan:
     def explain(self, node: Node | str) -> str:
         """A table of the layouts that were considered for a tensor: what each costs and saves, and which was chosen.
 
-        `node` is a node of the original graph or its name. Costs are in the unit of the target (bytes for "none");
-        "never" is a cost that no saving outweighs, "always" a saving that outweighs every cost.
+        `node` is a node of the original graph, its name, or what reports call it ("stem.0"). Costs are in the unit of
+        the target (bytes for "none"); "never" is a cost that no saving outweighs, "always" a saving that outweighs
+        every cost.
         Raises InputError for a node that is no tensor of the small network.
         """
         if not isinstance(node, (str, Node)):
             raise InputError(f"node is a {type(node).__name__}; expected a node of the graph or its name")
         name = node if isinstance(node, str) else node.name
-        found = next((each for each in self.layout if each is node or each.name == node), None)
+        called = labels(self.program.module.graph)
+        found = next((each for each in self.layout if each is node or node in (each.name, called[each.name])), None)
         if found is None:
             raise InputError(f"{name!r} is no tensor of the small network; str(plan) lists them")
         chosen = self.layout[found]

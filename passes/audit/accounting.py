@@ -13,6 +13,7 @@ from dataclasses import replace
 from passes.accounts import Accounts, Constant, Cost, Family, Kept, Layer
 from passes.assignment.plan import LayoutPlan, SitePlan
 from passes.audit.costs import dense_cost, dense_macs, limit_cost, not_counted, planned_cost
+from passes.graph.labels import labels
 from passes.graph.nodes import operator_label
 from passes.rewriting.rewriter import Rewritten
 from passes.rules import UNKNOWN
@@ -45,7 +46,7 @@ def accounts_of(
     before_bytes, after_bytes, limit_bytes = _activations(plan)
     dense_parameters = sum(p.numel() for p in plan.program.module.parameters())
     new_parameters = sum(p.numel() for p in rewritten.module.parameters())
-    return Accounts(
+    accounts = Accounts(
         before=Cost(
             dense_parameters,
             dense_macs(plan.program),
@@ -61,6 +62,28 @@ def accounts_of(
         not_counted=not_counted(plan.program),
         constants=constants,
         seconds=dict(seconds),
+    )
+    return labelled(accounts, labels(plan.program.module.graph))
+
+
+def labelled(accounts: Accounts, names: Mapping[str, str]) -> Accounts:
+    """The accounts with nodes called as `names` says."""
+
+    def called(name: str) -> str:
+        return names.get(name, name)
+
+    return replace(
+        accounts,
+        layers=tuple(replace(each, node=called(each.node)) for each in accounts.layers),
+        recombinations=tuple(
+            replace(each, value=called(each.value), reader=called(each.reader)) for each in accounts.recombinations
+        ),
+        kept=tuple(replace(each, node=called(each.node)) for each in accounts.kept),
+        families=tuple(replace(each, name=called(each.name)) for each in accounts.families),
+        not_counted=tuple(replace(each, node=called(each.node)) for each in accounts.not_counted),
+        constants=tuple(
+            replace(each, tensor=called(each.tensor), reader=called(each.reader)) for each in accounts.constants
+        ),
     )
 
 

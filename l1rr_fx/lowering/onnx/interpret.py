@@ -27,7 +27,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_aggregate, map_arg
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.latency.geometry import owner
 from l1rr_fx.lowering.onnx.lowered import Lowered, Port, checked_names, chosen_places, finished
 from l1rr_fx.lowering.onnx.operators import form_of
 from l1rr_fx.lowering.onnx.output_names import field_names
@@ -35,6 +34,7 @@ from l1rr_fx.lowering.onnx.writer import Symbol, Writer
 from passes.audit.verify import source_line
 from passes.errors import CaptureError, InputError, LoweringError, first_line
 from passes.frontend.functionalise import functionalise
+from passes.graph.labels import owner
 from passes.graph.modes import DROPOUTS, SLOTS, BatchNormCall
 from passes.graph.nodes import attribute
 

@@ -26,6 +26,7 @@ from passes.assignment.whole import whole_layouts
 from passes.audit.costs import not_counted
 from passes.canonical.normalise import normalise_graph
 from passes.frontend.capture import capture, check_arguments
+from passes.graph.labels import labels
 from passes.graph.nodes import operator_label
 from passes.rewriting.sketcher import Machine, sketch
 from passes.rules import rule_for
@@ -160,7 +161,11 @@ def inspect(
     by_key = verdicts(program, found)
     listed = layers(program)
     groups = group_numbers(program, [layer.node for layer in listed])
-    rows = [_row(layer, groups[layer.node], _verdict(by_key, producers_of(layer, found))) for layer in listed]
+    names = labels(captured.graph)
+    rows = [
+        _row(layer, names[layer.node.name], groups[layer.node], _verdict(by_key, producers_of(layer, found)))
+        for layer in listed
+    ]
     return Inspection(type(model).__name__, tuple(rows), not_counted(program), on.name, _seconds(program, on))
 
 
@@ -177,8 +182,8 @@ def _verdict(by_key: Mapping[str, Verdict], found: Sequence[Producer]) -> Verdic
     return next((each for each in answers if each.blocked is not None), answers[0])
 
 
-def _row(layer: Site, group: int, verdict: Verdict) -> InspectedLayer:
+def _row(layer: Site, name: str, group: int, verdict: Verdict) -> InspectedLayer:
     form = layer.rule.weight
     channels = layer.out_shape[-1 if form is not None and form.linear else 1]
     label = operator_label(layer.node)
-    return InspectedLayer(layer.node.name, label, channels, group, verdict.stays, verdict.loses_more, verdict.filled)
+    return InspectedLayer(name, label, channels, group, verdict.stays, verdict.loses_more, verdict.filled)
