@@ -86,6 +86,10 @@ class Layer:
     macs: tuple[int, int, int]
 
 
+AS_IT_IS = "the network as it is"
+"""The name of the alternative that removes nothing."""
+
+
 @dataclass(frozen=True)
 class Alternative:
     """One way to write the small network, by the predicted seconds of a forward pass; `copies` counts recombinations

@@ -14,7 +14,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from passes.absorption.absorb import absorb_constants
-from passes.accounts import Alternative, Constant
+from passes.accounts import AS_IT_IS, Alternative, Constant
 from passes.analysis.liveness import Facts
 from passes.analysis.program import Program
 from passes.assignment.assign import plan_layouts
@@ -34,7 +34,6 @@ Phase = Callable[[str], AbstractContextManager[Any]]
 
 NEAR = 0.005
 """A prediction does not tell networks apart whose times differ by less; the one with fewer copies is written."""
-AS_IT_IS = "the network as it is"
 
 
 @dataclass(frozen=True, eq=False)

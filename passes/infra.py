@@ -18,6 +18,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from passes.assignment.cost_model import ByteCount, Target
 from passes.assignment.options import Options
 from passes.canonical.normalise import normalise
+from passes.choices import Mode
 from passes.compile import remove_zero_channels
 from passes.errors import InputError, RewriteError
 from passes.frontend.functionalise import functionalise, writes
@@ -97,7 +98,7 @@ class RemoveZeroChannels(GraphPass):
     `RestoreModes`. A graph from which nothing can be removed is returned itself, in canonical form.
     """
 
-    mode: str = "recombine"
+    mode: Mode = "recombine"
     channel_multiple: int | None = None
     target: Target = field(default_factory=ByteCount)
 

@@ -114,7 +114,7 @@ DAMAGE: dict[str, tuple[Callable[[Any], object], str]] = {
     "a field too many": (lambda d: d.update(more=1), "'more' is missing or unknown"),
     "a channel that is not there": (lambda d: d["sites"][0].update(zeroed=[99]), "stem_norm zeroes channels"),
     "a site twice": (lambda d: d["sites"].append(d["sites"][0]), "the site stem_norm is there 2 times"),
-    "a mode that is none": (lambda d: d.update(mode="bogus"), "mode is 'bogus'"),
+    "a mode that is none": (lambda d: d.update(mode="bogus"), "plan.mode: expected one of recombine, union, exclude"),
     "a channel twice": (lambda d: d["sites"][0].update(zeroed=[1, 1]), "stem_norm zeroes channels"),
     "another number of channels": (lambda d: d["sites"][0].update(channels=3), "stem_norm has 3 channels"),
     "a bias of another layer": (lambda d: d["sites"][0].update(bias="head.bias"), r"its head\.bias another shape"),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.pruning.report import SHOWN_REASONS, Report
-from passes.accounts import RECOMBINATION_KINDS, Accounts, Cost, Family, Kept, Layer, Recombination
+from l1rr_fx.support.tables import with_unit
+from passes.accounts import RECOMBINATION_KINDS, Accounts, Alternative, Cost, Family, Kept, Layer, Recombination
 from passes.errors import InputError
 
 BEFORE, AFTER, LIMIT = Cost(1000, 50_000, 64, 4096), Cost(400, 12_600, 32, 2048), Cost(390, 12_000, 30, 2000)
@@ -94,10 +98,57 @@ def test_what_is_printed() -> None:
     assert "3.00e-16 (relative, 1,234 numbers compared)" in str(report(compared=1234))
     assert "not verified" in str(report(deviation=None))
     assert "note: a note" in text
-    rows = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
-    assert [cell.strip() for cell in rows["MACs"].split("│")[2:6]] == ["50,000", "12,600", "12,000", "25.2%"]
-    assert [cell.strip() for cell in rows["gather"].split("│")[2:4]] == ["2", "1,000"]
+    rows = rows_of(text)
+    assert rows["MACs"] == ["50,000", "12,600", "12,000", "25.2%"]
     assert "heads are rectangular" in rows
+    assert rows_of(report().details())["gather"] == ["2", "1,000"]
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """The rows of all tables by their first cells."""
+    cells = ([cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│"))
+    return {first: rest for first, *rest in cells}
+
+
+LARGE = Cost(87_654_321_098, 4_389_120_000_123, 1_608, 123_456_789_012)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_no_number_is_cut_where_the_screen_is_narrow(width: int) -> None:
+    """A number is whole, or rounded and with a unit; it is never a part of itself."""
+    large = Report(Accounts(LARGE, replace(LARGE, macs=LARGE.macs // 2), LARGE), "union")
+    console = Console(width=width, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(large)
+    text = capture.get()
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    macs = {line.split("│")[2].strip() for line in text.splitlines() if line.startswith("│ MACs")}
+    assert macs == {"4,389,120,000,123" if width > 90 else "4.39 T"}
+
+
+def test_the_first_lines_say_whether_it_is_smaller_faster_and_equal() -> None:
+    ways = (Alternative("union", 0.010, 0), Alternative("the network as it is", 0.0175, 0))
+    lines = str(report(alternatives=ways, target="jetson-tx2")).splitlines()
+    assert lines[1].split() == "smaller? 25.2% of the MACs left; MACs after / limit = 1.0500".split()
+    assert lines[2].split() == "faster? predicted 10.00 ms on jetson-tx2, 1.75 x as fast as before (17.50 ms)".split()
+    assert lines[3].startswith("equal?") and "3.00e-16" in lines[3]
+    assert "not predicted" in str(report())
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (999, "999"), (1000, "1.00 k"), (9995, "10.0 k"), (99949, "99.9 k"), (999499, "999 k"),
+     (999500, "1.00 M"), (-85_196_800, "-85.2 M"), (10**20, "100000 P")],
+)  # fmt: skip
+def test_units(number: int, text: str) -> None:
+    assert with_unit(number) == text
+
+
+def test_a_notebook_shows_tables() -> None:
+    for shown in (report(), Pruned(torch.nn.Identity(), report())):
+        bundle = shown._repr_mimebundle_((), ())
+        assert "smaller?" in bundle["text/html"] and "smaller?" in bundle["text/plain"]
+    assert repr(shown) == "<Pruned: 25.2% of the MACs, 400 of 1,000 parameters; print it for the report>"
 
 
 def test_details_has_a_row_for_each_layer() -> None:

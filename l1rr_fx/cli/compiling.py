@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,9 @@ from rich.text import Text
 from l1rr_fx.cli.application import CHAIN, JsonOption, QuietOption, app, examples, reporting, show
 from l1rr_fx.cli.inspecting import TargetMachine
 from l1rr_fx.cli.subject import ModelArgument, ShapeOption, load_subject
+from l1rr_fx.support.choices import Shift
 from l1rr_fx.support.files import blamed, read_file
+from passes.choices import Mode
 from passes.errors import InputError
 
 MOST_BYTES = 2**26
@@ -24,22 +25,7 @@ EXAMPLES = examples(
 )
 
 
-class Mode(str, Enum):
-    """What happens to channels that meet in an addition: see `l1rr_fx.prune`."""
-
-    recombine = "recombine"
-    union = "union"
-    exclude = "exclude"
-
-
 ModeOption = Annotated[Mode, typer.Option(help="What happens to channels that meet in an addition.")]
-
-
-class Shift(str, Enum):
-    """What happens to the shifts of channels that a plan zeroes: see `l1rr_fx.Plan.zero_`."""
-
-    zero = "zero"
-    keep = "keep"
 
 
 @app.command("prune", rich_help_panel=CHAIN, epilog=EXAMPLES)
@@ -49,8 +35,8 @@ def prune_command(
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help=PLAN_HELP)] = None,
     shift: Annotated[
         Shift, typer.Option(help="With --plan: zero the shifts of the channels too, or keep them as constants.")
-    ] = Shift.zero,
-    mode: ModeOption = Mode.recombine,
+    ] = "zero",
+    mode: ModeOption = "recombine",
     target: TargetMachine = "none",
     channel_multiple: Annotated[
         int | None, typer.Option(min=1, help="Keep a multiple of this many channels (default: where it pays).")
@@ -73,12 +59,12 @@ def prune_command(
         check_target(output, overwrite=overwrite)
         subject = load_subject(model, shape)
         if plan is not None:
-            _zero(subject.model, plan, shift.value)
+            _zero(subject.model, plan, shift)
         pruned = prune(
             subject.model,
             subject.args,
             subject.kwargs,
-            mode=mode.value,
+            mode=mode,
             target=target,
             channel_multiple=channel_multiple,
             inference=inference,

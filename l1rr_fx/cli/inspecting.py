@@ -8,9 +8,10 @@ import typer
 
 from l1rr_fx.cli.application import CHAIN, JsonOption, QuietOption, app, examples, reporting, show
 from l1rr_fx.cli.subject import ModelArgument, ShapeOption, load_subject
+from l1rr_fx.support.choices import TargetName
 
-TARGET_HELP = "The machine that will run it: none, cpu or onnxruntime (this one), or jetson-tx2."
-TargetMachine = Annotated[str, typer.Option(metavar="MACHINE", help=TARGET_HELP)]
+TARGET_HELP = "The machine that will run it; cpu and onnxruntime are this one, measured once."
+TargetMachine = Annotated[TargetName, typer.Option(help=TARGET_HELP)]
 EXAMPLES = examples("l1rr-fx inspect best.pt", "l1rr-fx inspect models:detector --target jetson-tx2 --json")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,22 +12,14 @@ from rich.text import Text
 
 from l1rr_fx.cli.application import MORE, JsonOption, QuietOption, app, examples, reporting, show
 from l1rr_fx.cli.subject import ModelArgument, ShapeOption, in_eval_mode, load_subject
+from l1rr_fx.support.choices import FileTarget
 from l1rr_fx.support.documents import list_json
 
 if TYPE_CHECKING:
     from l1rr_fx.lowering.parsers.lint import Finding
 
 
-class TargetName(str, Enum):
-    """What the file is written for."""
-
-    jetson_tx2 = "jetson-tx2"
-    onnxruntime = "onnxruntime"
-    tensorrt_10 = "tensorrt-10"
-    tensorrt_11 = "tensorrt-11"
-
-
-TargetOption = Annotated[TargetName, typer.Option("--target", help="What reads the file.")]
+TargetOption = Annotated[FileTarget, typer.Option("--target", help="What reads the file.")]
 
 
 @app.command(
@@ -40,7 +31,7 @@ def onnx_command(
     model: ModelArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")],
     shape: ShapeOption = None,
-    target: TargetOption = TargetName.jetson_tx2,
+    target: TargetOption = "jetson-tx2",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -55,7 +46,7 @@ def onnx_command(
             subject.args,
             output,
             kwargs=subject.kwargs,
-            target=target.value,
+            target=target,
             overwrite=overwrite,
         )
     lines = [Text(str(emitted)), *(Text(str(finding)) for finding in emitted.findings)]
@@ -69,7 +60,7 @@ def onnx_command(
 )
 def lint_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file, whoever wrote it.")],
-    target: TargetOption = TargetName.jetson_tx2,
+    target: TargetOption = "jetson-tx2",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -77,8 +68,8 @@ def lint_command(
     with reporting("reading"):
         from l1rr_fx.lowering import lint
 
-        findings = lint(file, target.value)
-    part = _findings_table(findings) if findings else Text(f"{file}: nothing to say against it on {target.value}")
+        findings = lint(file, target)
+    part = _findings_table(findings) if findings else Text(f"{file}: nothing to say against it on {target}")
     show(part, document=lambda: list_json(findings), json=json, quiet=quiet)
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(1)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from l1rr_fx.cli.application import CHAIN, JsonOption, QuietOption, app, examples, reporting, show
 from l1rr_fx.cli.subject import ModelArgument, ShapeOption, in_eval_mode, load_subject
+from l1rr_fx.support.choices import FileTarget
 from l1rr_fx.support.documents import from_text, list_json
 
 NMS_HELP = (
@@ -30,7 +31,7 @@ BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder
 def lower_command(
     model: ModelArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="The new folder.")],
-    target: Annotated[str, typer.Option(help="What it is lowered for.")] = "jetson-tx2",
+    target: Annotated[FileTarget, typer.Option(help="What it is lowered for.")] = "jetson-tx2",
     shape: ShapeOption = None,
     label: Annotated[str, typer.Option(help="What comparisons call the network.")] = "",
     half_model: Annotated[bool, typer.Option(help="Add a file in FP16, for TensorRT 11.")] = True,

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from l1rr_fx.cli.application import CHAIN, JsonOption, QuietOption, app, examples, reporting, show
-from l1rr_fx.cli.compiling import Mode, ModeOption
+from l1rr_fx.cli.compiling import ModeOption
 from l1rr_fx.cli.inspecting import TargetMachine
 from l1rr_fx.cli.subject import ModelArgument, ShapeOption, load_subject
 from l1rr_fx.support.files import blamed, write_file
@@ -42,7 +42,7 @@ def choose_command(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the plan goes (JSON).")],
     data: Annotated[str | None, typer.Option("--data", metavar="FUNCTION", help=DATA_HELP)] = None,
     scores: Annotated[str, typer.Option(help="bn-scale or weight-norm: what orders channels.")] = "bn-scale",
-    mode: ModeOption = Mode.recombine,
+    mode: ModeOption = "recombine",
     target: TargetMachine = "none",
     curves: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep what is measured here, and go on from it.")
@@ -73,7 +73,7 @@ def choose_command(
                 budget=limits,
                 scores=scores,
                 attention=attention,
-                mode=mode.value,
+                mode=mode,
                 target=target,
                 curves=curves,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),

@@ -13,7 +13,7 @@ import typer
 from l1rr_fx.support.arguments import path_of
 from l1rr_fx.support.files import blamed
 from l1rr_fx.support.functions import called
-from passes.errors import InputError, first_line
+from passes.errors import InputError, LoadError, first_line
 
 if TYPE_CHECKING:  # torch takes a second, which help and completion need not wait
     from torch import Tensor, nn
@@ -77,7 +77,10 @@ def _saved(spec: str, inputs: tuple[Tensor, ...]) -> Subject:
     """A saved network with random inputs of the sizes that it was pruned for."""
     from l1rr_fx.pruning.pruned import load
 
-    pruned = load(spec)
+    try:
+        pruned = load(spec)
+    except LoadError as error:
+        raise LoadError(f"{spec}: {error}") from error
     model = pruned.module.eval()
     if inputs:
         return Subject(model, inputs, {}, pruned)

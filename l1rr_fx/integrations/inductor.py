@@ -24,8 +24,10 @@ from torch.fx import Graph, GraphModule, Node
 import passes
 from l1rr_fx.integrations.traced import DynamoGraph
 from l1rr_fx.machines.by_name import machine
+from l1rr_fx.support.choices import TargetName
 from passes.assignment.cost_model import Target
 from passes.assignment.options import Options
+from passes.choices import Mode
 from passes.compile import remove_zero_channels
 from passes.errors import InputError, L1RRError, first_line
 from passes.graph.nodes import holder
@@ -45,7 +47,7 @@ class PruneZeroChannels(CustomGraphPass):
     """
 
     def __init__(
-        self, *, mode: str = "recombine", channel_multiple: int | None = None, target: str | Target = "none"
+        self, *, mode: Mode = "recombine", channel_multiple: int | None = None, target: TargetName | Target = "none"
     ) -> None:
         self.options = Options(mode, channel_multiple, machine(target))
 
@@ -69,7 +71,7 @@ class PruneZeroChannels(CustomGraphPass):
 
 
 def settings(
-    *, mode: str = "recombine", channel_multiple: int | None = None, target: str | Target = "none"
+    *, mode: Mode = "recombine", channel_multiple: int | None = None, target: TargetName | Target = "none"
 ) -> dict[str, Any]:
     """Inductor's settings under which it prunes, for `torch._inductor.config.patch` or `torch.compile(options=...)`."""
     added = PruneZeroChannels(mode=mode, channel_multiple=channel_multiple, target=target)

@@ -20,9 +20,11 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from l1rr_fx.machines.by_name import machine
+from l1rr_fx.support.choices import TargetName
 from l1rr_fx.support.packages import required
 from passes.assignment.cost_model import Target
 from passes.assignment.options import Options
+from passes.choices import Mode
 from passes.compile import remove_zero_channels
 from passes.errors import InputError, L1RRError, first_line
 from passes.frontend.functionalise import functionalise
@@ -38,7 +40,7 @@ PASSES, LIST = "torch_tensorrt.dynamo.lowering.passes._aten_lowering_pass", "ATE
 
 @contextmanager
 def lowering_pass(
-    *, mode: str = "recombine", channel_multiple: int | None = None, target: str | Target = "none"
+    *, mode: Mode = "recombine", channel_multiple: int | None = None, target: TargetName | Target = "none"
 ) -> Iterator[None]:
     """Within this, Torch-TensorRT prunes each graph before its own passes; the options are those of `l1rr_fx.prune`.
 
@@ -62,7 +64,7 @@ def registered(module: Any) -> list[Pass]:
 
 
 def pruning_pass(
-    *, mode: str = "recombine", channel_multiple: int | None = None, target: str | Target = "none"
+    *, mode: Mode = "recombine", channel_multiple: int | None = None, target: TargetName | Target = "none"
 ) -> Pass:
     """A function from a graph of core ATen and Torch-TensorRT's settings to the graph without its zeroed channels.
 

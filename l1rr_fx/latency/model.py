@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from l1rr_fx.latency.kernels import Kernel
+from l1rr_fx.support.choices import Precision
 from passes.errors import InputError
 
 ROW_TILE = 32
 """Channels that are computed together. The published networks hardly tell 16, 32 and 64 apart (most of their widths
 are multiples of each); steps of 32 channels are what others report of Winograd's kernels."""
-PRECISIONS = ("fp16", "fp32")
+PRECISIONS: tuple[Precision, ...] = ("fp16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,9 @@ def seconds(work: Work, device: Device, precision: str, clock: float, logarithms
     return Seconds(launch * 1e-6 * torch.ones_like(work.moved), compute, traffic)
 
 
-def check_precision(precision: str) -> str:
+def check_precision(precision: str) -> Precision:
     """`precision` itself; InputError unless the model knows it."""
-    if precision not in PRECISIONS:
-        raise InputError(f"precision is {precision!r}; expected {' or '.join(PRECISIONS)}")
-    return precision
+    for each in PRECISIONS:
+        if precision == each:
+            return each
+    raise InputError(f"precision is {precision!r}; expected {' or '.join(PRECISIONS)}")

@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.jupyter import JupyterMixin
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -21,7 +22,8 @@ from l1rr_fx.latency.kernels import KINDS, Kernel, canonical_kernels, kernels
 from l1rr_fx.latency.model import Coefficients, Device, Work, check_precision, seconds
 from l1rr_fx.latency.published import MAXN
 from l1rr_fx.latency.results import Results, read_all
-from l1rr_fx.support.tables import printed
+from l1rr_fx.support.choices import Precision
+from l1rr_fx.support.tables import numeric, printed
 from passes.assignment.plan import LayoutPlan
 from passes.errors import InputError
 from passes.frontend.capture import capture
@@ -66,7 +68,7 @@ class Predicted:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(JupyterMixin):
     """The predicted latency of one image; `clock` is the GPU's, in GHz. Prints as a table."""
 
     device: str
@@ -104,8 +106,7 @@ class Prediction:
 
     def _kinds(self) -> Table:
         table = Table("kind")
-        for heading in ("kernels", "GMACs", "predicted ms", "of it launches"):
-            table.add_column(heading, justify="right")
+        numeric(table, "kernels", "GMACs", "predicted ms", "of it launches")
         for kind in KINDS:
             if rows := [row for row in self.rows if row.kernel.kind == kind]:
                 macs, launch = sum(row.kernel.macs for row in rows), sum(row.launch for row in rows)
@@ -114,8 +115,7 @@ class Prediction:
 
     def _slowest(self) -> Table:
         table = Table("slowest kernels", "kind")
-        for heading in ("launch", "compute", "traffic", "predicted ms"):
-            table.add_column(heading, justify="right")
+        numeric(table, "launch", "compute", "traffic", "predicted ms")
         for row in sorted(self.rows, key=lambda row: -row.ms)[:SHOWN]:
             parts = (row.launch, row.compute, row.traffic, row.ms)
             table.add_row(Text(row.kernel.name), row.kernel.kind, *(f"{part:.3f}" for part in parts))
@@ -130,7 +130,7 @@ class Latency:
     """
 
     device: str
-    precision: str = "fp16"
+    precision: Precision = "fp16"
     clock: float | None = None
     coefficients: Coefficients = FITTED
 
@@ -142,7 +142,7 @@ class Latency:
 
     @classmethod
     def from_results(
-        cls, paths: Sequence[str | os.PathLike[str]], *, device: str = "jetson-tx2", precision: str = "fp16"
+        cls, paths: Sequence[str | os.PathLike[str]], *, device: str = "jetson-tx2", precision: Precision = "fp16"
     ) -> Latency:
         """The model fitted further, to results.json files that TensorRT measured on the device, of any precision.
 

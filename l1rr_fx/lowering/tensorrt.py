@@ -21,6 +21,7 @@ from torch import nn
 from l1rr_fx.lowering.onnx.emission import to_onnx
 from l1rr_fx.lowering.onnx.proto import check_file, write_file
 from l1rr_fx.support.arguments import path_of
+from l1rr_fx.support.choices import Precision
 from l1rr_fx.support.files import read_file
 from passes.errors import InputError, LoweringError
 
@@ -52,7 +53,7 @@ def to_tensorrt(
     path: str | os.PathLike[str],
     *,
     kwargs: Mapping[str, Any] | None = None,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     workspace_mib: int = 1024,
     verify: bool = True,
     overwrite: bool = False,

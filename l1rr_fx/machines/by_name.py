@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from l1rr_fx.latency.prediction import Latency
 from l1rr_fx.machines.cpu import this_cpu
 from l1rr_fx.machines.jetson_tx2 import jetson_tx2_target, target_of
 from l1rr_fx.machines.own import predicting
+from l1rr_fx.support.choices import TargetName
 from passes.assignment.cost_model import ByteCount, Target
 from passes.errors import InputError
 from passes.rewriting.sketcher import Machine
 
-NAMES = ("none", "cpu", "onnxruntime", "jetson-tx2")
+NAMES: tuple[TargetName, ...] = get_args(TargetName)
 
 
-def machine(name: str | Target | Latency, args: tuple[Any, ...] | None = None) -> Target:
+def machine(name: TargetName | Target | Latency, args: tuple[Any, ...] | None = None) -> Target:
     """The machine of that name as a target, or the target that was given.
 
     - "none": no machine; copies count by their bytes, and no multiplication is made to spare one;

@@ -10,6 +10,7 @@ from torch import nn
 from l1rr_fx.latency.kernels import canonical_kernels
 from l1rr_fx.latency.model import Coefficients, Device, check_precision, tiled
 from l1rr_fx.latency.prediction import FITTED, JETSON_TX2, Latency
+from l1rr_fx.support.choices import Precision
 from passes.assignment.cost_model import PROHIBITIVE
 from passes.rewriting.sketcher import Sketch
 
@@ -26,7 +27,7 @@ class JetsonTX2:
 
     name: str
     multiple: int
-    precision: str
+    precision: Precision
     device: Device = JETSON_TX2
     coefficients: Coefficients = FITTED
     clock: float | None = None
@@ -74,7 +75,7 @@ class JetsonTX2:
         return self.traffic(size) + self.traffic(1.5 * size) + self.traffic(size)
 
 
-def jetson_tx2_target(precision: str = "fp16") -> JetsonTX2:
+def jetson_tx2_target(precision: Precision = "fp16") -> JetsonTX2:
     """A Jetson TX2 as a target at a precision, "fp16" or "fp32"; InputError for any other."""
     return target_of(Latency(JETSON_TX2.name, check_precision(precision)))
 

@@ -20,10 +20,12 @@ from l1rr_fx.pruning.report import Report
 from l1rr_fx.pruning.size_guards import check_sizes
 from l1rr_fx.pruning.unusual import what_is_unusual
 from l1rr_fx.pruning.verification import Verified, check
+from l1rr_fx.support.choices import TargetName
 from l1rr_fx.support.clock import Clock
 from passes.assignment.cost_model import Target
 from passes.assignment.options import Options
 from passes.audit.accounting import accounts_of
+from passes.choices import Mode
 from passes.compile import remove_zero_channels
 from passes.errors import CaptureError, InputError
 from passes.frontend.capture import capture, check_arguments
@@ -35,10 +37,10 @@ def prune(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
     *,
-    mode: str = "recombine",
+    mode: Mode = "recombine",
     dynamic_shapes: Any = None,
     channel_multiple: int | None = None,
-    target: str | Target | Latency = "none",
+    target: TargetName | Target | Latency = "none",
     inference: bool = False,
     verify: bool = True,
 ) -> Pruned:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.jupyter import JupyterMixin
 from torch import nn
 
 from l1rr_fx.archive import network
@@ -20,8 +21,8 @@ from passes.errors import InputError, LoadError
 from passes.graph.selection import Selection
 
 
-@dataclass(frozen=True, eq=False)
-class Pruned:
+@dataclass(frozen=True, eq=False, repr=False)
+class Pruned(JupyterMixin):
     """A small network that computes what the zeroed model computes.
 
     `module` is a `torch.fx.GraphModule` (a copy of the model that holds several of them where `report.pieces` is not
@@ -32,7 +33,7 @@ class Pruned:
     module: nn.Module
     report: Report
     kept: Mapping[str, Selection] = field(default_factory=dict)
-    example: Example | None = field(default=None, repr=False)
+    example: Example | None = None
 
     def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write everything to `directory`, whole or not at all; `l1rr_fx.load` reads it back.
@@ -91,6 +92,14 @@ class Pruned:
 
     def __str__(self) -> str:
         return str(self.report)
+
+    def __rich__(self) -> Report:
+        return self.report
+
+    def __repr__(self) -> str:
+        before, after = self.report.before, self.report.after
+        share = f"{after.macs / before.macs:.1%} of the MACs" if before.macs else "no MACs"
+        return f"<Pruned: {share}, {after.parameters:,} of {before.parameters:,} parameters; print it for the report>"
 
 
 def load(directory: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Pruned:

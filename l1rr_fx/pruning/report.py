@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.jupyter import JupyterMixin
+from rich.table import Column, Table
 from rich.text import Text
 
 from l1rr_fx.pruning.dense import Dense
 from l1rr_fx.support.documents import from_json, to_json
-from l1rr_fx.support.tables import printed
+from l1rr_fx.support.tables import Count, numeric, printed
 from l1rr_fx.support.uncounted import at_least, uncounted
-from passes.accounts import RECOMBINATION_KINDS, Accounts, Alternative, Constant, Cost, Kept, NotCounted
+from passes.accounts import AS_IT_IS, RECOMBINATION_KINDS, Accounts, Alternative, Constant, Cost, Kept, NotCounted
 
 VERSION = 1
 SHOWN_REASONS = 12
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(JupyterMixin):
     """What was removed, what is left and why.
 
     `deviation` is the largest relative deviation from the zeroed model on the example, over the `compared` numbers
@@ -72,13 +74,9 @@ class Report:
 
     def __rich__(self) -> RenderableType:
         accounts = self.accounts
-        parts: list[RenderableType] = [self._headline(), _cost_table(self)]
+        parts: list[RenderableType] = [*self._answers(), _cost_table(self)]
         if self.alternatives:
             parts.append(_alternative_table(self))
-        if accounts.recombinations:
-            parts.append(_recombination_table(accounts))
-        if accounts.families:
-            parts.append(_family_table(accounts))
         if accounts.constants:
             parts.append(_constant_table(accounts.constants))
         if accounts.kept:
@@ -86,29 +84,58 @@ class Report:
         parts.extend(Text(f"note: {note}") for note in self.notes)
         return Group(*parts)
 
-    def _headline(self) -> Text:
-        ratio = f"MACs after / limit = {self.macs_over_limit:.4f}{' of what is counted' * bool(self.not_counted)}"
-        lines = [f"mode {self.mode}, target {self.target}: {ratio}"]
+    def _answers(self) -> Iterator[RenderableType]:
+        """Smaller? Faster? Equal? And what is left out of the figures."""
+        yield Text(f"mode {self.mode}, target {self.target}")
+        table = Table.grid(padding=(0, 2))
+        table.add_row("smaller?", Text(self._smaller()))
+        table.add_row("faster?", Text(self._faster()))
+        table.add_row("equal?", Text(self._equal()))
+        yield table
         if self.not_counted:
-            lines.append(uncounted(self.not_counted))
-        if self.deviation is None:
-            lines.append("not verified against the zeroed model")
-        else:
-            count = f", {self.compared:,} numbers compared" if self.compared else ""
-            lines.append(f"largest deviation from the zeroed model: {self.deviation:.2e} (relative{count})")
+            yield Text(uncounted(self.not_counted))
         if self.pieces:
-            lines.append(f"captured in {len(self.pieces)} pieces: {', '.join(self.pieces)}")
-        return Text("\n".join(lines))
+            yield Text(f"captured in {len(self.pieces)} pieces: {', '.join(self.pieces)}")
+
+    def _smaller(self) -> str:
+        ratio = f"MACs after / limit = {self.macs_over_limit:.4f}{' of what is counted' * bool(self.not_counted)}"
+        if not self.before.macs:
+            return ratio
+        return f"{at_least(f'{self.after.macs / self.before.macs:.1%}', self.not_counted)} of the MACs left; {ratio}"
+
+    def _faster(self) -> str:
+        if not self.alternatives:
+            cure = "target='jetson-tx2' predicts it" if self.target == "none" else "measure it"
+            return f"not predicted: {cure}; fewer MACs are not always less time"
+        now = self.alternatives[0].seconds
+        as_it_is = next((each.seconds for each in self.alternatives if each.name == AS_IT_IS), None)
+        before = "" if as_it_is is None else f", {as_it_is / now:.2f} x as fast as before ({as_it_is * 1e3:.2f} ms)"
+        return f"predicted {now * 1e3:.2f} ms on {self.target}{before}"
+
+    def _equal(self) -> str:
+        if self.deviation is None:
+            return "not verified against the zeroed model"
+        count = f", {self.compared:,} numbers compared" if self.compared else ""
+        return f"largest deviation from the zeroed model: {self.deviation:.2e} (relative{count})"
 
     def details(self) -> str:
-        """A table with one row for each contraction: its widths and MACs before, after and at the limit."""
+        """Tables of the copies, of the sums of branches, and of the contractions with their widths and MACs."""
+        accounts = self.accounts
+        parts: list[RenderableType] = []
+        if accounts.recombinations:
+            parts.append(_recombination_table(accounts))
+        if accounts.families:
+            parts.append(_family_table(accounts))
+        return printed(Group(*parts, self._layer_table()))
+
+    def _layer_table(self) -> Table:
+        """A row for each contraction: its widths and MACs before, after and at the limit."""
         table = Table("layer", "operator", title="Layers", title_justify="left")
-        for heading in ("inputs", "outputs", "MACs before", "after", "limit"):
-            table.add_column(heading, justify="right")
+        numeric(table, "inputs", "outputs", "MACs before", "after", "limit")
         for layer in self.accounts.layers:
             widths = (f"{before:,} -> {after:,}" for before, after in (layer.inputs, layer.outputs))
-            table.add_row(Text(layer.node), Text(layer.operator), *widths, *(f"{macs:,}" for macs in layer.macs))
-        return printed(table)
+            table.add_row(Text(layer.node), Text(layer.operator), *widths, *map(Count, layer.macs))
+        return table
 
     def to_json(self) -> str:
         """The whole report as a JSON document; `Report.from_json` gives an equal report back."""
@@ -121,9 +148,8 @@ class Report:
 
 
 def _cost_table(report: Report) -> Table:
-    table = Table("", title="Cost of one forward pass", title_justify="left")
-    for heading in ("before", "after", "limit", "after / before"):
-        table.add_column(heading, justify="right")
+    table = Table(Column(overflow="fold"), title="Cost of one forward pass", title_justify="left")
+    numeric(table, "before", "after", "limit", "after / before")
     rows = (
         ("parameters", "parameters"),
         ("MACs", "macs"),
@@ -134,15 +160,15 @@ def _cost_table(report: Report) -> Table:
         before, after, limit = (getattr(cost, name) for cost in (report.before, report.after, report.limit))
         share = f"{after / before:.1%}" if before else "-"
         left_out = report.not_counted if name == "macs" else ()
-        table.add_row(title, *(at_least(cell, left_out) for cell in (f"{before:,}", f"{after:,}", f"{limit:,}", share)))
+        least = at_least("", left_out)
+        table.add_row(title, *(Count(cost, least) for cost in (before, after, limit)), f"{least}{share}")
     return table
 
 
 def _alternative_table(report: Report) -> Table:
     """The ways to write the network; the first is the one that was written."""
     table = Table("way to write it", title=f"Predicted for {report.target}", title_justify="left")
-    for heading in ("ms", "copies"):
-        table.add_column(heading, justify="right")
+    numeric(table, "ms", "copies")
     for index, each in enumerate(report.alternatives):
         table.add_row(each.name + " (written)" * (not index), f"{each.seconds * 1e3:.3f}", f"{each.copies:,}")
     return table
@@ -150,20 +176,18 @@ def _alternative_table(report: Report) -> Table:
 
 def _recombination_table(accounts: Accounts) -> Table:
     table = Table("recombinations", title="Channels rearranged", title_justify="left")
-    table.add_column("number", justify="right")
-    table.add_column("bytes moved", justify="right")
+    numeric(table, "number", "bytes moved")
     for kind in RECOMBINATION_KINDS:
         of_kind = [each for each in accounts.recombinations if each.kind == kind]
         if of_kind:
-            table.add_row(kind, f"{len(of_kind):,}", f"{sum(each.bytes_moved for each in of_kind):,}")
+            table.add_row(kind, f"{len(of_kind):,}", Count(sum(each.bytes_moved for each in of_kind)))
     return table
 
 
 def _family_table(accounts: Accounts) -> Table:
     """How the branches of sums meet: the families with most sums first."""
     table = Table("family of", title="Sums of branches", title_justify="left")
-    for heading in ("channels", "sums", "sets", "runs", "in place", "as zeros", "copied"):
-        table.add_column(heading, justify="right")
+    numeric(table, "channels", "sums", "sets", "runs", "in place", "as zeros", "copied")
     table.add_column("natural order, because")
     shown = sorted(accounts.families, key=lambda each: -each.sums)
     for each in shown[:SHOWN_REASONS]:
@@ -190,8 +214,7 @@ def _constant_table(constants: tuple[Constant, ...]) -> Table:
     for each in constants:
         by_place[PLACES.get(each.place, f"stays: {each.reason}")].append(each)
     table = Table("constant, not zero", "where", title="Constant channels", title_justify="left")
-    for heading in ("readers", "channels read"):
-        table.add_column(heading, justify="right")
+    numeric(table, "readers", "channels read")
     for place, of_place in sorted(by_place.items(), key=lambda item: (item[0].startswith("stays"), item[0])):
         top = max(of_place, key=lambda each: each.channels)
         table.add_row(
@@ -207,13 +230,12 @@ def _kept_table(kept: tuple[Kept, ...]) -> Table:
         by_reason[each.reason].append(each)
     reasons = sorted(by_reason.items(), key=lambda item: -sum(each.macs for each in item[1]))
     table = Table("why", "where", title="Dead channels that stay", title_justify="left")
-    for heading in ("nodes", "channels", "MACs"):
-        table.add_column(heading, justify="right")
+    numeric(table, "nodes", "channels", "MACs")
 
     def add(reason: str, of_reason: list[Kept]) -> None:
         top = max(of_reason, key=lambda each: each.macs).node
         channels, macs = sum(each.channels for each in of_reason), sum(each.macs for each in of_reason)
-        table.add_row(Text(reason), Text(top), f"{len(of_reason):,}", f"{channels:,}", f"{macs:,}")
+        table.add_row(Text(reason), Text(top), f"{len(of_reason):,}", f"{channels:,}", Count(macs))
 
     for reason, of_reason in reasons[:SHOWN_REASONS]:
         add(reason, of_reason)

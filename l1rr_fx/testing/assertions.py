@@ -17,6 +17,7 @@ from l1rr_fx.support.arguments import share
 from l1rr_fx.testing.blame import find_fault
 from l1rr_fx.testing.judging import differences, fresh
 from passes.assignment.options import Options
+from passes.choices import Mode
 from passes.errors import CaptureError
 from passes.frontend.capture import check_arguments
 from passes.graph.isolation import detached_copy, in_float64
@@ -32,7 +33,7 @@ def assert_prunes_exactly(
     kwargs: Mapping[str, Any] | None = None,
     *,
     at_limit: bool = True,
-    mode: str = "recombine",
+    mode: Mode = "recombine",
 ) -> Pruned:
     """Prune `model` with the zeros in its weights and return the result; AssertionError if it is not exactly the same.
 
@@ -111,7 +112,7 @@ def _sites_zeroed(model: nn.Module, args: tuple[Any, ...], ratio: float, seed: i
     return result
 
 
-def _blame(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], mode: str) -> str:
+def _blame(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], mode: Mode) -> str:
     """The first node that differs and the rule at fault, as the rest of a message."""
     try:
         fault = find_fault(model, args, kwargs, options=Options(mode))

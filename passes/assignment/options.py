@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from passes.assignment.cost_model import ByteCount, Target
+from passes.choices import Mode
 from passes.errors import InputError
 
-MODES = ("exclude", "union", "recombine")
+MODES: tuple[Mode, ...] = ("exclude", "union", "recombine")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Options:
     Raises InputError for anything else.
     """
 
-    mode: str = "recombine"
+    mode: Mode = "recombine"
     channel_multiple: int | None = None
     target: Target = field(default_factory=ByteCount)
     inference: bool = False

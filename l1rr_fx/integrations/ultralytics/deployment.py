@@ -15,6 +15,7 @@ from l1rr_fx.lowering.onnx.emission import Emitted, to_onnx
 from l1rr_fx.lowering.onnx.metadata import yolo_metadata
 from l1rr_fx.pruning import compiler
 from l1rr_fx.pruning.pruned import Pruned
+from l1rr_fx.support.choices import FileTarget
 
 OUTPUTS = {"segment": (0, 1)}
 """The outputs that Ultralytics reads from a file, by task; of all others the first."""
@@ -32,7 +33,7 @@ def export(
     source: Source,
     *,
     imgsz: Size = 640,
-    target: str = "onnxruntime",
+    target: FileTarget = "onnxruntime",
     **options: Any,
 ) -> Emitted:
     """Write an ONNX file that `YOLO(path)` predicts with and validates; see `to_onnx`, whose options these are.

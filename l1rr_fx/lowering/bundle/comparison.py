@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
+from rich.jupyter import JupyterMixin
 from rich.table import Table
 from rich.text import Text
 
 from l1rr_fx.latency.results import LayerTime, Results, Run
-from l1rr_fx.support.tables import printed
+from l1rr_fx.support.tables import numeric, printed
 from passes.errors import InputError
 
 HELPED = 1.05
@@ -36,7 +37,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(JupyterMixin):
     """Networks at one precision; the first is what the others are compared with. Prints as tables.
 
     `ms` are medians, `least` the least times, which other work on the machine changes less (None: not known).
@@ -73,9 +74,7 @@ class Comparison:
 
     def _table(self) -> Table:
         table = Table("layer", title=f"{self.engine}, {self.precision.upper()}, measured ms", title_justify="left")
-        for label in self.labels:
-            table.add_column(label, justify="right")
-        table.add_column("last / first", justify="right")
+        numeric(table, *self.labels, "last / first")
         whole = Row("the network, not profiled", self.ms)
         for row in (whole, *self.rows):
             cells = ("-" if ms is None else f"{ms:.3f}" for ms in row.ms)

@@ -17,7 +17,7 @@ from l1rr_fx.lowering.onnx.emission import TOLERANCE
 from l1rr_fx.lowering.onnx.half import LARGEST
 from l1rr_fx.lowering.onnx.ranges import NodeRange, largest_ranges, node_ranges
 from l1rr_fx.lowering.onnx.runtime import run_in_half
-from l1rr_fx.support.tables import printed
+from l1rr_fx.support.tables import numeric, printed
 from passes.audit.comparison import relative_deviation
 from passes.errors import InputError
 
@@ -127,8 +127,7 @@ class HalfPrecision:
         examples = "the example" if self.examples == 1 else f"any of {self.examples} examples"
         title = f"FP16: the largest numbers on {examples} (FP16 ends at {LARGEST:.0f})"
         table = Table("module", "node", title=title, title_justify="left")
-        for heading in ("|activation|", "|weight|", "|partial sum|", "of 65504"):
-            table.add_column(heading, justify="right")
+        numeric(table, "|activation|", "|weight|", "|partial sum|", "of 65504")
         shown = self.modules[: max(SHOWN, sum(node.largest > LARGEST for node in self.modules))]
         for node in shown:
             cells = (_number(n) for n in (node.activation, node.weight, node.partial_sum))

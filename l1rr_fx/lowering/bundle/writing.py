@@ -33,6 +33,7 @@ from l1rr_fx.lowering.onnx.runtime import Trial
 from l1rr_fx.lowering.onnx_target import target_named
 from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.support.arguments import path_of
+from l1rr_fx.support.choices import FileTarget
 from l1rr_fx.support.files import size_and_hash
 from l1rr_fx.support.packages import required
 from passes.audit.verify import run_graph
@@ -93,7 +94,7 @@ def lower(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
     *,
-    target: str = "jetson-tx2",
+    target: FileTarget = "jetson-tx2",
     out: str | os.PathLike[str],
     label: str = "",
     metadata: Mapping[str, object] | None = None,

@@ -25,6 +25,7 @@ from l1rr_fx.lowering.onnx.runtime import Trial, outputs_in_runtime, run_onnx
 from l1rr_fx.lowering.onnx.writer import OnnxCall, Writer
 from l1rr_fx.lowering.onnx_target import target_named
 from l1rr_fx.lowering.parsers.lint import Finding, lint
+from l1rr_fx.support.choices import FileTarget, Precision
 from l1rr_fx.support.clock import Clock
 from l1rr_fx.support.packages import required
 from passes.audit.comparison import relative_deviation
@@ -84,8 +85,8 @@ def to_onnx(
     path: str | os.PathLike[str],
     *,
     kwargs: Mapping[str, Any] | None = None,
-    target: str = "jetson-tx2",
-    precision: str = "fp32",
+    target: FileTarget = "jetson-tx2",
+    precision: Precision = "fp32",
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     outputs: Sequence[int] | None = None,
@@ -192,7 +193,7 @@ def _bytes(model: Any) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _checked(model: Any, target: str) -> tuple[Finding, ...]:
+def _checked(model: Any, target: FileTarget) -> tuple[Finding, ...]:
     """The warnings and notes about a model that ONNX and the target's reader accept; LoweringError for any other."""
     onnx = required("onnx", extra="onnx")
     try:

@@ -12,6 +12,7 @@ from l1rr_fx.lowering.parsers import trt82
 from l1rr_fx.lowering.parsers.onnx_file import OnnxModel, read_model
 from l1rr_fx.lowering.parsers.remarks import Basis, Remark, Severity
 from l1rr_fx.support.checks import naming
+from l1rr_fx.support.choices import FileTarget
 from passes.errors import InputError
 
 PARSERS = {"trt82": trt82}
@@ -41,7 +42,7 @@ class Finding:
         return f"{self.severity}: {where}: {self.problem}; {self.cure}"
 
 
-def lint(model: Any, target: str = "jetson-tx2") -> tuple[Finding, ...]:
+def lint(model: Any, target: FileTarget = "jetson-tx2") -> tuple[Finding, ...]:
     """The findings about an ONNX model: its path, its bytes or an `onnx.ModelProto`. Errors first.
 
     Raises LoadError for what is no ONNX file, and InputError for another `model` or a target without a table here.

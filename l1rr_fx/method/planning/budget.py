@@ -16,6 +16,7 @@ from l1rr_fx.machines.own import LatencyPredictor, predicted
 from l1rr_fx.method.sites.channel_sites import sites_of
 from l1rr_fx.method.sites.zeroing import ZeroedProgram, Zeroing, evaluation_graph, unwrapped, zeroed_values
 from l1rr_fx.support.arguments import of_kind
+from l1rr_fx.support.choices import TargetName
 from l1rr_fx.support.documents import from_text
 from passes.absorption.absorb import absorb_constants
 from passes.analysis.liveness import Facts, channel_facts
@@ -25,6 +26,7 @@ from passes.assignment.options import Options
 from passes.assignment.plan import LayoutPlan
 from passes.assignment.whole import whole_layouts
 from passes.audit.costs import dense_macs, not_counted, plan_macs, plan_parameters
+from passes.choices import Mode
 from passes.compile import Assigned, fastest_plan, refuse_vanished
 from passes.errors import InputError, VanishedError
 from passes.graph.nodes import attribute
@@ -102,9 +104,9 @@ class Analysis:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any] | None = None,
         *,
-        mode: str = "recombine",
+        mode: Mode = "recombine",
         channel_multiple: int | None = None,
-        target: str | Target | Latency = "none",
+        target: TargetName | Target | Latency = "none",
         latency: LatencyPredictor | None = None,
     ) -> None:
         self.model = of_kind("model", unwrapped(model), nn.Module)

@@ -26,7 +26,9 @@ from l1rr_fx.method.planning.search import Search, sequence
 from l1rr_fx.method.planning.weighing import savings, weighings
 from l1rr_fx.method.sites.zeroing import unwrapped
 from l1rr_fx.support.arguments import all_of_kind, of_kind
+from l1rr_fx.support.choices import TargetName
 from passes.assignment.cost_model import Target
+from passes.choices import Mode
 from passes.errors import InputError
 from passes.graph.nodes import attribute
 from passes.rewriting.sketcher import Machine
@@ -44,10 +46,10 @@ def choose(
     kwargs: Mapping[str, Any] | None = None,
     scores: str | Score = "bn-scale",
     attention: FeatureAttention | None = None,
-    target: str | Target | Latency = "none",
+    target: TargetName | Target | Latency = "none",
     latency: LatencyPredictor | None = None,
     sites: Sequence[str] | None = None,
-    mode: str = "recombine",
+    mode: Mode = "recombine",
     channel_multiple: int | None = None,
     curves: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,

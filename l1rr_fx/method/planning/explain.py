@@ -11,6 +11,7 @@ from l1rr_fx.latency import model
 from l1rr_fx.latency.kernels import Kernel, canonical_kernels
 from l1rr_fx.latency.prediction import Prediction
 from l1rr_fx.machines.jetson_tx2 import JetsonTX2
+from l1rr_fx.support.tables import numeric
 from passes.assignment.plan import LayoutPlan
 from passes.rewriting.sketcher import sketch
 
@@ -122,8 +123,7 @@ def _compute(found: Prediction) -> float:
 
 def _times(columns: Mapping[str, TimeParts]) -> Table:
     table = Table("predicted ms", title="Where the time goes", title_justify="left")
-    for name in columns:
-        table.add_column(name, justify="right")
+    numeric(table, *columns)
     rows = ("ms", "launch", "compute", "padding", "traffic", "copied")
     names = ("the whole", "launches", "compute", "  of it padding of rows", "traffic", "kernels that only copy")
     for row, name in zip(rows, names, strict=True):
@@ -134,8 +134,7 @@ def _times(columns: Mapping[str, TimeParts]) -> Table:
 
 def _moves(title: str, moves: Sequence[Move]) -> Table:
     table = Table("family", title=title, title_justify="left")
-    for heading in ("channels", "back elsewhere", "loss after it", "share of the dense time"):
-        table.add_column(heading, justify="right")
+    numeric(table, "channels", "back elsewhere", "loss after it", "share of the dense time")
     for move in moves:
         table.add_row(move.family, f"{move.channels:,}", f"{move.back:,}", f"{move.loss:.4g}", f"{move.latency:.4f}")
     return table

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Group, RenderableType
+from rich.jupyter import JupyterMixin
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
@@ -21,10 +22,11 @@ from l1rr_fx.method.sites.zeroing import ChannelSite, Shift, Zeroing, keeps_shif
 from l1rr_fx.method.training.hold import Held
 from l1rr_fx.support.arguments import of_kind
 from l1rr_fx.support.documents import from_json, to_json
-from l1rr_fx.support.tables import printed
+from l1rr_fx.support.tables import numeric, printed
 from l1rr_fx.support.uncounted import at_least, uncounted
 from passes.accounts import NotCounted
 from passes.assignment.options import Options
+from passes.choices import Mode
 from passes.errors import InputError
 
 VERSION = 1
@@ -84,7 +86,7 @@ class SiteDifference:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(JupyterMixin):
     """Which channels of a model become zero, and what the model then costs. Made by `choose` or `threshold`; prints as
     tables.
 
@@ -104,7 +106,7 @@ class Plan:
     sites: tuple[PlannedSite, ...]
     budget: Budget | None
     reached: Mapping[str, float]
-    mode: str
+    mode: Mode
     method: str
     tau: float
     attention: AttentionLoss | None = None
@@ -212,8 +214,7 @@ class Plan:
 
     def _site_table(self) -> Table:
         table = Table("layer", title="Channels", title_justify="left")
-        for heading in ("channels", "kept", "zeroed", "alone: attention loss"):
-            table.add_column(heading, justify="right")
+        numeric(table, "channels", "kept", "zeroed", "alone: attention loss")
         table.add_column("")
         for site in self.sites:
             loss = "" if site.attention is None else f"{site.attention:.4f}"
@@ -277,7 +278,7 @@ def _differing(found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequen
 
 def _loss_table(heading: str, title: str, losses: Mapping[str, float]) -> Table:
     table = Table(heading, title=f"Feature attention loss. {title}", title_justify="left")
-    table.add_column("loss", justify="right")
+    numeric(table, "loss")
     for name, loss in losses.items():
         table.add_row(Text(name), f"{loss:.4f}" if math.isfinite(loss) else "-")
     return table

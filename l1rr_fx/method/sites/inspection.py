@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.jupyter import JupyterMixin
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -16,7 +17,8 @@ from l1rr_fx.latency.prediction import Latency
 from l1rr_fx.machines.by_name import machine
 from l1rr_fx.method.sites.blocked import Verdict, verdicts
 from l1rr_fx.method.sites.producers import Producer, group_numbers, layers, producers, producers_of
-from l1rr_fx.support.tables import printed
+from l1rr_fx.support.choices import TargetName
+from l1rr_fx.support.tables import numeric, printed
 from l1rr_fx.support.uncounted import at_least, uncounted
 from passes.accounts import NotCounted
 from passes.analysis.liveness import channel_facts
@@ -64,7 +66,7 @@ class InspectedLayer:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(JupyterMixin):
     """The channels of a model by layer; prints as a table.
 
     `not_counted`: calls of operators without a rule. `target` is the machine that was named, `seconds` what it predicts
@@ -120,8 +122,8 @@ class Inspection:
 
     def _layer_table(self) -> Table:
         table = Table("layer", "operator")
-        table.add_column("channels", justify="right")
-        table.add_column("group", justify="right")
+        numeric(table, "channels")
+        numeric(table, "group")
         table.add_column("could go")
         for layer in self.layers:
             cells = Text(layer.node), Text(layer.operator), f"{layer.channels:,}", str(layer.group), Text(str(layer))
@@ -132,7 +134,7 @@ class Inspection:
         if not self.blocked_channels:
             return ()
         table = Table("what blocks channels")
-        table.add_column("channels", justify="right")
+        numeric(table, "channels")
         for reason, channels in self.blocked_channels.items():
             table.add_row(Text(reason), f"{channels:,}")
         return (table,)
@@ -144,7 +146,7 @@ def inspect(
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
-    target: str | Target | Latency = "none",
+    target: TargetName | Target | Latency = "none",
 ) -> Inspection:
     """What could be removed from a model: its layers with their channels, their groups, and what blocks them.
 

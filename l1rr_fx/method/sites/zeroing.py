@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from l1rr_fx.support.arguments import one_of
+from l1rr_fx.support.choices import Shift as Shift
 from passes.analysis.program import Program
 from passes.canonical.normalise import normalise
 from passes.errors import InputError
@@ -25,7 +26,6 @@ from passes.rules import rule_for
 Zeroing = Mapping[str, Tensor]
 """The channels to zero: by the name of the site a bool mask of shape (channels,). Other sites stay as they are."""
 
-Shift = Literal["keep", "zero"]
 """What becomes of the shift (bias) of a channel whose scale (row) is zeroed."""
 SHIFTS: tuple[Shift, ...] = ("keep", "zero")
 

@@ -27,6 +27,7 @@ from l1rr_fx.method.training.penalised import SOURCE
 from l1rr_fx.method.training.reweighting import Reweighting
 from l1rr_fx.method.training.schedules import Schedule, factor_at, mean_factor, schedule_named
 from l1rr_fx.support.arguments import all_of_kind, number, of_kind
+from l1rr_fx.support.choices import TargetName
 from passes.assignment.cost_model import Target
 from passes.errors import InputError
 
@@ -95,7 +96,7 @@ class ReweightedL1:
         adaptive: bool = True,
         spared: float = 0.5,
         refresh_every: int | None = None,
-        target: str | Target | Latency = "none",
+        target: TargetName | Target | Latency = "none",
     ) -> None:
         self.target = machine(target, args)
         model = of_kind("model", unwrapped(model), nn.Module)
