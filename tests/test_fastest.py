@@ -32,8 +32,9 @@ from passes import (
     remove_zero_channels,
     rule_for,
 )
+from passes.accounts import Alternative
 from passes.assignment.whole import WHOLE
-from passes.compile import AS_IT_IS, NEAR
+from passes.compile import AS_IT_IS, NEAR, fastest
 from tests.machines import BALANCED, Biased
 from tests.zoo import by_name
 
@@ -119,6 +120,14 @@ def test_the_report_of_the_network_as_it_is_knows_what_could_go() -> None:
 def test_of_near_ties_the_one_with_fewer_copies_is_written() -> None:
     alternatives = fastest_plan(*analysed(residual(), ARGS), Options(target=CHOSEN["a near tie"][0])).alternatives
     assert min(alternatives, key=lambda each: each.seconds).copies > alternatives[0].copies
+
+
+@given(st.lists(st.tuples(st.floats(0.99, 1.02), st.integers(0, 3)), min_size=1), st.floats(0.99, 1.02))
+def test_nothing_slower_than_the_network_as_it_is_is_chosen(ways: list[tuple[float, int]], as_it_is: float) -> None:
+    found = [Alternative("way", *each) for each in ways]
+    chosen = fastest([*found, Alternative(AS_IT_IS, as_it_is, 0)])
+    assert chosen.seconds <= as_it_is
+    assert chosen.seconds <= min(each.seconds for each in found) * (1 + NEAR)
 
 
 @pytest.mark.parametrize("options", [Options("union", target=CHOSEN["a near tie"][0]), Options(target=BALANCED)])

@@ -229,7 +229,7 @@ def test_a_cache_that_cannot_be_written_harms_nothing(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     model = cpu.MeasuredCpu(1, 8, 1.0, ((1.0, 1.0), (2.0, 2.0)), ((1.0, 1.0), (2.0, 2.0)), False, "cpu")
     with caplog.at_level(logging.WARNING):
-        assert cpu.remembered("x", lambda: model) == model
+        assert cpu.remembered("x", lambda: model, cpu.MeasuredCpu) == model
     assert "is not kept" in caplog.text
 
 

@@ -1,7 +1,8 @@
 """Lowering: in goes a network and example inputs, out comes what a device runs.
 
 onnx_target   the opset that a target reads, and what its reader lacks
-onnx/         an ONNX file for a target (`to_onnx`), and forms for operators of your own (`register_form`)
+onnx/         an ONNX file for a target (`to_onnx`), forms for operators of your own (`register_form`), and networks
+              timed in ONNX Runtime (`measured`)
 parsers/      what a target's parser refuses or misreads in an ONNX file (`lint`)
 bundle/       a folder that measures itself on a device (`lower`, `measure`), and its results compared (`compare`)
 tensorrt      an engine, where TensorRT is installed (`to_tensorrt`, `build_engine`)
@@ -20,6 +21,7 @@ from l1rr_fx.lowering.onnx.emission import Emitted, to_onnx
 from l1rr_fx.lowering.onnx.metadata import yolo_metadata
 from l1rr_fx.lowering.onnx.nms import Nms
 from l1rr_fx.lowering.onnx.operators import register_form, unregister_form
+from l1rr_fx.lowering.onnx.timing import Measured, measured
 from l1rr_fx.lowering.onnx.writer import Symbol, Writer
 from l1rr_fx.lowering.parsers.lint import Finding, lint
 from l1rr_fx.lowering.tensorrt import Engine, build_engine, to_tensorrt
@@ -34,6 +36,7 @@ __all__ = [
     "Finding",
     "Latency",
     "LoweringError",
+    "Measured",
     "Nms",
     "Prediction",
     "Results",
@@ -45,6 +48,7 @@ __all__ = [
     "lint",
     "lower",
     "measure",
+    "measured",
     "read_results",
     "register_form",
     "to_onnx",

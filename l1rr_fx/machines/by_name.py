@@ -21,7 +21,8 @@ def machine(name: TargetName | Target | Latency, args: tuple[Any, ...] | None = 
 
     - "none": no machine; copies count by their bytes, and no multiplication is made to spare one;
     - "cpu": the one that this runs on, under torch, measured once and remembered (2 s);
-    - "onnxruntime": the same under ONNX Runtime, where a copy between convolutions also costs them their layout;
+    - "onnxruntime": the same under ONNX Runtime (15 s), where a copy between convolutions also costs them their
+      layout; it predicts whole networks;
     - "jetson-tx2": predicted from published measurements, FP16;
     - a `Latency`, such as `Latency.from_results(...)`: the same with other coefficients, clock or precision;
     - a cost model of your own (`passes.Target`); if it is a `LatencyPredictor` too, it predicts networks that are

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -22,6 +22,7 @@ from l1rr_fx.support.json_text import json_value
 from passes.errors import InputError
 
 log = logging.getLogger(__name__)
+Measured = TypeVar("Measured")
 
 CHANNELS = (16, 32, 64, 128, 256)
 ODD = 127
@@ -84,15 +85,18 @@ def interpolated(points: Sequence[tuple[float, float]], at: float) -> float:
 
 def this_cpu() -> MeasuredCpu:
     """The model of this machine under torch, at its present number of threads."""
-    return remembered(f"torch-{torch.__version__}-{torch.get_num_threads()}", measure)
+    return remembered(f"torch-{torch.__version__}-{torch.get_num_threads()}", measure, MeasuredCpu)
 
 
-def remembered(name: str, measure: Callable[[], MeasuredCpu]) -> MeasuredCpu:
-    """The measurement of that name from the cache; the first time it is taken (2 s)."""
+def remembered(name: str, measure: Callable[[], Measured], kind: Callable[..., Measured]) -> Measured:
+    """The measurement of that name from the cache; the first time it is taken (some seconds). `kind` is its dataclass.
+
+    What `kind` refuses with a ValueError or a TypeError is measured again.
+    """
     path = cache_path(name)
     try:
         stored = json_value(read_file(path, LARGEST))
-        return MeasuredCpu(**{k: _tuples(v) for k, v in stored.items()})
+        return kind(**{k: _tuples(v) for k, v in stored.items()})
     except FileNotFoundError:
         log.info("measuring this CPU once; the result is kept in %s", path)
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -100,7 +104,7 @@ def remembered(name: str, measure: Callable[[], MeasuredCpu]) -> MeasuredCpu:
     measured = measure()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(asdict(measured)).encode())
+        write_file(path, json.dumps(asdict(cast(Any, measured))).encode())
     except (OSError, InputError) as error:  # a home that is read-only, for instance: nothing depends on the cache
         log.warning("the measurement of this CPU is not kept: %s", error)
     return measured
@@ -172,4 +176,6 @@ def _increasing(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, flo
 
 
 def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(each) for key, each in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""This machine under ONNX Runtime as a target: chains of convolutions, timed once and remembered.
+"""This machine under ONNX Runtime as a target: chains of convolutions and kernels, timed once and remembered.
 
 ONNX Runtime keeps tensors between convolutions in blocks of channels: for a copy between two of them the tensor is
 brought into plain order and back. So a copy is timed where it will stand, and not by itself. It also adds a residual
@@ -8,12 +8,23 @@ while it convolves, unless the result is copied first.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from torch.fx import Graph
 
+from l1rr_fx.latency.cpu_kernels import cpu_kernels
+from l1rr_fx.latency.cpu_model import CpuModel, Sample
+from l1rr_fx.machines.calibration import block_size, calibrations, samples
 from l1rr_fx.machines.cpu import CHANNELS, ODD, MeasuredCpu, measured_cpu, remembered, seconds_of
+from l1rr_fx.machines.priced import Priced
+from l1rr_fx.machines.profiling import profiler_overhead, timed_kernels
 from l1rr_fx.support.packages import required
+from passes.canonical.normalise import normalise
+from passes.frontend.capture import capture
+from passes.rewriting.sketcher import Sketch
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -28,10 +39,45 @@ chain's time, 1.5 and 2 gave the fastest ResNet-50 (half of the channels dead at
 OPSET, IR = 13, 7
 
 
-def onnxruntime_cpu() -> MeasuredCpu:
-    """The model of this machine at torch's present number of threads. Raises InputError without ONNX Runtime."""
+@dataclass(frozen=True)
+class OnnxRuntimeCpu(Priced):
+    """This CPU under ONNX Runtime as a target: `prices` of single decisions, and a `model` of whole networks."""
+
+    model: CpuModel
+    threads: int
+
+    def predict(self, module: nn.Module, args: tuple[Any, ...]) -> float:
+        """The predicted seconds of one forward pass of a network. Raises CaptureError as `capture` does."""
+        return self._of_graph(normalise(capture(module, args)).graph)
+
+    def predict_sketch(self, sketch: Sketch) -> float:
+        """The predicted seconds of one forward pass of the network of a sketch: those of `predict`, sooner."""
+        return self._of_graph(sketch.graph)
+
+    def _of_graph(self, graph: Graph) -> float:
+        return self.model.seconds(cpu_kernels(graph, self.model.block))
+
+
+def onnxruntime_cpu() -> OnnxRuntimeCpu:
+    """This machine at torch's present number of threads. Raises InputError without ONNX Runtime.
+
+    The first time it is measured (15 s on one quiet core).
+    """
     onnxruntime = required("onnxruntime", extra="onnx")
-    return remembered(f"onnxruntime-{onnxruntime.__version__}-{torch.get_num_threads()}", measure)
+    name = f"onnxruntime-{onnxruntime.__version__}-{torch.get_num_threads()}"
+    prices = remembered(name, measure, MeasuredCpu)
+    return OnnxRuntimeCpu(prices, remembered(f"{name}-kernels", measured_model, CpuModel), prices.threads)
+
+
+def measured_model() -> CpuModel:
+    """The model of whole networks, from kernels that are timed one by one."""
+    threads = torch.get_num_threads()
+    block, overhead = block_size(threads), profiler_overhead(threads)
+    found: list[Sample] = []
+    for each in calibrations(block):
+        (kernels,) = timed_kernels([each.model()], threads, overhead=overhead)
+        found += samples(each, kernels)
+    return CpuModel.fitted(block, overhead, found)
 
 
 def measure() -> MeasuredCpu:

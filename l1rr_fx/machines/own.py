@@ -8,6 +8,7 @@ from typing import Any, Protocol, SupportsFloat, runtime_checkable
 
 from torch.fx import GraphModule
 
+from l1rr_fx.machines.priced import Priced
 from passes.assignment.cost_model import Target
 from passes.errors import InputError
 from passes.rewriting.rewriter import rewrite
@@ -24,32 +25,11 @@ class LatencyPredictor(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class OwnMachine:
+class OwnMachine(Priced):
     """A cost model `prices` that is a `LatencyPredictor` as well, for networks that are called with `args`."""
 
-    prices: Target
     predictor: LatencyPredictor
     args: tuple[Any, ...]
-
-    @property
-    def name(self) -> str:
-        return self.prices.name
-
-    @property
-    def multiple(self) -> int:
-        return self.prices.multiple
-
-    def contraction(self, macs: float, inputs: int, outputs: int) -> float:
-        return self.prices.contraction(macs, inputs, outputs)
-
-    def traffic(self, size: float) -> float:
-        return self.prices.traffic(size)
-
-    def gather(self, size: float) -> float:
-        return self.prices.gather(size)
-
-    def meeting(self, size: float) -> float:
-        return self.prices.meeting(size)
 
     def predict_sketch(self, sketch: Sketch) -> float:
         """What the predictor says of the network, written for it."""

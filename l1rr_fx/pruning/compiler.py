@@ -50,11 +50,11 @@ def prune(
     `torch.export.export`. `model` is not changed. `mode` says how residual branches meet ("recombine", "union" or
     "exclude"), `target` for which machine: "none", "cpu", "onnxruntime", "jetson-tx2", a `Latency` or a cost model of
     your own (see `l1rr_fx.machines`). A target keeps dead channels where they make the network faster; with "none" the
-    fewest multiplications are made. A target that predicts whole networks, as "jetson-tx2" does, is asked about the
-    network written in each mode, and about the network as it is: the fastest is returned. `channel_multiple` rounds
-    channel counts up where dead channels are left, whether it pays or not. `inference` asks for a network for
-    evaluation alone: more channels are constant there, because batch norms use their running statistics. With `verify`
-    both networks are run on the example and compared.
+    fewest multiplications are made. A target that predicts whole networks, as "jetson-tx2" and "onnxruntime" do, is
+    asked about the network written in each mode, and about the network as it is: the fastest is returned.
+    `channel_multiple` rounds channel counts up where dead channels are left, whether it pays or not. `inference` asks
+    for a network for evaluation alone: more channels are constant there, because batch norms use their running
+    statistics. With `verify` both networks are run on the example and compared.
 
     Raises InputError, CaptureError, VanishedError or VerifyError, each of them an L1RRError.
     """
