@@ -26,6 +26,7 @@ import l1rr_fx
 from benchmarks.never_slower import deadened, sized
 from l1rr_fx.lowering import measured
 from l1rr_fx.machines.onnxruntime import OnnxRuntimeCpu, onnxruntime_cpu
+from l1rr_fx.testing import randomised
 
 NETWORKS = (
     "tv/resnet18@224", "tv/mobilenet_v2@224", "tv/mobilenet_v3_large@224", "tv/shufflenet_v2_x1_0@224",
@@ -41,6 +42,7 @@ SHARE = 0.4
 def lines(spec: str, machine: OnnxRuntimeCpu) -> list[dict[str, Any]]:
     """A network in three forms, predicted and measured."""
     model, args = sized(spec)
+    model = randomised(model, dtype=torch.float32).eval()  # numbers too small to be normal take longer
     zeroed, _ = deadened(lambda: (model, args), SHARE)
     pruned = [l1rr_fx.prune(zeroed, args, target=target, verify=False).module for target in ("none", machine)]
     found = measured([model, *pruned], args, machine)
