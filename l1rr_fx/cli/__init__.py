@@ -9,6 +9,7 @@ compiling      prune
 measuring      lower, measure and compare
 lowering       onnx and lint
 
+showing        report
 conforming     conformance
 trying         demo
 
@@ -23,6 +24,7 @@ from l1rr_fx.cli import inspecting as inspecting
 from l1rr_fx.cli import lowering as lowering
 from l1rr_fx.cli import measuring as measuring
 from l1rr_fx.cli import planning as planning
+from l1rr_fx.cli import showing as showing
 from l1rr_fx.cli import trying as trying
 from l1rr_fx.cli.application import app
 
@@ -33,6 +35,7 @@ WORKFLOW = (
     "lower",
     "measure",
     "compare",
+    "report",
     "onnx",
     "lint",
     "conformance",

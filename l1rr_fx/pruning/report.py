@@ -69,12 +69,17 @@ class Report(JupyterMixin):
             return 1.0 if self.after.macs == 0 else math.inf
         return self.after.macs / self.limit.macs
 
+    @property
+    def answers(self) -> tuple[tuple[str, str], ...]:
+        """Whether the network is smaller, faster and equal: three questions, each with a line."""
+        return (("smaller?", self._smaller()), ("faster?", self._faster()), ("equal?", self._equal()))
+
     def __str__(self) -> str:
         return printed(self)
 
     def __rich__(self) -> RenderableType:
         accounts = self.accounts
-        parts: list[RenderableType] = [*self._answers(), _cost_table(self)]
+        parts: list[RenderableType] = [*self._first_lines(), _cost_table(self)]
         if self.alternatives:
             parts.append(_alternative_table(self))
         if accounts.constants:
@@ -84,13 +89,12 @@ class Report(JupyterMixin):
         parts.extend(Text(f"note: {note}") for note in self.notes)
         return Group(*parts)
 
-    def _answers(self) -> Iterator[RenderableType]:
+    def _first_lines(self) -> Iterator[RenderableType]:
         """Smaller? Faster? Equal? And what is left out of the figures."""
         yield Text(f"mode {self.mode}, target {self.target}")
         table = Table.grid(padding=(0, 2))
-        table.add_row("smaller?", Text(self._smaller()))
-        table.add_row("faster?", Text(self._faster()))
-        table.add_row("equal?", Text(self._equal()))
+        for question, answer in self.answers:
+            table.add_row(question, Text(answer))
         yield table
         if self.not_counted:
             yield Text(uncounted(self.not_counted))
