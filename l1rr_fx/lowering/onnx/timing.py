@@ -14,8 +14,9 @@ from l1rr_fx.lowering.onnx.emission import to_onnx
 from l1rr_fx.lowering.onnx.runtime import Trial
 from l1rr_fx.machines.onnxruntime import OnnxRuntimeCpu, onnxruntime_cpu
 from l1rr_fx.machines.profiling import Model, timed_kernels
+from l1rr_fx.support.choices import FileTarget
 
-TARGET = "onnxruntime"
+TARGET: FileTarget = "onnxruntime"
 
 
 @dataclass(frozen=True)
