@@ -14,9 +14,10 @@ import torch
 from rich.console import Console
 
 import l1rr_fx
+from benchmarks.paired import paired_timing
 from benchmarks.trees_study import Smaller
 from l1rr_fx.demo.detector import TreeDetector
-from l1rr_fx.demo.measure import as_input, paired_timing
+from l1rr_fx.demo.measure import as_input
 from l1rr_fx.demo.trees import test_scene
 
 ROUNDS = 15

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import l1rr_fx
 from l1rr_fx.demo import measure, run, training, trees, views
 from l1rr_fx.demo.boxes import Detections, average_precision, decode, detections, iou
 from l1rr_fx.demo.detector import TreeDetector
@@ -214,12 +215,13 @@ def test_the_whole_demo_on_a_corner_of_the_test_image(tmp_path: Path, monkeypatc
     summary = run.run(tmp_path / "new" / "folder", effort=effort, console=Console(file=printed, width=120))
     assert summary.deviation <= run.TOLERANCE
     assert summary.precision["pruned"] == pytest.approx(summary.precision["zeroed"], abs=1e-3)
-    assert summary.macs[1] < 0.55 * summary.macs[0] and summary.parameters[1] < 0.5 * summary.parameters[0]
-    assert summary.timing.engine == "PyTorch, eager" and 0 < summary.timing.pruned
+    assert summary.macs[1] < (run.BUDGET + 0.005) * summary.macs[0] and summary.parameters[1] < 0.5 * summary.parameters[0]
     assert [path.name for path in summary.pictures] == ["detections.png", "curves.png", "scales.png", "kept.png"]
     assert all(path.stat().st_size > 10_000 for path in summary.pictures)
     folder = summary.pictures[0].parent
     assert json.loads((folder / "summary.json").read_text())["zeroed"] == summary.zeroed
     plan = Plan.from_json((folder / "plan.json").read_text())
     assert plan.zeroed == summary.zeroed and plan.reached["macs"] == pytest.approx(run.BUDGET, abs=0.005)
-    assert str(summary.pictures[0]) in printed.getvalue().replace("\n", "")
+    text = printed.getvalue().replace("\n", "")
+    assert str(summary.pictures[0]) in text and text.index("removing what is zero ...") < text.index("drawing ...")
+    assert (folder / "report.html").is_file() and l1rr_fx.load(folder / "small").report.target.startswith("jetson-tx2")
