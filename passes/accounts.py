@@ -54,15 +54,15 @@ class Kept:
     macs: int
 
 
-ConstantPlace = Literal["bias", "merged", "shift", "stays"]
+ConstantPlace = Literal["bias", "merged", "shift", "gate", "stays"]
 
 
 @dataclass(frozen=True)
 class Constant:
-    """Channels of one tensor that are constant, not zero, as one reader sees them.
+    """Channels of one tensor that are constant, not zero, as one reader sees them; or constants times a gate.
 
     `place` says where they went: into the reader's bias, into one channel for all of them (merged), into a shift beside
-    a sum; or that they stay, with the reason.
+    a sum, into a product on 1 x 1 maps (gate); or that they stay, with the reason.
     """
 
     tensor: str

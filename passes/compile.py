@@ -72,7 +72,8 @@ def remove_zero_channels(
     phase = clock or (lambda name: nullcontext())
     with phase("analysis"):
         normalise_graph(captured.graph)
-        absorbed = absorb_constants(captured, rule_for, inference=options is not None and options.inference)
+        options = options or Options()
+        absorbed = absorb_constants(captured, rule_for, inference=options.inference, prices=options.target)
         program, facts = absorbed.program, absorbed.facts
         refuse_vanished(program, facts)
         assigned = fastest_plan(program, facts, options)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.support.arguments import of_kind
+from passes.absorption.edits import EVEN
 from passes.errors import InputError
 from passes.graph.selection import Selection
 
@@ -77,14 +78,14 @@ def _survivors(pruned: Pruned, model: nn.Module) -> tuple[_Survivor, ...]:
         names.setdefault(parameter, []).append(name)
     found = []
     for parameter, aliases in names.items():
-        known = [alias for alias in aliases if alias in originals and alias in pruned.kept]
+        known = [alias for alias in aliases if alias.removesuffix(EVEN) in originals and alias in pruned.kept]
         if not known and (beside := _beside(aliases[0], originals)) is not None:
             found.append(_Survivor(aliases[0], beside, Selection.whole(parameter.shape), parameter, created=True))
             continue
         if not known:
             raise InputError(f"the pruned network's parameter {aliases[0]} is not one of this {type(model).__name__}")
         name = known[0]
-        selection, original = pruned.kept[name], originals[name]
+        selection, original = pruned.kept[name], originals[name if name in originals else name.removesuffix(EVEN)]
         if selection.shape != original.shape or selection.new_shape != parameter.shape:
             raise InputError(
                 f"{name} has shape {(*original.shape,)} in the model and {(*parameter.shape,)} in the pruned network; "

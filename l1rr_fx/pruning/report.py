@@ -209,6 +209,7 @@ PLACES = {
     "bias": "into the reader's bias",
     "merged": "into one channel for all of them",
     "shift": "into a shift beside a sum",
+    "gate": "times a gate, on 1 x 1 maps",
 }
 
 

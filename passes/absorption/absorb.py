@@ -11,6 +11,8 @@ from torch.fx import GraphModule, Node
 
 from passes.absorption.columns import Reader, constant_readers
 from passes.absorption.edits import Edits
+from passes.absorption.gates import Prices, split_gates
+from passes.absorption.maps import fixed_maps
 from passes.absorption.record import moved_constants, staying_constants
 from passes.absorption.shifts import Meeting, clear_shifts, meetings, move_shift, replace_constants, split_idle_shifts
 from passes.accounts import Constant
@@ -28,18 +30,43 @@ class Absorbed:
     constants: tuple[Constant, ...] = ()
 
 
+@dataclass(frozen=True)
+class _FreeCopies:
+    """No machine in particular: what costs no multiplication is free."""
+
+    def contraction(self, macs: float, inputs: int, outputs: int) -> float:
+        return macs
+
+    def traffic(self, size: float) -> float:
+        return 0.0
+
+
+FREE_COPIES = _FreeCopies()
+
+
 @torch.no_grad()
-def absorb_constants(module: GraphModule, rule_for: Callable[[Node], Rule], *, inference: bool = False) -> Absorbed:
+def absorb_constants(
+    module: GraphModule,
+    rule_for: Callable[[Node], Rule],
+    *,
+    inference: bool = False,
+    prices: Prices = FREE_COPIES,
+) -> Absorbed:
     """Absorb the constant channels of a canonical graph, in place.
 
     The tensors that the graph shares with the user's model stay as they are. `inference`: the network is for evaluation
-    alone, so that a batch norm of a constant is a constant.
+    alone, so that a batch norm of a constant is a constant. `prices` says whether fewer multiplications pay for an
+    addition; by default they always do.
     """
     program, facts = _analysed(module, rule_for, inference)
     if not _has_constants(program, facts):
         return Absorbed(program, facts)
     edits = Edits(module)
-    readers, sums = constant_readers(program, facts), list(meetings(program, facts))
+    gates = split_gates(program, facts, edits, prices)
+    if gates:
+        program, facts = _analysed(module, rule_for, inference)
+    readers = constant_readers(program, facts, fixed_maps(program, facts))
+    sums = list(meetings(program, facts))
     moved = _moved(program, facts, readers, sums)
     constants = tuple(moved_constants(readers, moved.columns, sums, moved.labels))
     for reader, columns in zip(readers, moved.columns, strict=True):
@@ -52,7 +79,7 @@ def absorb_constants(module: GraphModule, rule_for: Callable[[Node], Rule], *, i
     changed = replace_constants(program, facts, edits) | split_idle_shifts(program, facts, edits)
     if changed or any(bool(labels.any()) for labels in moved.labels):
         program, facts = _analysed(module, rule_for, inference)
-    return Absorbed(program, facts, (*constants, *staying_constants(program, facts)))
+    return Absorbed(program, facts, (*gates, *constants, *staying_constants(program, facts)))
 
 
 def _analysed(module: GraphModule, rule_for: Callable[[Node], Rule], inference: bool) -> tuple[Program, Facts]:

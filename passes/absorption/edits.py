@@ -6,7 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from passes.graph.nodes import FIXED, attribute, free_name, free_names, place_tensor
+from passes.analysis.program import Program
+from passes.graph.nodes import FIXED, attribute, free_name, free_names, is_tensor, place_tensor
+
+EVEN = "_even"
+"""What the name of a weight ends in that has columns of the weight with the rest of the name."""
 
 
 class Edits:
@@ -57,6 +61,17 @@ class Edits:
         self._own.add(id(attribute(self.module, name)))
         return self._node(weight, name, weight.meta["val"].new_empty((size,)))
 
+    def new_columns(self, weight: Node, columns: Tensor) -> Node:
+        """A weight that has these columns of another one and zeros elsewhere, as a node before its first reader."""
+        old = attribute(self.module, str(weight.target))
+        name = free_name(self.module, f"{weight.target}{EVEN}")
+        data = torch.where(columns.view(1, -1, *[1] * (old.dim() - 2)), old.detach(), 0.0)
+        place_tensor(
+            self.module, name, nn.Parameter(data, old.requires_grad) if isinstance(old, nn.Parameter) else data
+        )
+        self._own.add(id(attribute(self.module, name)))
+        return self._node(weight, name, weight.meta["val"].new_empty(tuple(data.shape)))
+
     def new_buffer(self, like: Node, value: Tensor, *, before: Node) -> Node:
         """A constant in the dtype and on the device of a node's value, as a node before another."""
         example = like.meta["val"]
@@ -72,3 +87,14 @@ class Edits:
             node = before.graph.get_attr(name)
         node.meta["val"] = example
         return node
+
+
+def tensor_readers(program: Program) -> dict[str, frozenset[Node]]:
+    """By the name of a parameter or buffer: the nodes that read it, under any of its names."""
+    users: dict[int, set[Node]] = {}
+    address: dict[str, int] = {}
+    for node in program.module.graph.nodes:
+        if node.op == "get_attr" and is_tensor(node):
+            place = address[str(node.target)] = program.tensor(node).data_ptr()
+            users.setdefault(place, set()).update(node.users)
+    return {name: frozenset(users[place]) for name, place in address.items()}

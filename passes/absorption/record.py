@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
 from passes.absorption.columns import Reader
+from passes.absorption.maps import FixedMaps, fixed_maps
 from passes.absorption.shifts import Meeting
 from passes.accounts import Constant
 from passes.analysis.liveness import Facts
@@ -26,45 +28,48 @@ def moved_constants(
     """What went into biases, merged columns and shifts."""
     for reader, gone in zip(readers, columns, strict=True):
         for site in reader.sites if bool(gone.any()) else ():
-            yield Constant(site.inputs[0].name, site.node.name, int(gone.sum()), "bias" if reader.uniform else "merged")
+            yield Constant(site.inputs[0].name, site.node.name, int(gone.sum()), "bias" if reader.even else "merged")
     for meeting, gone in zip(sums, labels, strict=True):
         if bool(gone.any()):
             yield Constant(meeting.node.name, meeting.site.node.name, int(gone.sum()), "shift")
 
 
 def staying_constants(program: Program, facts: Facts) -> Iterator[Constant]:
-    """The constants that something still reads which does not hand them on as constants."""
+    """The channels that no input changes and that something still reads which does not hand them on as such."""
+    maps = fixed_maps(program, facts)
     for site in program.sites:
         for index, node in enumerate(site.inputs):
-            known = facts.ranges.get(node)
-            if known is None or node not in program.at or node not in program.fed:
+            if (fixed := _fixed(program, facts, maps, node)) is None:
                 continue
-            stopped = known.is_constant & ~known.is_zero & facts.asked[site.node][index]
-            if (count := int((stopped & ~_handed_on(site, facts, node)).sum())) > 0:
+            stopped = fixed & facts.asked[site.node][index]
+            if bool(stopped.any()) and (count := int((stopped & ~_handed_on(site, facts, maps, node)).sum())) > 0:
                 yield Constant(node.name, site.node.name, count, "stays", _reason(site))
     for node in program.output_tensors:
-        known = facts.ranges.get(node)
-        if known is not None and node in program.at and node in program.fed:
-            if count := int((known.is_constant & ~known.is_zero).sum()):
-                yield Constant(node.name, "output", count, "stays", OUTPUT)
+        if (fixed := _fixed(program, facts, maps, node)) is not None and (count := int(fixed.sum())):
+            yield Constant(node.name, "output", count, "stays", OUTPUT)
 
 
-def _handed_on(site: Site, facts: Facts, node: Node) -> Tensor:
-    """Which labels of an input are constant in the result too, or leave the call as they came."""
+def _fixed(program: Program, facts: Facts, maps: Mapping[Node, FixedMaps], node: Node) -> Tensor | None:
+    """Which labels of a tensor that is computed from an input no input changes, and are not zero; None if none."""
+    known = facts.ranges.get(node)
+    if node not in program.at or node not in program.fed or (known is None and node not in maps):
+        return None
+    fixed = torch.zeros_like(facts.zero[node]) if known is None else known.is_constant & ~known.is_zero
+    return fixed | maps[node].is_known if node in maps else fixed
+
+
+def _handed_on(site: Site, facts: Facts, maps: Mapping[Node, FixedMaps], node: Node) -> Tensor:
+    """Which labels of an input are the same for all inputs in the result too, or leave the call as they came."""
     mask = facts.zero[node].new_zeros(facts.zero[node].shape)
     out = site.outputs[0]
-    if out is None:
+    if out is None or (out in maps and site.rule.spreads(site) is not None):
         return ~mask
     known = facts.ranges.get(out)
     if site.rule.is_movement:
-        return ~mask if known is not None and bool(known.is_constant.any()) else mask
-    if site.rule.weight is None and known is not None and known.low.dim() == mask.dim():
-        return (
-            known.expand(facts.zero[out].shape).fitted(tuple(mask.shape)).is_constant
-            if _fits(mask, known.low)
-            else mask
-        )
-    return mask
+        return ~mask if out in maps or (known is not None and bool(known.is_constant.any())) else mask
+    if site.rule.weight is not None or known is None or known.low.dim() != mask.dim() or not _fits(mask, known.low):
+        return mask
+    return known.expand(facts.zero[out].shape).fitted(tuple(mask.shape)).is_constant
 
 
 def _fits(mask: Tensor, other: Tensor) -> bool:

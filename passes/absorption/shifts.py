@@ -9,19 +9,19 @@ channel. A branch that is constant altogether is left out with all its calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.absorption.edits import Edits
+from passes.absorption.edits import Edits, tensor_readers
 from passes.analysis.liveness import Facts
 from passes.analysis.program import Program
+from passes.graph.nodes import flat_inputs
 from passes.graph.ranges import Range
 from passes.rules.base import Site
-from passes.rules.pointwise import Sum
 
 aten = torch.ops.aten
 
@@ -47,7 +47,7 @@ class Meeting:
 def meetings(program: Program, facts: Facts) -> Iterator[Meeting]:
     """The operands of sums that have constant labels which are not zero, and of which something depends."""
     for site in program.sites:
-        if not isinstance(site.rule, Sum) or not site.rule.is_bare(site) or len(set(site.inputs)) != 2:
+        if not site.rule.adds(site) or len(set(site.inputs)) != 2:
             continue
         for index, node in enumerate(site.inputs):
             known = facts.ranges.get(node)
@@ -84,10 +84,10 @@ def clear_shifts(program: Program, facts: Facts, edits: Edits) -> None:
             idle = ~idle
         for name in edits.names(str(shift.target)):
             gone[name] = gone[name] & idle if name in gone else idle
-    shared = _read_otherwise(program)
+    readers = tensor_readers(program)
     for name, idle in gone.items():
         value = edits.tensor(name)
-        if name not in shared and bool((idle & (value != 0).cpu()).any()):
+        if bool((idle & (value != 0).cpu()).any()) and _is_only_added(program, edits, readers, name):
             edits.value(name)[idle.to(value.device)] = 0
 
 
@@ -100,17 +100,17 @@ def _by_channel(site: Site, mask: Tensor, like: Tensor) -> Tensor:
     return mask.expand([n if a in own else 1 for a, n in enumerate(site.out_shape)]).reshape(like.shape)
 
 
-def _read_otherwise(program: Program) -> set[str]:
-    """Names of parameters that some node reads which does not add them at last."""
-    found: set[str] = set()
-    for node in program.module.graph.nodes:
-        if node.op != "get_attr":
-            continue
-        for user in node.users:
-            site = program.at_call(user)
-            if site is None or site.rule.shift(site) is not node:
-                found.add(str(node.target))
-    return found
+def _is_only_added(program: Program, edits: Edits, readers: Mapping[str, frozenset[Node]], name: str) -> bool:
+    """Whether every call that reads a parameter adds it at last, and reads it in no other place."""
+    names = edits.names(name)
+    for reader in readers[name]:
+        site = program.at_call(reader)
+        shift = None if site is None else site.rule.shift(site)
+        if shift is None or str(shift.target) not in names:
+            return False
+        if sum(str(node.target) in names for node in flat_inputs(reader) if node.op == "get_attr") != 1:
+            return False
+    return True
 
 
 def move_shift(program: Program, facts: Facts, edits: Edits, meeting: Meeting, moved: Tensor) -> None:
@@ -184,14 +184,14 @@ def split_idle_shifts(program: Program, facts: Facts, edits: Edits) -> bool:
     Says whether there was one.
     """
     found = False
-    shared = _read_otherwise(program)
+    readers = tensor_readers(program)
     for site in program.sites:
         shift, known = site.rule.shift(site), facts.ranges.get(site.node)
         if shift is None or known is None or site.rule.weight is None or not site.rule.keeps_channels(site):
             continue
         idle = known.is_constant & ~known.is_zero & facts.needed[site.node] & facts.zero[site.inputs[0]]
         name = str(shift.target)
-        if not bool(idle.any()) or len(shift.users) > 1 or name in shared or len(edits.names(name)) > 1:
+        if not bool(idle.any()) or readers[name] != {site.node} or len(edits.names(name)) > 1:
             continue
         add_after(program, edits, site.node, torch.where(idle, known.low, 0.0))
         bias = edits.value(name)

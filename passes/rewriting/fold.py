@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,10 +37,11 @@ PADDING, GROUPS = 4, 6  # where a convolution has them among its arguments
 def fold_batch_norm(module: GraphModule) -> GraphModule:
     """The network with its batch norms folded into neighbouring weights, and without dropout.
 
-    A batch norm is folded into the convolution, transposed convolution or linear layer before it, if that layer has no
-    other reader; otherwise into all its readers, if they are linear layers or convolutions without padding. Slices,
-    concatenations, padding and gathers of channels may lie in between. One that fits neither stays: it is one kernel,
-    where a product and a sum of precomputed tensors are two. A batch norm without running statistics stays too.
+    A batch norm is folded into the convolution, transposed convolution or linear layer before it, or the two whose sum
+    it reads, if they have no other reader; otherwise into all its readers, if they are linear layers or convolutions
+    without padding. Slices, concatenations, padding and gathers of channels may lie in between. One that fits neither
+    stays: it is one kernel, where a product and a sum of precomputed tensors are two. A batch norm without running
+    statistics stays too.
 
     Folded weights are computed in float64 and keep their names, unless another call reads the same tensor. `module` is
     not changed. Raises InputError if a batch norm or a dropout is in training mode.
@@ -192,26 +193,43 @@ class _Folder:
     # Writing
 
     def _into_producers(self, node: Node, norm: _Norm) -> bool:
-        """Fold a batch norm into the contractions whose channels it alone reads, through copies; False, and nothing
-        changes, if that cannot be done."""
-        if norm.rank is None:
+        """Fold a batch norm into the contractions whose channels it alone reads, through copies and one sum; False, and
+        nothing changes, if that cannot be done."""
+        (x,) = node.all_input_nodes[:1]
+        addends, reader = [x], node
+        if x.target is aten.add.Tensor and not x.kwargs and len(x.all_input_nodes) == 2 and list(x.users) == [node]:
+            addends, reader = x.all_input_nodes, x
+        unshifted = replace(norm, shift=torch.zeros_like(norm.shift))
+        for shifted in addends:  # either may take the shift
+            found = [self._of_addend(each, reader, norm if each is shifted else unshifted) for each in addends]
+            if all(each is not None for each in found):
+                break
+        else:
             return False
-        x = node.all_input_nodes[0]
-        sources = channel_sources(x, norm.rank, self.constants, lambda each: self._width(each, norm.rank))
-        if sources is None or list(x.users) != [node] or not sources.is_private:
+        parts = [part for each in found if each is not None for part in each]
+        if len({producer for producer, _, _ in parts}) < len(parts):
             return False
-        if bool(norm.shift[(sources.owner < 0).to(norm.shift.device)].any()):
-            return False  # zeros between the channels, which the batch norm shifts
-        found = [self._of_producer(sources, index, norm) for index in range(len(sources.nodes))]
-        if any(each is None for each in found):
-            return False
-        for producer, each in zip(sources.nodes, found, strict=True):
-            assert each is not None
-            scale, shift = each
+        for producer, scale, shift in parts:
             weight, bias = self._tensors(producer)
             scaled = _scaled(weight, scale, _groups(producer), second=_form(producer).transposed)
             self._set(producer, scaled, bias * scale + shift)
         return True
+
+    def _of_addend(self, x: Node, reader: Node, norm: _Norm) -> list[tuple[Node, Tensor, Tensor]] | None:
+        """The contractions that a tensor is copied from, with scale and shift of each channel; None if it is another
+        tensor, or something else reads it."""
+        rank = norm.rank
+        sources = None if rank is None else channel_sources(x, rank, self.constants, lambda n: self._width(n, rank))
+        if sources is None or list(x.users) != [reader] or not sources.is_private:
+            return None
+        if len(sources.owner) != len(norm.scale) or bool(norm.shift[(sources.owner < 0).to(norm.shift.device)].any()):
+            return None  # a channel for all, or zeros between the channels, which the batch norm shifts
+        found = []
+        for index, producer in enumerate(sources.nodes):
+            if (each := self._of_producer(sources, index, norm)) is None:
+                return None
+            found.append((producer, *each))
+        return found
 
     def _of_producer(self, sources: Sources, index: int, norm: _Norm) -> tuple[Tensor, Tensor] | None:
         """Scale and shift of each channel of one producer; None if one channel gets two of them."""

@@ -8,9 +8,11 @@ form.
     base           the interface of a rule, call sites, layout requests
     emitter        what a rule writes its call with
     memo           what a rule remembers of a call site
-    pointwise      element by element: activations, arithmetic, sums, copies, constants
+    pointwise      element by element: activations, arithmetic, sums, copies
+    fills          tensors that hold one number
     affine         a scale or a shift for each channel: batch norm, instance norm, PReLU
-    convolution    convolutions and linear layers
+    convolution    convolutions and linear layers: their layouts
+    contraction    convolutions and linear layers: which channels live, and what they cost
     deform         deformable convolution
     products       products of activations: matmul, einsum, attention
     recurrent      recurrent layers: LSTM, GRU, RNN
@@ -44,6 +46,7 @@ from passes.rules import (
     affine,
     convolution,
     deform,
+    fills,
     joins,
     mixing,
     pointwise,
@@ -61,6 +64,7 @@ UNKNOWN = Rule()
 
 RULES: Mapping[str, Rule] = {
     **pointwise.RULES,
+    **fills.RULES,
     **affine.RULES,
     **convolution.RULES,
     **products.RULES,

@@ -32,6 +32,7 @@ from passes.graph.selection import Selection
 from passes.graph.values import Values
 from passes.rules.emitter import Emitter
 from passes.rules.memo import Memo
+from passes.rules.weights import Columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +184,23 @@ class Rule:
         """The number of channel groups that a contraction keeps apart."""
         return 1
 
+    def columns(self, site: Site) -> Columns | None:
+        """How a contraction whose tensors are all parameters reads the channels of its input; None for other calls."""
+        return None
+
+    def adds(self, site: Site) -> bool:
+        """Whether the call is x + y without a factor, in one dtype."""
+        return False
+
+    def spreads(self, site: Site) -> str | None:
+        """A key of what the call does to each channel: a linear function of that channel alone, along axes after 1, and
+        the same one for all channels. None for other calls."""
+        return None
+
+    def moves_channels(self, site: Site) -> bool:
+        """Whether each channel (axis 1) of the results is a channel of an input, with the same elements."""
+        return False
+
     def takes_any_order(self, site: Site, zeros: Sequence[Tensor], *, cut: bool) -> bool:
         """Whether the call works with its channels in any order.
 
@@ -302,6 +320,11 @@ class Rule:
     def limit(self, site: Site, facts: SiteFacts) -> Contraction | None:
         """What a contraction costs if only live inputs and live outputs exist."""
         return None
+
+
+def call_key(site: Site) -> str:
+    """The operator of a call and its arguments, without its first one: equal for calls that do the same."""
+    return f"{site.node.target} {site.node.args[1:]} {sorted(site.node.kwargs.items())}"
 
 
 def own_parameter(site: Site, argument: Any) -> Node | None:

@@ -29,7 +29,7 @@ def argument_range(site: Site, ranges: Sequence[Range | None], argument: Any) ->
 
 def bounded(site: Site, ranges: Sequence[Range | None]) -> Range | None:
     """The range of f(x, y, ...); None where nothing is known."""
-    if not site.node.meta["val"].is_floating_point() or _is_random(site):
+    if not site.node.meta["val"].is_floating_point() or is_random(site):
         return None
     ranges = [None if _shared(site, node, ranges) else each for node, each in zip(site.inputs, ranges, strict=True)]
     between = _between(site, ranges)
@@ -40,7 +40,7 @@ def bounded(site: Site, ranges: Sequence[Range | None]) -> Range | None:
     return Range(torch.where(known, constant.low, between.low), torch.where(known, constant.high, between.high))
 
 
-def _is_random(site: Site) -> bool:
+def is_random(site: Site) -> bool:
     """Whether the call draws numbers: such an operator with `training=False` draws none."""
     target = site.node.target
     if not isinstance(target, OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:

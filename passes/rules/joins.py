@@ -39,6 +39,9 @@ class Join(Movement):
         others = torch.broadcast_shapes(*([1 if a == axis else n for a, n in enumerate(z.shape)] for z in zeros))
         return [tuple(site.shape(n)[axis] if a == axis else m for a, m in enumerate(others)) for n in site.inputs]
 
+    def moves_channels(self, site: Site) -> bool:
+        return self.axis(site) == 1
+
     @staticmethod
     def axis(site: Site) -> int:
         return int(site.argument(1, "dim", 0)) % len(site.out_shape)
@@ -245,6 +248,9 @@ class Split(Movement):
             union = union | facts.lives[i]
         shared = box_of(union, facts.multiple)
         return [shared if i in used else w for i, w in enumerate(requested)]
+
+    def moves_channels(self, site: Site) -> bool:
+        return self.axis(site) == 1
 
     @staticmethod
     def axis(site: Site) -> int:

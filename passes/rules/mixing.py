@@ -17,7 +17,7 @@ from passes.graph.layout import Layout, box_of, collapse, product
 from passes.graph.nodes import operator_name
 from passes.graph.ranges import Range
 from passes.graph.selection import Selection
-from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts, own_parameter, replaced
+from passes.rules.base import LayoutRequest, Request, Rule, Site, SiteFacts, call_key, own_parameter, replaced
 from passes.rules.emitter import Emitter
 
 Axes = Callable[[Site], tuple[int, ...]]
@@ -121,6 +121,12 @@ class Mixing(Rule):
 
     def gives(self, site: Site, outs: Sequence[Layout]) -> list[Layout]:
         return list(outs)
+
+    def spreads(self, site: Site) -> str | None:
+        name = operator_name(site.node)
+        linear = name in LINEAR or name.startswith(("avg_pool", "adaptive_avg_pool", "upsample"))
+        alone = len(site.inputs) == 1 and not self.dropped(site) and all(axis > 1 for axis in self.axes(site))
+        return call_key(site) if linear and alone else None
 
 
 class Conjunction(Mixing):
@@ -241,6 +247,13 @@ INSIDE = frozenset(
 
 WEIGHTED = frozenset(("upsample_bicubic2d", "_upsample_bilinear2d_aa"))
 """Sums with weights that add up to 1, some of them negative: of a constant they are the constant."""
+
+LINEAR = frozenset(
+    "mean sum _upsample_nearest_exact2d _upsample_bilinear2d_aa reflection_pad1d reflection_pad2d reflection_pad3d "
+    "replication_pad1d replication_pad2d replication_pad3d".split()
+)
+"""Their results are sums of what they read, with weights that are the same for all inputs; pooling by averages and
+`upsample_...` are too."""
 
 NEVER_NEGATIVE = frozenset("var std norm linalg_vector_norm".split())
 

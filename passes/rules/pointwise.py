@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from passes.graph.layout import Layout, collapse
 from passes.graph.modes import DROPOUTS
-from passes.graph.nodes import FIXED, operator_name
+from passes.graph.nodes import FIXED
 from passes.graph.ranges import Range
 from passes.rules.base import ANY_LAYOUT, UNREAD, LayoutRequest, Request, Rule, Site, SiteFacts, compact
 from passes.rules.emitter import Emitter
@@ -204,7 +204,7 @@ class Sum(Pointwise):
         for index in (0, 1):
             if bool(facts.reads(index).any()) or not bool(facts.reads(1 - index).any()):
                 continue
-            if site.shape(site.inputs[1 - index]) == site.out_shape and self.is_bare(site):
+            if site.shape(site.inputs[1 - index]) == site.out_shape and self.adds(site):
                 requests[index] = UNREAD
                 break
         return requests
@@ -213,9 +213,7 @@ class Sum(Pointwise):
         present = [node for node in to.inputs if node is not None]
         return [to.copy()] if len(present) == len(to.inputs) else present
 
-    @staticmethod
-    def is_bare(site: Site) -> bool:
-        """Whether the call is x + y without a factor, in one dtype."""
+    def adds(self, site: Site) -> bool:
         dtypes = {n.meta["val"].dtype for n in (*site.inputs, site.node)}
         return (
             site.node.target is aten.add.Tensor
@@ -298,87 +296,8 @@ class Identity(Pointwise):
         return [LayoutRequest(outs[0], outs[0].of(facts.lives[0])), *(ANY_LAYOUT for _ in site.inputs[1:])]
 
 
-class Fill(Pointwise):
-    """A constant in the shape of a tensor: it reads the shape, not the elements."""
-
-    def __init__(self, *, makes_constant: bool = True) -> None:
-        self.makes_constant = makes_constant
-
-    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.zeros_like(zeros[0]), *super().needed(site, lives, zeros)[1:]]
-
-    def keeps_zero(self, site: Site) -> bool:
-        return False
-
-    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
-        return [
-            filled(site, {"zeros": 0.0, "ones": 1.0}.get(operator_name(site.node).partition("_")[0], _second(site)))
-        ]
-
-    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
-        value = site.node.args[1] if len(site.node.args) > 1 else None
-        if isinstance(value, Node):
-            value = site.values.constant(value)
-        is_zero = "zeros" in str(site.node.target) or (value is not None and not bool(value))
-        return [torch.full((1,) * len(site.out_shape), is_zero)]
-
-
-class Made(Rule):
-    """A constant that is made from nothing, in one value."""
-
-    family = "pointwise"
-    reason = None
-    is_pointwise = True
-    makes_channels = False
-    makes_constant = True
-
-    def number(self, site: Site) -> object:
-        """What it holds; None for arbitrary elements."""
-        return {"zeros": 0.0, "ones": 1.0}.get(operator_name(site.node), _second(site))
-
-    def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
-        return [filled(site, self.number(site))]
-
-    def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
-        number = self.number(site)
-        return [torch.full((1,) * len(site.out_shape), isinstance(number, (bool, int, float)) and number == 0)]
-
-
-class MadeNew(Made):
-    """A constant of a given size that takes its dtype and its device from a tensor, of which it reads no element.
-
-    `value` is the number that it holds; None for arbitrary elements (`new_empty`) and for an argument (`new_full`).
-    """
-
-    def __init__(self, value: float | None = None) -> None:
-        self.value = value
-
-    def number(self, site: Site) -> object:
-        return site.argument(2, "fill_value") if self.value is None else self.value
-
-    def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.zeros_like(zero) for zero in zeros]
-
-    def legalise(self, site: Site, requested: Sequence[Layout], facts: SiteFacts) -> list[Layout]:
-        return [Layout.whole(layout.rank) for layout in requested]
-
-    def requests(self, site: Site, outs: Sequence[Layout], facts: SiteFacts) -> list[Request] | None:
-        return [ANY_LAYOUT for _ in site.inputs]
-
-
-def filled(site: Site, value: object) -> Range | None:
-    """The range of a constant that holds one number."""
-    if not isinstance(value, (bool, int, float)):
-        return None
-    return Range.between((1,) * len(site.out_shape), float(value), float(value))
-
-
-def _second(site: Site) -> object:
-    return site.node.args[1] if len(site.node.args) > 1 else None
-
-
 POINTWISE = Pointwise()
-PRODUCT, QUOTIENT, SUM, IDENTITY, FILL = Product(), Quotient(), Sum(), Identity(), Fill()
+PRODUCT, QUOTIENT, SUM, IDENTITY = Product(), Quotient(), Sum(), Identity()
 
 # Operators without torch's own `pointwise` tag that are.
 UNTAGGED = (
@@ -399,10 +318,4 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("div", "divide", "true_divide", "floor_divide", "remainder", "fmod"), QUOTIENT),
     "add": SUM,
     **dict.fromkeys((*COPIES, "to", "_to_copy", "lift_fresh_copy", "type_as", "dropout", "feature_dropout"), IDENTITY),
-    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like"), FILL),
-    "fill": Fill(makes_constant=False),  # perhaps with the value of a tensor
-    **dict.fromkeys(("zeros", "ones", "full"), Made()),
-    **dict.fromkeys(("new_empty", "new_full"), MadeNew()),
-    "new_zeros": MadeNew(0.0),
-    "new_ones": MadeNew(1.0),
 }

@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from passes.graph.layout import Layout, Shape
 from passes.graph.ranges import Range
-from passes.rules.base import UNREAD, LayoutRequest, Request, Rule, Site, SiteFacts
+from passes.rules.base import UNREAD, LayoutRequest, Request, Rule, Site, SiteFacts, call_key
 from passes.rules.emitter import Emitter
 from passes.rules.movement import Movement, Touched
 from passes.rules.sampling import PICKED
@@ -51,6 +51,14 @@ class Reindex(Movement):
         """The axes along which something really moves."""
         assert self.touched is not None
         return self.touched(site)
+
+    def spreads(self, site: Site) -> str | None:
+        alone = len(site.inputs) == 1 and len(site.out_shape) == len(site.shape(site.inputs[0]))
+        moved = self.moved(site)
+        return call_key(site) if alone and moved and min(moved) > 1 else None
+
+    def moves_channels(self, site: Site) -> bool:
+        return self.moved(site) == (1,)
 
     def followed(self, site: Site, before: Shape, after: Shape) -> list[int]:
         """The axes along which labels move from an input to a result of these compact shapes.
@@ -161,6 +169,13 @@ class Pad(Reindex):
         if known is None or not any(zeros[0].shape[a] == 1 and full[a] != 1 for a in self.moved(site)):
             return found
         return [known.joined(Range.between(known.low.shape, self.fill(site), self.fill(site)))]
+
+    def spreads(self, site: Site) -> str | None:
+        constant = site.argument(2, "mode", "constant") == "constant" or "constant" in str(site.node.target)
+        return super().spreads(site) if constant and self.fills_zero(site) else None
+
+    def moves_channels(self, site: Site) -> bool:
+        return False  # what it fills in is no channel of the input
 
     def fill(self, site: Site) -> float:
         index = 3 if "constant" not in str(site.node.target) else 2

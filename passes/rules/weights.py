@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.graph.layout import Layout
+from passes.graph.layout import Layout, collapse
+from passes.graph.ranges import Range
 from passes.graph.selection import Selection
 
 
@@ -22,6 +24,11 @@ class Widths:
     outputs: int
     inputs: int
     connected: Tensor | None  # bool, (groups, out per group, in per group); None: all are
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each input channel has one output channel of its own."""
+        return self.groups == self.inputs == self.outputs
 
     def feed(self, alive: Tensor) -> Tensor:
         """Which outputs some input of `alive` reaches."""
@@ -45,6 +52,61 @@ class Widths:
     def groups_of(self, channels: Tensor, *, outputs: bool) -> Tensor:
         """The group of each channel."""
         return channels // ((self.outputs if outputs else self.inputs) // self.groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """How a call whose weight is a parameter reads the channels of its input, which lie along `axis`.
+
+    `even`: nothing is padded, so that each element of the result is the same function of its surroundings.
+    """
+
+    axis: int
+    widths: Widths
+    weight: Tensor
+    transposed: bool
+    even: bool
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each of several input channels has one output channel of its own."""
+        return self.widths.groups > 1 and self.widths.is_depthwise
+
+    @property
+    def taps(self) -> int:
+        """The elements of the kernel's window."""
+        return math.prod(self.weight.shape[2:])
+
+    def parts(self) -> Iterator[slice]:
+        """The input channels of each group."""
+        size = self.widths.inputs // self.widths.groups
+        return (slice(start, start + size) for start in range(0, self.widths.inputs, size))
+
+    def channels(self, mask: Tensor, *, every: bool = False) -> Tensor:
+        """A mask of the input's labels as one bool a channel."""
+        return by_channel(mask, self.axis, self.widths.inputs, every=every)
+
+    def constants(self, zero: Tensor, known: Range | None) -> tuple[Tensor, Tensor]:
+        """Which input channels are constant, and their values (0 for others)."""
+        each = (Range.unknown(zero.shape).met(zero) if known is None else known.expand(zero.shape)).fitted(
+            [n if a == self.axis else 1 for a, n in enumerate(zero.shape)]
+        )
+        constant, inputs = each.is_constant, self.widths.inputs
+        return constant.view(-1).expand(inputs), each.low.masked_fill(~constant, 0.0).view(-1).expand(inputs)
+
+    def response(self, values: Tensor) -> Tensor:
+        """What constant input channels of these values add to each output channel, away from borders."""
+        widths, weight = self.widths, self.weight.cpu().double()
+        weight = weight.flatten(2).sum(-1) if weight.dim() > 2 else weight
+        inside, outside = widths.inputs // widths.groups, widths.outputs // widths.groups
+        if self.transposed:
+            weight = weight.reshape(widths.groups, inside, outside).transpose(1, 2)
+        return (weight.reshape(widths.groups, outside, inside) @ values.view(widths.groups, inside, 1)).view(-1)
+
+
+def by_channel(mask: Tensor, axis: int, size: int, *, every: bool = False) -> Tensor:
+    """A mask reduced to one bool a channel."""
+    return collapse(mask, [n if a == axis else 1 for a, n in enumerate(mask.shape)], every=every).view(-1).expand(size)
 
 
 def weight_of(node: Node) -> Node:
