@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn import functional as F
 
 import l1rr_fx
@@ -97,8 +98,13 @@ def test_without_padding_a_constant_costs_nothing(act: type[nn.Module], mode: st
         assert macs[0] == macs[1]
 
 
-@pytest.mark.parametrize("options", [{}, {"target": "jetson-tx2"}, {"channel_multiple": 4}, {"mode": "exclude"}])
-@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("act", "options"),
+    [
+        *((act, {}) for act in ACTIVATIONS),
+        *((nn.SiLU, options) for options in ({"target": "jetson-tx2"}, {"channel_multiple": 4}, {"mode": "exclude"})),
+    ],
+)
 def test_with_padding_one_channel_stays_for_all(act: type[nn.Module], options: dict[str, Any]) -> None:
     model = randomised(Residual(3, act))
     pruned, without = (exact(halved(model, shift=shift), **options) for shift in (False, True))
@@ -377,7 +383,8 @@ def test_a_constant_times_a_live_gate_is_a_product_on_one_place() -> None:
     assert shapes["project.0.weight"] == shapes["project.0.weight_even"] == (3, 4, 1, 1)
     assert shapes["stem.0.weight"][0] == 4
     assert any(each.place == "gate" and each.channels == 4 for each in pruned.report.accounts.constants)
-    folded = fold_batch_norm(pruned.module.eval())
+    assert isinstance(pruned.module, GraphModule)
+    folded = fold_batch_norm(pruned.module)
     assert not any("batch_norm" in str(node) or node.op == "call_module" for node in folded.graph.nodes)
     with torch.no_grad():
         torch.testing.assert_close(folded(OTHER), pruned.module(OTHER), rtol=1e-10, atol=1e-10)
@@ -412,3 +419,48 @@ def test_moments_of_columns_beside_a_gate_are_those_of_the_weight() -> None:
         found = new.state[parameters[name]]["exp_avg"]
         torch.testing.assert_close(found, pruned.kept[name].apply(old), rtol=0, atol=0)
         assert bool(torch.isin(found, old[:, columns]).all())
+
+
+def test_a_plan_that_keeps_shifts_is_counted_with_them() -> None:
+    model = randomised(Residual(3, nn.SiLU))
+    plans = {
+        shift: l1rr_fx.choose(model, (X,), budget=l1rr_fx.Budget(macs=0.4), shift=shift) for shift in ("keep", "zero")
+    }
+    dense = l1rr_fx.prune(model, (X,)).report.before.macs
+    for plan in plans.values():
+        zeroed = copy.deepcopy(model)
+        plan.zero_(zeroed)
+        assert l1rr_fx.prune(zeroed, (X,)).report.after.macs / dense == pytest.approx(plan.reached["macs"])
+        assert plan.reached["macs"] <= 0.4
+    assert plans["keep"].zeroed >= plans["zero"].zeroed
+    with pytest.raises(l1rr_fx.InputError, match="make another one"):
+        plans["keep"].zero_(model, "zero")
+    assert l1rr_fx.Plan.from_json(plans["keep"].to_json()) == plans["keep"]
+
+
+class Pair(nn.Module):
+    """A function of two tensors whose channels 0 and 1 are constant, of which the second is read elsewhere too."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], again: int) -> None:
+        super().__init__()
+        self.first, self.second, self.function = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), function
+        self.head, self.again = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, again, padding=again // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.first(x), self.second(x)
+        result: Tensor = self.head(self.function(a, b.abs() + 1)) + self.again(b)
+        return result
+
+
+@pytest.mark.parametrize("again", [1, 3])
+@pytest.mark.parametrize("mode", ["recombine", "exclude"])
+@pytest.mark.parametrize("function", [torch.sub, torch.div, torch.maximum, lambda a, b: a * 0.5 + a / b])
+def test_two_constants_that_cancel_or_divide(function: Any, mode: str, again: int) -> None:
+    """c - c is zero, and so is 0 / c, only where both are computed as they are."""
+    model = randomised(Pair(function, again))
+    for name, values in (("first", [3.0, 0.0]), ("second", [2.0, -1.0])):
+        model.get_parameter(f"{name}.weight").data[:2] = 0
+        model.get_parameter(f"{name}.bias").data[:2] = torch.tensor(values, dtype=torch.float64)
+    pruned = l1rr_fx.prune(model, (X,), mode=mode)
+    with torch.no_grad():
+        torch.testing.assert_close(pruned.module(OTHER), model(OTHER), rtol=1e-10, atol=1e-10)

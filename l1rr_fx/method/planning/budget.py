@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from l1rr_fx.latency.prediction import Latency
 from l1rr_fx.machines.by_name import machine
 from l1rr_fx.machines.jetson_tx2 import JetsonTX2
 from l1rr_fx.machines.own import LatencyPredictor, predicted
 from l1rr_fx.method.sites.channel_sites import sites_of
-from l1rr_fx.method.sites.zeroing import ZeroedProgram, Zeroing, evaluation_graph, unwrapped, zeroed_values
+from l1rr_fx.method.sites.zeroing import (
+    Shift,
+    ZeroedProgram,
+    Zeroing,
+    evaluation_graph,
+    keeps_shift,
+    unwrapped,
+    zeroed_values,
+)
 from l1rr_fx.support.arguments import of_kind
 from l1rr_fx.support.choices import TargetName
 from l1rr_fx.support.documents import from_text
@@ -29,7 +39,7 @@ from passes.audit.costs import dense_macs, not_counted, plan_macs, plan_paramete
 from passes.choices import Mode
 from passes.compile import Assigned, fastest_plan, refuse_vanished
 from passes.errors import InputError, VanishedError
-from passes.graph.nodes import attribute
+from passes.graph.nodes import attribute, place_tensor
 from passes.rewriting.rewriter import rewrite
 from passes.rewriting.sketcher import Machine, sketch
 from passes.rules import rule_for
@@ -95,7 +105,8 @@ class Analysis:
 
     `mode`, `channel_multiple` and `target` are those of `l1rr_fx.prune`, and the costs are those of the network that it
     writes. A target that predicts whole networks predicts their latency too, before anything is written. With a
-    predictor `latency` the small network is written for each question, and given to it.
+    predictor `latency` the small network is written for each question, and given to it. `shift="keep"`: shifts and
+    biases of zeroed channels stay, so that the sites have none; constants are then absorbed for each question.
     """
 
     def __init__(
@@ -108,15 +119,19 @@ class Analysis:
         channel_multiple: int | None = None,
         target: TargetName | Target | Latency = "none",
         latency: LatencyPredictor | None = None,
+        shift: Shift = "zero",
     ) -> None:
+        self.shift, keep = shift, keeps_shift(shift)
         self.model = of_kind("model", unwrapped(model), nn.Module)
         self.args, self.kwargs = args, kwargs or {}
         self.options, self.latency = Options(mode, channel_multiple, machine(target, args)), latency
         captured = evaluation_graph(model, args, kwargs)
         self._parameters = sum(p.numel() for p in captured.parameters())
+        self._canonical = GraphModule(captured, deepcopy(captured.graph)) if keep else None
         self.program = absorb_constants(captured, rule_for).program  # may have biases that the model has not
         self.not_counted = not_counted(self.program)
-        self.sites = sites_of(self.program)
+        sites = sites_of(self.program)
+        self.sites = tuple(replace(site, bias=None) for site in sites) if keep else sites
         self.values: Mapping[str, Tensor] = {
             name: attribute(self.program.module, name)
             for site in self.sites
@@ -156,12 +171,26 @@ class Analysis:
 
     def liveness(self, zeroing: Zeroing) -> tuple[Program, Facts]:
         """The program with these channels zero, and its liveness. VanishedError as from `size`."""
-        program = ZeroedProgram(self.program, zeroed_values(self.sites, self.values, zeroing))
-        facts = channel_facts(program)
+        values = zeroed_values(self.sites, self.values, zeroing)
+        if self._canonical is None:
+            program: Program = ZeroedProgram(self.program, values)
+            facts = channel_facts(program)
+        else:
+            program, facts = self._absorbed(self._canonical, values)
         refuse_vanished(program, facts)
         if lost := sorted(_constant_outputs(program, facts) - self._constant):
             raise VanishedError(f"the outputs {', '.join(lost)} are the same for every input: zero fewer channels")
         return program, facts
+
+    def _absorbed(self, canonical: GraphModule, values: Mapping[str, Tensor]) -> tuple[Program, Facts]:
+        """The program with other values for some parameters, without its constant channels."""
+        module = GraphModule(canonical, deepcopy(canonical.graph))
+        replaced = {self.values[name].data_ptr(): nn.Parameter(value) for name, value in values.items()}
+        for node in module.graph.nodes:
+            if node.op == "get_attr" and isinstance(old := attribute(module, str(node.target)), Tensor):
+                place_tensor(module, str(node.target), replaced.get(old.data_ptr(), old))
+        absorbed = absorb_constants(module, rule_for, prices=self.options.target)
+        return absorbed.program, absorbed.facts
 
     def latency_of(self) -> str:
         """Whose latency the sizes have, for messages, with the share of it that no plan saves where that is known."""

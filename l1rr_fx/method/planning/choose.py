@@ -24,7 +24,7 @@ from l1rr_fx.method.planning.removable import blocked_sites, least_width, ranked
 from l1rr_fx.method.planning.scores import Score, score_named, scores_of
 from l1rr_fx.method.planning.search import Search, sequence
 from l1rr_fx.method.planning.weighing import savings, weighings
-from l1rr_fx.method.sites.zeroing import unwrapped
+from l1rr_fx.method.sites.zeroing import Shift, unwrapped
 from l1rr_fx.support.arguments import all_of_kind, of_kind
 from l1rr_fx.support.choices import TargetName
 from passes.assignment.cost_model import Target
@@ -51,6 +51,7 @@ def choose(
     sites: Sequence[str] | None = None,
     mode: Mode = "recombine",
     channel_multiple: int | None = None,
+    shift: Shift = "zero",
     curves: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -83,6 +84,8 @@ def choose(
     `latency`: a predictor of your own for a budget that limits latency, in place of the target's.
     `sites`: the names of the only sites to take channels from. All of them are compared, with a batch norm or without.
     `mode`, `channel_multiple`: as for `prune`.
+    `shift`: what becomes of shifts and biases, as for `Plan.zero_`. With "keep" costs and losses are those of a model
+        that keeps them, which takes longer, and so does the plan.
     `curves`: a file for the measured losses, from which an interrupted call goes on. Under torchrun the processes
         share the measurements.
     `progress`: called with the number of layers measured and the number of all.
@@ -111,6 +114,7 @@ def choose(
         channel_multiple=channel_multiple,
         target=on,
         latency=latency if "latency" in budget.limits else None,
+        shift=shift,
     )
     analysis.liveness({})  # an output that is constant already is refused before anything is measured
     if attention is not None:

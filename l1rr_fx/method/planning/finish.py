@@ -76,6 +76,7 @@ def plan_of(
         tuple(tuple(x.shape) for x in pytree.tree_leaves((analysis.args, analysis.kwargs)) if isinstance(x, Tensor)),
         None if revived is None else revived.channels,
         last=search.last_step(count),
+        shift=analysis.shift,
     )
 
 

@@ -98,7 +98,7 @@ class Plan(JupyterMixin):
     these costs are lower bounds. `machine`: whose predictions the costs are (None: of a plan that did not record it),
     for the example `inputs` of these shapes. `revival`: the zeros that the pruned model computes all the same.
     `explained`: where the predicted time goes, if channels went in moves of the machine. `last`: the step that took the
-    plan far below its limits, if one did.
+    plan far below its limits, if one did. `shift`: what becomes of the shifts of zeroed channels, as it was counted.
     """
 
     model: str
@@ -116,6 +116,7 @@ class Plan(JupyterMixin):
     revival: RevivedChannels | None = None
     explained: Explanation | None = None
     last: LastStep | None = None
+    shift: Shift = "zero"
 
     @property
     def limits(self) -> Mapping[str, float]:
@@ -133,20 +134,21 @@ class Plan(JupyterMixin):
         return {site.name: site.mask for site in self.sites if site.zeroed}
 
     @torch.no_grad()
-    def zero_(self, model: nn.Module, shift: Shift = "zero") -> int:
+    def zero_(self, model: nn.Module, shift: Shift | None = None) -> int:
         """Zero the channels in `model` in place; returns their number.
 
         `shift="zero"`: scale and shift, or row and bias, become zero, and with them the channel for every input. What
         it gave for a scale of zero is lost: call `recalibrate_batch_norm` afterwards. `shift="keep"`: shifts and biases
         stay, so that the channel is constant: `prune` removes it too, but for one channel that stays in place of all
-        constants of a tensor where a padded convolution reads it. InputError for another `shift`, and if the model's
-        parameters have other names or shapes.
+        constants of a tensor where a padded convolution reads it. None: as the plan was counted. InputError for another
+        `shift`, for "zero" if the plan was counted with "keep", and if the model's parameters have other names or
+        shapes.
         """
         for parameter, masked in self._parameters(of_kind("model", model, nn.Module), shift):
             parameter.masked_fill_(masked, 0)
         return self.zeroed
 
-    def hold(self, model: nn.Module, shift: Shift = "zero") -> Held:
+    def hold(self, model: nn.Module, shift: Shift | None = None) -> Held:
         """Zero the channels, and keep them zero in any training loop until `release`; see `Held`.
 
         `shift` is that of `zero_`: shifts that are kept train like any other parameter.
@@ -222,9 +224,11 @@ class Plan(JupyterMixin):
             table.add_row(Text(site.name), f"{site.channels:,}", f"{kept:,}", f"{share:.0%}", loss, site.blocked or "")
         return table
 
-    def _parameters(self, model: nn.Module, shift: Shift) -> list[tuple[nn.Parameter, Tensor]]:
+    def _parameters(self, model: nn.Module, shift: Shift | None) -> list[tuple[nn.Parameter, Tensor]]:
         """The parameters that the plan changes, each with a mask of its zeroed elements that broadcasts to it."""
-        keep, model = keeps_shift(shift), unwrapped(model)
+        keep, model = keeps_shift(self.shift if shift is None else shift), unwrapped(model)
+        if not keep and keeps_shift(self.shift):
+            raise InputError('shift is "zero", but the plan was made with shift="keep": make another one with "zero"')
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
         _same_shapes(shapes, self.shapes, type(model).__name__)
         found: list[tuple[nn.Parameter, Tensor]] = []

@@ -126,7 +126,7 @@ class _Revival:
         self, zeroing: Zeroing, plan: LayoutPlan, among: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """The channels of each unit that are zeroed and computed: those with values to come back to, or `among`."""
-        calls = {item.site.node: item for item in plan.sites}
+        calls = {item.site.node.name: item for item in plan.sites}
         found: dict[str, Tensor] = {}
         for unit, sites in self.units.items():
             zero = torch.stack([zeroing[s.name] for s in sites if s.name in zeroing] or [~self._all(sites)]).any(0)
@@ -134,7 +134,7 @@ class _Revival:
             if bool(zero.any()):
                 computed = torch.zeros_like(zero)
                 for producer in (each for site in sites for each in self.calls[site.weight]):
-                    if (item := calls.get(producer.site.node)) is not None:
+                    if (item := calls.get(producer.site.node.name)) is not None:
                         mask = item.gives[0].refined(_labelled(producer)).mask()
                         other = tuple(a for a in range(mask.dim()) if a != producer.axis)
                         computed |= mask.any(dim=other) if other else mask
