@@ -353,9 +353,10 @@ def test_what_evaluation_does_not_call_keeps_its_statistics() -> None:
 def test_wrong_types_are_refused(net: Net, plan: Plan) -> None:
     nothing: Any = None
     any_shift: Any = ["keep"]
+    other_shift: Any = "both"
     for call, message in (
         (lambda: plan.zero_(nothing), "model is a NoneType"),
-        (lambda: plan.zero_(net, shift=nothing), "shift is None; expected one of keep, zero"),
+        (lambda: plan.zero_(net, shift=other_shift), "shift is 'both'; expected one of keep, zero"),
         (lambda: plan.hold(net, shift=any_shift), r"shift is \['keep'\]; expected one of keep, zero"),
         (lambda: plan.diff(nothing), "other is a NoneType; expected a Plan"),
         (lambda: Plan.from_json(nothing), "the plan is a NoneType"),
