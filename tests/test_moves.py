@@ -94,7 +94,7 @@ def moves() -> Moves:
 def test_the_cost_of_widths_is_that_of_the_written_network(moves: Moves) -> None:
     analysis, dense = moves.analysis, moves.analysis.dense
     assert isinstance(moves.target, JetsonTX2)
-    full = torch.tensor([[float(family.channels) for family in moves.families]], dtype=torch.float64)
+    full = torch.tensor([[float(unit.channels) for unit in moves.units]], dtype=torch.float64)
     whole = costs(moves.shapes, full, moves.target)
     assert dense.latency is not None
     assert float(whole.seconds) == pytest.approx(dense.latency) and float(whole.macs) == dense.macs
@@ -103,6 +103,20 @@ def test_the_cost_of_widths_is_that_of_the_written_network(moves: Moves) -> None
         shares = analysis.size(path.zeroing(number)).shares(dense)
         assert path.states[number].shares["latency"] == pytest.approx(shares["latency"], rel=CLOSE)
         assert path.states[number].shares["macs"] == pytest.approx(shares["macs"], abs=CLOSE)
+
+
+def test_a_block_goes_with_its_kernels(moves: Moves) -> None:
+    """One of the sums is read by a concatenation, which has a copy to make where the branch is gone."""
+    analysis, families = moves.analysis, len(moves.families)
+    assert [block.sites[0].name for block in moves.blocks] == ["first.second.1", "second.second.1", "right.1"]
+    assert [family.name for family in moves.families if moves.blocks[0].holds(family)] == ["first.first.1"]
+    full = torch.tensor([[float(unit.channels) for unit in moves.units]], dtype=torch.float64)
+    for number, block in enumerate(moves.blocks, start=families):
+        without = full.clone()
+        without[0, number] = 0
+        found, size = costs(moves.shapes, without, moves.target), analysis.size(block.zeroing(1))
+        assert float(found.seconds) == pytest.approx(size.latency, rel=CLOSE)
+        assert float(found.macs) == size.macs and int(found.seconds < analysis.dense.latency)
 
 
 @pytest.mark.parametrize("tile", [8, 16, 32, 64])
@@ -138,7 +152,7 @@ def test_a_latency_is_met_within_a_hundredth_or_the_next_move_is_larger(plans: d
         if plan.reached["latency"] < limit - 0.01:
             assert plan.last is not None and plan.last.without["latency"] > limit
             assert f"{plan.last.channels} channels of {plan.last.name}" in " ".join(str(plan).split())
-    assert sum(plan.last is None for plan in plans.values()) > 1, "states between moves should be near to their limits"
+    assert any(plan.last is None for plan in plans.values()), "states between moves should be near to their limits"
 
 
 def test_a_plan_for_a_latency_computes_what_the_zeroed_network_does(plans: dict[float, Plan]) -> None:

@@ -7,8 +7,9 @@ curves   the attention loss by the number of channels zeroed, of each layer alon
 removable   the sites that may lose channels, in the order of their scores, and why the others do not
 weighing    what a channel saves, weighed against its loss
 search   the number of removals that meets a budget, by false position
-families, moves, paths, allocate
-         channels that go together, what their widths cost on a machine, the order in which they go, and where it ends
+families, blocks, moves, paths, allocate
+         channels and branches that go together, what their widths cost on a machine, the order in which they go, and
+         where it ends
 explain  where the predicted time goes, and the moves that were not made
 finish   the plan that results, with what came back and what explains it
 revive   channels that the pruned network computes all the same come back

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from l1rr_fx.machines.jetson_tx2 import JetsonTX2
 from l1rr_fx.method.attention.loss import FeatureAttention
+from l1rr_fx.method.planning.blocks import Block, blocks
 from l1rr_fx.method.planning.budget import Analysis, Budget
-from l1rr_fx.method.planning.curves import Curve
+from l1rr_fx.method.planning.curves import Curve, Unit
 from l1rr_fx.method.planning.families import Family, Ranked, cells, ranked
 from l1rr_fx.method.planning.moves import Shapes, shapes
 from l1rr_fx.method.planning.paths import Allocatable, Path, greedy
@@ -21,12 +23,13 @@ from l1rr_fx.method.planning.search import Search
 
 @dataclass(frozen=True, eq=False)
 class Moves:
-    """The moves that a machine understands, for one model: its families in the order of their scores, and the kernels
-    by the families' widths."""
+    """The moves that a machine understands, for one model: its families in the order of their scores, its blocks, and
+    the kernels by their widths."""
 
     analysis: Analysis
     target: JetsonTX2
     ranked: tuple[Ranked, ...]
+    blocks: tuple[Block, ...]
     shapes: Shapes
 
     @classmethod
@@ -47,22 +50,38 @@ class Moves:
         families = [each for each in families if len(each.scores)]
         if not families:
             return None
-        return cls(analysis, target, tuple(families), shapes(found, [each.family for each in families]))
+        ends = blocks(analysis.program, analysis.sites, analysis.values, kept)
+        return cls(analysis, target, tuple(families), ends, shapes(found, [each.family for each in families], ends))
 
     @property
     def families(self) -> tuple[Family, ...]:
         return tuple(each.family for each in self.ranked)
 
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The families, and behind them the blocks."""
+        return (*self.families, *self.blocks)
+
     def path(self, limits: Mapping[str, float], curves: Mapping[str, Curve], exponent: float = 1.0) -> Path:
         """The path for limits on cost; the losses are those of the curves, or of the scores where there are none."""
 
-        def losses(each: Ranked) -> Tensor:
-            if (curve := curves.get(each.family.name)) is None:
-                return each.share_lost()
-            return torch.tensor([curve.at(n) for n in range(len(each.scores) + 1)], dtype=torch.float64)
+        def losses(unit: Unit, scores: Callable[[], Tensor]) -> Tensor:
+            if (curve := curves.get(unit.name)) is None:
+                return scores()
+            return torch.tensor([curve.at(n) for n in range(len(unit.order) + 1)], dtype=torch.float64)
 
-        families = [Allocatable(each.family, losses(each)) for each in self.ranked]
-        return greedy(self.shapes, families, self.target, limits, exponent=exponent)
+        found = [Allocatable(each.family, losses(each.family, each.share_lost)) for each in self.ranked]
+        for block in self.blocks:
+            inner = tuple(number for number, family in enumerate(self.families) if block.holds(family))
+            lost = losses(block, partial(self._block_lost, block, inner))
+            found.append(Allocatable(block, lost, inner))
+        return greedy(self.shapes, found, self.target, limits, exponent=exponent)
+
+    def _block_lost(self, block: Block, inner: Sequence[int]) -> Tensor:
+        """The loss of a block from scores alone, shape (2,): its site's share of each family that it has channels of,
+        counted as channels are, and all scores of the families inside of it."""
+        lost = sum(each.site_lost(block.sites[0].name) for each in self.ranked)
+        return torch.tensor([0.0, float(lost + sum(float(self.ranked[n].total) for n in inner))], dtype=torch.float64)
 
     def search(
         self,

@@ -130,16 +130,19 @@ def choose(
 
 @dataclass(frozen=True, eq=False)
 class _Choice:
-    """What is chosen from: units in the order of their scores, `times`, and the moves of the machine, if there are any.
-
-    `measured`: the units whose losses of attention are to be measured."""
+    """What is chosen from: units in the order of their scores, `times`, or the moves of the machine, if it has any."""
 
     analysis: Analysis
     budget: Budget
     blocked: Mapping[str, str]
-    measured: Sequence[Unit]
+    units: Sequence[Unit]
     times: Mapping[str, Sequence[float]]
     moves: Moves | None
+
+    @property
+    def measured(self) -> Sequence[Unit]:
+        """The units whose losses of attention are to be measured."""
+        return self.units if self.moves is None else self.moves.units
 
     @classmethod
     def of(
@@ -157,7 +160,7 @@ class _Choice:
         """The search by scores alone."""
         if self.moves is not None:
             return self.moves.search(self.budget, None, self.blocked, {})
-        return Search(self.analysis, self.budget, None, sequence(self.measured, self.times), self.blocked)
+        return Search(self.analysis, self.budget, None, sequence(self.units, self.times), self.blocked)
 
     def by_scores(self) -> Plan:
         """The plan of the smallest scores."""
@@ -184,12 +187,12 @@ class _Choice:
     def _searches(self, attention: FeatureAttention, curves: Mapping[str, Curve]) -> Mapping[str, Search]:
         """A search for each way to weigh costs, by the name of the method."""
         found: dict[str, Search] = {}
-        for method, saved in weighings(savings(self.analysis, self.measured, self.budget)).items():
+        for method, saved in weighings(savings(self.analysis, self.units, self.budget)).items():
             times = {
                 unit.name: [curves[unit.name].at(n + 1) / saved[unit.name] for n in range(len(unit.order))]
-                for unit in self.measured
+                for unit in self.units
             }
-            order = sequence(self.measured, times)
+            order = sequence(self.units, times)
             found[method] = Search(self.analysis, self.budget, attention, order, self.blocked)
         for exponent in POWERS if self.moves is not None else ():
             assert self.moves is not None

@@ -63,18 +63,27 @@ class Family(Unit):
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """A family whose order is that of `scores`, shape (removable,); `total` is the sum over all of its classes."""
+    """A family whose order is that of `scores`, shape (removable,); `total` is the sum over all of its classes, and
+    `by_site` the part of each site in it."""
 
     family: Family
     scores: Tensor
     total: Tensor
+    by_site: Mapping[str, float]
 
     def share_lost(self) -> Tensor:
         """The loss by the number of channels removed, from scores alone, shape (removable + 1,).
 
         A channel loses its score over the share of the family's scores that is left with it gone: a small step loses
         what is removed, and the last channels of a family lose more than the same scores elsewhere."""
-        left = 1 - torch.cat([torch.zeros(1, dtype=torch.float64), self.scores.clamp(min=0).cumsum(0)]) / self.total
+        return self._lost(torch.cat([torch.zeros(1, dtype=torch.float64), self.scores.clamp(min=0).cumsum(0)]))
+
+    def site_lost(self, name: str) -> Tensor:
+        """The loss when the channels of one site go whole and those of the others stay, counted alike."""
+        return self._lost(torch.tensor(self.by_site.get(name, 0.0), dtype=torch.float64))
+
+    def _lost(self, gone: Tensor) -> Tensor:
+        left = 1 - gone / self.total
         return -self.total * left.clamp(min=1e-9).log() if float(self.total) > 0 else torch.zeros_like(left)
 
 
@@ -119,7 +128,8 @@ def ranked(family: Family, scores: Mapping[str, Tensor], already: Mapping[str, T
     gone = torch.stack([masks[name][places].all(1) for name, places in family.places.items()]).all(0)
     total = torch.where(gone, torch.minimum(total, torch.zeros_like(total)), total)
     order = total.argsort(stable=True)[: max(0, len(total) - kept)]
-    return Ranked(Family(family.sites, order, family.places), total[order], total.clamp(min=0).sum())
+    by_site = {name: float(scores[name][places].clamp(min=0).sum()) for name, places in family.places.items()}
+    return Ranked(Family(family.sites, order, family.places), total[order], total.clamp(min=0).sum(), by_site)
 
 
 def cells(program: Program, sites: Sequence[ChannelSite]) -> Cells:

@@ -36,10 +36,14 @@ AROUND = 0.03
 
 @dataclass(frozen=True, eq=False)
 class Allocatable:
-    """A family with the loss of removing its first n channels, `losses`, shape (removable + 1,), which never falls."""
+    """A family with the loss of removing its first n channels, `losses`, shape (removable + 1,), which never falls.
+
+    It may be a block. Then `inner` are the numbers of the families that go with it, and come back in its place: nothing
+    reads them any more, and nothing computes them."""
 
     family: Unit
     losses: Tensor
+    inner: tuple[int, ...] = ()
 
     @property
     def least(self) -> int:
@@ -120,11 +124,15 @@ def greedy(
 ) -> Path:
     """The path on which each move has the least loss for what it saves ** `exponent`, to `beyond` times the limits.
 
+    Moves of channels alone make a path too, and of both the states that are not beaten stay: a block is a large move.
     With several limits, what is saved below `beyond` times a limit does not count.
     """
     walker = _Walker(kernels, families, target, limits, exponent, beyond)
-    states = walker.walk()
-    found = [*states, *walker.between(states)]
+    channels = [number for number, each in enumerate(families) if each.family.channels > 1]
+    found = []
+    for units in (channels, range(len(families))) if len(channels) < len(families) else (channels,):
+        states = walker.walk(units)
+        found += [*states, *walker.between(states)]
     return Path(tuple(families), tuple(_unbeaten(found)))
 
 
@@ -156,14 +164,17 @@ class _Walker:
         found = costs(self.kernels, self.full[None], self.target)
         return torch.stack([found.named[name][0] for name in self.limits])
 
-    def walk(self) -> list[State]:
-        """The moves one after the other, each the one with the least loss for what it saves."""
+    def walk(self, units: Sequence[int]) -> list[State]:
+        """The moves of some units one after the other, each the one with the least loss for what it saves."""
+        mine = torch.tensor(units)
         states = [self._state(self.full)]
         now, losses = float(self._counted(self._parts(self.full[None]))[0]), torch.zeros(len(self.families))
         losses = losses.double()
         while states[-1].excess > self.beyond:
             widths = states[-1].widths
             index, after = candidates(self.kernels, self.families, widths, self.target.multiple)
+            chosen = torch.isin(index, mine)
+            index, after = index[chosen], after[chosen]
             if not len(index):
                 break
             counted = self._counted(self._parts(_changed(widths, index, after)))
@@ -174,7 +185,10 @@ class _Walker:
             if float(saved[best]) <= 0:
                 break
             now, losses[index[best]] = float(counted[best]), lost[best]
-            states.append(self._state(_changed(widths, index, after)[best]))
+            widths = _changed(widths, index, after)[best]
+            for inner in self.families[int(index[best])].inner:
+                widths[inner], losses[inner] = self.full[inner], 0.0
+            states.append(self._state(widths))
         return states
 
     def between(self, states: Sequence[State]) -> list[State]:
