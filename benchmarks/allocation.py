@@ -1,23 +1,28 @@
 """How channels are shared out among families: methods side by side, at the same predicted time on a Jetson TX2.
 
-    python -m benchmarks.allocation yolov8n yolov5s --latency 0.7 0.5
+    python -m benchmarks.allocation yolov8n yolov5s --latency 0.7 0.5 [--seconds 120]
 
 Weights are not trained: the scales of the batch norms are drawn from U(.1, 1), and the loss is that of scores. Shares
-are predicted from the families' widths, without the compiler. "uniform" zeroes the same share of every family.
+are predicted from the families' widths, without the compiler. "uniform" zeroes the same share of every family. The
+integer program (`scipy.optimize.milp`) is the judge: it stops after `--seconds`, and prints its lower bound on the loss
+of any widths in multiples of 8. Only the moves of channels and blocks take whole blocks out.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.integers import best_widths
 from l1rr_fx.method.planning.allocate import Moves
 from l1rr_fx.method.planning.budget import Analysis
-from l1rr_fx.method.planning.moves import costs
+from l1rr_fx.method.planning.families import cells
+from l1rr_fx.method.planning.moves import costs, shapes
 from l1rr_fx.method.planning.paths import Allocatable, greedy
 
 SWEEPS, HALVINGS = 2, 8
@@ -97,28 +102,48 @@ METHODS: Mapping[str, Callable[[Moves, list[Allocatable], float], Tensor]] = {
 }
 
 
+def without_blocks(moves: Moves) -> Moves:
+    """The moves of channels alone."""
+    analysis = moves.analysis
+    return replace(moves, blocks=(), shapes=shapes(cells(analysis.program, analysis.sites), moves.families))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="+")
     parser.add_argument("--latency", nargs="+", type=float, default=[0.7, 0.5])
     parser.add_argument("--size", type=int, default=640)
+    parser.add_argument("--seconds", type=float, default=0.0, help="of the integer program; 0 leaves it out")
     options = parser.parse_args()
     print("| network | limit | method | predicted time | MACs | parameters | loss | seconds |")
     print("|---|---:|---|---:|---:|---:|---:|---:|")
     for name in options.networks:
-        moves = moves_of(name, options.size)
+        everything = moves_of(name, options.size)
+        moves = without_blocks(everything)
         families = [Allocatable(each.family, each.share_lost()) for each in moves.ranked]
-        full = torch.tensor([[float(each.family.channels) for each in families]], dtype=torch.float64)
-        dense = costs(moves.shapes, full, moves.target)
         for limit in options.latency:
             for method, allocate in METHODS.items():
                 started = time.process_time()
-                widths = allocate(moves, families, limit)
-                taken = time.process_time() - started
-                shares = costs(moves.shapes, widths[None], moves.target).shares(dense)
-                lost = sum(float(e.losses[e.family.channels - int(w)]) for e, w in zip(families, widths, strict=True))
-                cells = [f"{float(shares[cost]):.3f}" for cost in ("latency", "macs", "params")]
-                print(f"| {name} | {limit} | {method} | {' | '.join(cells)} | {lost:.0f} | {taken:.1f} |", flush=True)
+                _row(f"{name} | {limit} | {method}", moves, families, allocate(moves, families, limit), started)
+            started = time.process_time()
+            path = everything.path({"latency": limit}, {})
+            widths = path.states[path.first()].widths
+            _row(f"{name} | {limit} | moves of channels and blocks", everything, path.families, widths, started)
+            if options.seconds:
+                started = time.process_time()
+                found, bound = best_widths(moves, families, limit, options.seconds)
+                if found is not None:
+                    _row(f"{name} | {limit} | integer program (channels)", moves, families, found, started)
+                print(f"| {name} | {limit} | its lower bound | | | | {bound:.0f} | |", flush=True)
+
+
+def _row(title: str, moves: Moves, units: Sequence[Allocatable], widths: Tensor, started: float) -> None:
+    taken = time.process_time() - started
+    full = torch.tensor([[float(each.family.channels) for each in units]], dtype=torch.float64)
+    shares = costs(moves.shapes, widths[None], moves.target).shares(costs(moves.shapes, full, moves.target))
+    lost = sum(float(e.losses[e.family.channels - int(w)]) for e, w in zip(units, widths.tolist(), strict=True))
+    columns = [f"{float(shares[cost]):.3f}" for cost in ("latency", "macs", "params")]
+    print(f"| {title} | {' | '.join(columns)} | {lost:.0f} | {taken:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

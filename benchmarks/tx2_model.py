@@ -88,6 +88,12 @@ def main() -> None:
         sys.exit("the coefficients in l1rr_fx/latency/prediction.py are not those of this fit")
 
 
+def fitted() -> Fit:
+    """The model fitted to all measurements, with the tile that it has now."""
+    work = {name: _work(name) for name in NETWORKS}
+    return fit([_observation(work, m) for m in MEASUREMENTS], JETSON_TX2, PRIOR)
+
+
 def network(measurement: Measurement) -> str:
     return measurement.network
 

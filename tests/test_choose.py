@@ -354,6 +354,17 @@ def test_latency_on_a_machine_is_that_of_what_prune_writes(model: Detector, mode
     assert plan.reached["macs"] == pytest.approx(pruned.report.after.macs / pruned.report.before.macs)
 
 
+def test_moves_of_a_machine_go_by_attention(model: Detector, attention: FeatureAttention, tmp_path: Path) -> None:
+    budget, file = Budget(latency=0.6), tmp_path / "curves.jsonl"
+    plan = choose(model, ARGS, budget=budget, target=QUICK, attention=attention, curves=file)
+    measured = read_curves(file)
+    assert measured["the block that stage4.second.1 ends"].counts == (1,)
+    zeroed = copy.deepcopy(model)
+    choose(model, ARGS, budget=budget, target=QUICK).zero_(zeroed)
+    assert plan.attention is not None and plan.attention.total < attention.of(zeroed).total
+    assert 0.595 < plan.reached["latency"] <= 0.6
+
+
 def test_a_smaller_latency_has_a_smaller_prediction(model: Detector) -> None:
     reached = [choose(model, ARGS, budget=Budget(latency=x), target=QUICK).reached["latency"] for x in (0.5, 0.7, 0.9)]
     assert reached == sorted(reached)

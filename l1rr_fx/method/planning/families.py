@@ -76,13 +76,14 @@ class Ranked:
 
         A channel loses its score over the share of the family's scores that is left with it gone: a small step loses
         what is removed, and the last channels of a family lose more than the same scores elsewhere."""
-        return self._lost(torch.cat([torch.zeros(1, dtype=torch.float64), self.scores.clamp(min=0).cumsum(0)]))
+        return self.lost(torch.cat([torch.zeros(1, dtype=torch.float64), self.scores.clamp(min=0).cumsum(0)]))
 
     def site_lost(self, name: str) -> Tensor:
         """The loss when the channels of one site go whole and those of the others stay, counted alike."""
-        return self._lost(torch.tensor(self.by_site.get(name, 0.0), dtype=torch.float64))
+        return self.lost(torch.tensor(self.by_site.get(name, 0.0), dtype=torch.float64))
 
-    def _lost(self, gone: Tensor) -> Tensor:
+    def lost(self, gone: Tensor) -> Tensor:
+        """The loss when scores of this sum are gone."""
         left = 1 - gone / self.total
         return -self.total * left.clamp(min=1e-9).log() if float(self.total) > 0 else torch.zeros_like(left)
 
