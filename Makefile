@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts -c constraints.txt
 # One thread for each process: small networks gain nothing from more, and sums and timings become reproducible.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+DETECTORS := effdet omegaconf retinaface-pytorch facenet-pytorch onnx2torch ddddocr cjm-yolox-pytorch cjm-psl-utils
 TRAINERS := lightning lightning-utilities torchmetrics accelerate
 FRAME := pyproject.toml constraints.txt
 
@@ -88,5 +89,6 @@ $(VENV)/.test: $(VENV)/.torch $(FRAME)
 	@$(PIP) -e '.[test]'
 	@echo "== installing the networks of the zoo (without their dependencies)"
 	@$(PIP) --no-deps torchvision timm ultralytics transformers tokenizers regex
+	@$(PIP) --no-deps $(DETECTORS)
 	@$(PIP) --no-deps deepforest torch-kirigami $(TRAINERS)
 	@touch $@ $(VENV)/.demo

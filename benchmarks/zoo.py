@@ -29,7 +29,7 @@ TOLERANCE = 1e-10
 REASONS_SHOWN = 3
 FIELDS = (
     "name", "ratio", "status", "capture_s", "analysis_s", "rewrite_s", "error", "macs_before", "macs_after",
-    "macs_limit", "over_limit", "limit_share", "numerical_share", "note",
+    "macs_limit", "over_limit", "limit_share", "numerical_share", "note", "pieces", "cpu_s",
 )  # fmt: skip
 Row = dict[str, Any]
 
@@ -70,7 +70,9 @@ def measured(name: str, ratio: float, mode: str, numerical: bool) -> Row:
     row: Row = {"name": name, "ratio": ratio}
     if not is_alive(case):
         return row | {"status": "dead", "note": "zeroing killed the network"}
+    started = time.process_time()
     pruned = l1rr_fx.prune(case.model, case.args, case.kwargs, mode=mode, verify=False)
+    row["cpu_s"] = round(time.process_time() - started, 1)
     args = fresh_input(case.args, seed=7)
     with torch.no_grad():
         error = relative_error(pruned.module(*args, **case.kwargs), case(args))
@@ -78,6 +80,7 @@ def measured(name: str, ratio: float, mode: str, numerical: bool) -> Row:
     row |= {f"{phase}_s": round(report.accounts.seconds[phase], 3) for phase in ("capture", "analysis", "rewrite")}
     row |= {"status": "ok" if error <= TOLERANCE else "differs", "error": f"{error:.1e}", "note": reasons(report)}
     row |= {f"macs_{when}": getattr(report, when).macs for when in ("before", "after", "limit")}
+    row["pieces"] = len(report.pieces)
     row |= {"over_limit": round(report.macs_over_limit, 4)}
     row |= {"limit_share": round(report.limit.macs / max(report.before.macs, 1), 4)}
     if numerical and not entry.whole:

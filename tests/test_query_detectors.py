@@ -1,4 +1,4 @@
-"""DETR, RT-DETR and D-FINE of transformers: pruned, written for TensorRT 8.2, read by field, without NMS."""
+"""DETR and its followers in transformers: pruned, written for TensorRT 8.2, read by field, without NMS."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from passes.errors import InputError
 from passes.rewriting.fold import fold_batch_norm
 from tests.installed import is_installed
 from tests.oracle import Case, fresh_input, relative_error, zeroed_case
-from tests.query_detectors import query_detector
+from tests.query_detectors import QUERY_DETECTORS, query_detector
 from tests.zoo import Entry
 
 TOLERANCE = 1e-4  # of float32, through a network with attention
@@ -31,7 +31,6 @@ NO_NMS = "gives logits, pred_boxes.*predicts each object once.*expected no nms"
 IMAGE = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-NAMES = ("detr", "rt_detr", "d_fine")
 needs_transformers = pytest.mark.skipif(not is_installed("transformers"), reason="transformers is not installed")
 
 
@@ -41,7 +40,7 @@ def small_case(name: str) -> Case:
 
 @pytest.mark.fuzz  # in the zoo, too, at their full size
 @needs_transformers
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", QUERY_DETECTORS)
 def test_pruned_equals_zeroed(name: str) -> None:
     case = small_case(name)
     pruned = l1rr_fx.prune(case.model, case.args, verify=False)

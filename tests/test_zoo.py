@@ -48,6 +48,7 @@ CHOSEN = (
     "yolo/yolov10n",
     "body/retinanet_resnet50_fpn",
     "whole/ssdlite320_mobilenet_v3_large",
+    "pkg/facenet-pytorch/mtcnn",
 )
 
 

@@ -42,9 +42,13 @@ def import_torchvision() -> ModuleType:
     torch.library.impl("torchvision::deform_conv2d", "CompositeExplicitAutograd", deform_conv2d)
     torch.library.register_fake("torchvision::deform_conv2d", _deformed_shape)
     torchvision = importlib.import_module("torchvision")
-    sys.modules["torchvision.extension"]._has_ops = lambda: True  # type: ignore[attr-defined]  # a function of theirs
+    sys.modules["torchvision.extension"]._has_ops = _has_operators  # type: ignore[attr-defined]  # a function of theirs
     _use_eager_roi_align(sys.modules["torchvision.ops.roi_align"])
     return torchvision
+
+
+def _has_operators() -> bool:  # no lambda: packages compile it with torch.jit
+    return True
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The zoo: networks of torchvision, Ultralytics, timm and transformers, built offline with random weights.
+"""The zoo: networks of torchvision, Ultralytics, timm, transformers and others, built offline with random weights.
 
     entry = by_name("tv/resnet18")
     model, args, kwargs = entry.build()      # float32, eval mode, with a small input
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from tests.query_detectors import query_detector
+from tests.package_detectors import PACKAGE_DETECTORS, package_detector
+from tests.query_detectors import QUERY_DETECTORS, query_detector
 from tests.torchvision_shim import import_torchvision
 
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
@@ -222,7 +223,7 @@ TIMMS: Mapping[str, Size] = dict.fromkeys(
 TIMM_TRANSFORMERS: Mapping[str, Size] = dict.fromkeys(
     _names("efficientvit_b0 edgenext_xx_small mobilevit_xxs poolformer_s12 pvt_v2_b0 convnextv2_atto"), 64
 ) | {"levit_128s": 224, "xcit_nano_12_p16_224": 64}
-QUERY_DETECTORS = _names("detr rt_detr d_fine")
+PACKAGES = {name: size for name, (size, _) in PACKAGE_DETECTORS.items()}
 
 HEAVY = frozenset(
     f"tv/{name}"
@@ -248,7 +249,8 @@ def _entries() -> Iterator[Entry]:
         ("yolo", _ultralytics, dict.fromkeys(YOLOS_WITH_ATTENTION, 160), False),
         ("timm", _timm, TIMMS, True),
         ("timm", _timm, TIMM_TRANSFORMERS, False),
-        ("hf", query_detector, dict.fromkeys(QUERY_DETECTORS, 160), False),
+        ("hf", query_detector, dict.fromkeys(QUERY_DETECTORS, 160) | {"rf_detr": 320}, False),
+        ("pkg", package_detector, PACKAGES, True),
     ):
         for name, size in sizes.items():
             yield Entry(f"{kind}/{name}", partial(make, name), size, convolutional, f"{kind}/{name}" in HEAVY)

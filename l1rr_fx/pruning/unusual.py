@@ -15,7 +15,24 @@ from passes.compile import Removed
 
 def what_is_unusual(model: nn.Module, accounts: Accounts, removed: Mapping[str, Removed]) -> tuple[str, ...]:
     """The lines; `removed` has each captured part by its name, the whole by the empty one."""
-    return (*_constants(removed), *_nothing(model, accounts), *_constant_channels(model))
+    return (*_constants(removed), *_nothing(model, accounts), *_constant_channels(model), *_positions(removed))
+
+
+def _positions(removed: Mapping[str, Removed]) -> Iterator[str]:
+    """That positions (tokens) were not told apart, because there would have been too many labels."""
+    for name, each in removed.items():
+        facts = each.plan.facts
+        products = sum(
+            site.rule.merges_positions(site, [facts.zero[node] for node in site.inputs])
+            for site in each.plan.program.sites
+        )
+        if facts.merged or products:
+            where = f" in {name}" if name else ""
+            yield (
+                f"tokens are not told apart{where} (positions of {len(facts.merged)} inputs or parameters, rows of "
+                f"{products} products): there would be too many labels; tokens that no output needs stay, and the "
+                "limit counts them"
+            )
 
 
 def _constants(removed: Mapping[str, Removed]) -> Iterator[str]:

@@ -4,6 +4,7 @@ In goes a canonical graph, out come its call sites, the liveness of each tensor,
 coupled. Nothing is changed.
 
     program     the graph as call sites, each with the rule of its operator
-    liveness    which labels are zero for every input (forward), and on which ones some output depends (backward)
+    zeros       what is zero for every input, forward
+    liveness    the facts: what is zero, and on which labels some output depends (backward)
     coupling    the groups of tensors whose channels must be removed together if nothing is recombined
 """

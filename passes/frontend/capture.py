@@ -11,7 +11,7 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from passes.errors import CaptureError, InputError, first_line
-from passes.frontend.constant_buffers import ConstantBuffers, buffers_read
+from passes.frontend.constant_buffers import ConstantBuffers, NumbersRead, buffers_read
 from passes.frontend.functionalise import functionalise_graph
 from passes.frontend.limits import LimitError, Limits
 from passes.frontend.regions import inline_regions
@@ -85,11 +85,11 @@ def exported_program(
     *,
     dynamic_shapes: Any = None,
     seconds: float | None = None,
-    constants: Sequence[str] = (),
+    constants: NumbersRead | None = None,
 ) -> ExportedProgram:
     """What `torch.export.export` makes of a model, without decompositions. Raises the errors of `capture`.
 
-    Of the buffers named in `constants` the code may read numbers; they are found where the capture fails without.
+    `constants` says out of which buffers the code reads numbers; this is found where the capture fails without.
     """
     _check_call(model, args, kwargs)
     given = (args, dict(kwargs or {}))
@@ -110,7 +110,7 @@ def exported_program(
                 return exported_program(model, *given, dynamic_shapes=dynamic_shapes, seconds=seconds)
         failure = _explained(model, args, kwargs, error)
         if isinstance(failure, CaptureError) and not constants and (constants := buffers_read(model, args, kwargs)):
-            log.info("%s: numbers are read out of the buffers %s", type(model).__name__, ", ".join(constants))
+            log.info("%s: numbers are read out of the buffers %s", type(model).__name__, ", ".join(constants.buffers))
             return exported_program(model, *given, dynamic_shapes=dynamic_shapes, seconds=seconds, constants=constants)
         if dynamic_shapes is not None:
             exported_program(model, *given)  # raises first an error that has nothing to do with the sizes

@@ -155,6 +155,8 @@ class Rule:
 
     weight: WeightForm | None = None
     """The form of the weight of a contraction (convolution, linear layer); None for every other operator."""
+    contracts = False
+    """Multiplies its inputs with each other and adds up the products, so that an input may be a matrix of weights."""
     is_sum = False
     """Adds its operands, element by element."""
     is_join = False
@@ -270,6 +272,10 @@ class Rule:
         """For each input, which labels some live label of a result depends on."""
         anything = any(bool(live.any()) for live in lives)
         return [torch.full_like(zero, anything) for zero in zeros]
+
+    def merges_positions(self, site: Site, zeros: Sequence[Tensor]) -> bool:
+        """Whether positions have one label in the result although inputs tell them apart: there would be too many."""
+        return False
 
     def stand_in(self, site: Site, index: int) -> float:
         """The number that stands in for elements of an input that this call does not need, so that it stays finite."""

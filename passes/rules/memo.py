@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
@@ -17,6 +17,12 @@ class Memo:
 
     def __init__(self) -> None:
         self._values: dict[Key[Any], Any] = {}
+        self._basis: Hashable = None
+
+    def rest_on(self, basis: Hashable) -> None:
+        """Forget all values if they were computed on another basis: the labels of the inputs."""
+        if self._basis != basis:
+            self._values, self._basis = {}, basis
 
     def __contains__(self, key: Key[Any]) -> bool:
         return key in self._values

@@ -15,6 +15,8 @@ from passes.rules.base import Contraction, LayoutRequest, Request, Rule, Site, S
 from passes.rules.emitter import Emitter
 
 aten = torch.ops.aten
+MOST_LABELS = 1 << 19
+"""Of a result: twelve heads of 197 x 197 tokens have fewer. With more, all rows share one label."""
 
 
 class Einsum(Rule):
@@ -23,6 +25,7 @@ class Einsum(Rule):
 
     family = "product"
     reason = None
+    contracts = True
 
     def letters(self, site: Site) -> tuple[list[str], str] | None:
         """The letters of each operand and of the result; None where we cannot say."""
@@ -52,7 +55,24 @@ class Einsum(Rule):
         if found is None:
             return [unlabelled(site, out) for out in site.outputs]
         operands, out = found
-        return [torch.einsum(f"{','.join(operands)}->{out}", *((~z).float() for z in zeros)) == 0]
+        merged = self.merged(found, zeros)
+        masks = [without(merged, own, zero) for own, zero in zip(operands, zeros, strict=True)]
+        return [torch.einsum(f"{','.join(operands)}->{out}", *((~z).float() for z in masks)) == 0]
+
+    def merges_positions(self, site: Site, zeros: Sequence[Tensor]) -> bool:
+        found = self.letters(site)
+        return found is not None and bool(self.merged(found, zeros))
+
+    def merged(self, found: tuple[list[str], str], zeros: Sequence[Tensor]) -> str:
+        """The letters of rows, if the result would have too many labels: each operand's own, but for the channels."""
+        operands, out = found
+        sizes: dict[str, int] = {}
+        for own, zero in zip(operands, zeros, strict=True):
+            for letter, size in zip(own, zero.shape, strict=True):
+                sizes[letter] = max(size, sizes.get(letter, 1))
+        if math.prod(sizes[letter] for letter in out) <= MOST_LABELS:
+            return ""
+        return "".join(c for c in out[:-1] if sizes[c] != 1 and c not in self.shared(found))
 
     def needed(self, site: Site, lives: Sequence[Tensor], zeros: Sequence[Tensor]) -> list[Tensor]:
         found = self.letters(site)
@@ -277,6 +297,11 @@ def coordinates(layout: Layout, letters: str, shared: str) -> dict[str, Place] |
             return None
         found[letters[axis]] = Place(names, index)
     return found
+
+
+def without(merged: str, letters: str, zero: Tensor) -> Tensor:
+    """The zeros of an operand with these letters, in one label along each letter of `merged`."""
+    return collapse(zero, [1 if c in merged else n for c, n in zip(letters, zero.shape, strict=True)], every=True)
 
 
 def spread(place: Place, letters: str) -> Tensor:
