@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import l1rr_fx
 from passes.accounts import Cost
+from passes.errors import InputError
 from passes.graph.selection import Selection
 from tests.oracle import relative_error, zeroed_case
 from tests.torchvision_shim import import_torchvision
@@ -501,6 +503,18 @@ SEQUENCES: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         ("stem", "body.a", "tail"),
     ),
 }
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_refused_export_of_runs_names_code_that_gives_a_piece(wrapped: bool, tmp_path: Path) -> None:
+    model, x = SEQUENCES["between"][0]().double().eval(), image(1, 3, 8, 8)
+    pruned = l1rr_fx.prune(nn.Sequential(OrderedDict(net=model)) if wrapped else model, (x,))
+    with pytest.raises(InputError, match="pruned in 2 pieces") as caught:
+        pruned.export(tmp_path / "net.pt2")
+    code = str(caught.value).partition("torch.export.export(")[2].partition(", its inputs")[0]
+    piece = eval(code, {"pruned": pruned})
+    with torch.no_grad():
+        assert relative_error(torch.export.export(piece, (x,)).module()(x), model[:5](x)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", SEQUENCES)

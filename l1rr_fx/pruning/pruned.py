@@ -66,7 +66,7 @@ class Pruned(JupyterMixin):
             raise InputError(
                 f"this network was pruned in {len(pieces)} pieces, joined by code that torch.export cannot capture; "
                 "expected a network that is one graph: move what the report's notes name out of forward, or export "
-                f"each piece by torch.export.export(pruned.module.get_submodule({pieces[0]!r}), its inputs)"
+                f"each piece by torch.export.export({_expression(self.module, pieces[0])}, its inputs)"
             )
         write_pt2(self.module, self._call(args, kwargs, dynamic_shapes), path, overwrite=overwrite)
 
@@ -117,3 +117,14 @@ def load(directory: str | os.PathLike[str], *, device: torch.device | str = "cpu
             raise LoadError(str(error)) from error
     example = None if call is None else Example(*call, dtype=float_type(module), sizes_by_guards=True)
     return Pruned(module, report, kept, example)
+
+
+def _expression(module: Any, piece: str) -> str:
+    """The code that gives a piece; one that stands for several layers of a Sequential is no submodule of it."""
+    try:
+        module.get_submodule(piece)
+    except AttributeError:
+        parent = piece.rpartition(".")[0]
+        holder = f"pruned.module.get_submodule({parent!r})" if parent else "pruned.module"
+        return f"next({holder}.pieces)"
+    return f"pruned.module.get_submodule({piece!r})"
