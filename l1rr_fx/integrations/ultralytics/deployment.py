@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.integrations.ultralytics.networks import Size, Source, blank_image, channels_of, load, pixels, task_of
+from l1rr_fx.integrations.ultralytics.networks import Size, Source, channels_of, example_image, load, pixels, task_of
 from l1rr_fx.lowering.bundle import writing as bundle
 from l1rr_fx.lowering.onnx.emission import Emitted, to_onnx
 from l1rr_fx.lowering.onnx.metadata import yolo_metadata
@@ -24,7 +24,7 @@ OUTPUTS = {"segment": (0, 1)}
 def prune(source: Source, *, imgsz: Size = 640, **options: Any) -> Pruned:
     """The small network, for one image of `imgsz` pixels (a number, or height and width); see `l1rr_fx.prune`."""
     model = load(source)
-    return compiler.prune(model, (blank_image(model, imgsz),), **options)
+    return compiler.prune(model, (example_image(model, imgsz),), **options)
 
 
 def export(
@@ -44,7 +44,7 @@ def export(
     module = pruned.module if isinstance(pruned, Pruned) else pruned
     given: dict[str, Any] = {"input_names": ("images",), "outputs": _outputs(model)}
     given["metadata"] = onnx_metadata(model, imgsz)
-    return to_onnx(module, (blank_image(model, imgsz),), path, target=target, **{**given, **options})
+    return to_onnx(module, (example_image(model, imgsz),), path, target=target, **{**given, **options})
 
 
 def lower(
@@ -53,7 +53,7 @@ def lower(
     """The bundle for a device; see `l1rr_fx.lower`, whose options these are. `source` is what was pruned."""
     model = load(source)
     module = pruned.module if isinstance(pruned, Pruned) else pruned
-    numbers, image = _outputs(model), blank_image(model, imgsz)
+    numbers, image = _outputs(model), example_image(model, imgsz)
     given = {"metadata": onnx_metadata(model, imgsz), "dense": _Outputs(model, numbers).eval(), **options}
     chosen = _Outputs(module, numbers).eval()
     network = replace(pruned, module=chosen) if isinstance(pruned, Pruned) else chosen

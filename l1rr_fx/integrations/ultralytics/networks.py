@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from l1rr_fx.method.sites.zeroing import unwrapped
 from l1rr_fx.support.packages import required
@@ -33,11 +34,20 @@ def load(source: Source) -> nn.Module:
             raise InputError(f"{source}: there is no such file")
         source = required(PACKAGE, OLDEST, note=LICENCE).YOLO(str(source))
     network = source.model if hasattr(source, "add_callback") else source
-    if not isinstance(network, nn.Module) or not hasattr(unwrapped(network), "yaml"):
+    if isinstance(network, nn.Module):
+        network = trained_network(network)
+    if not isinstance(network, nn.Module) or not hasattr(network, "yaml"):
         raise InputError(
             f"expected a YOLO object, its network or the path of a .pt file, not a {type(source).__name__}"
         )
-    return detached_copy(unwrapped(network)).float().eval()
+    return detached_copy(network).float().eval()
+
+
+def trained_network(model: nn.Module) -> nn.Module:
+    """The network that a trainer trains: without wrappers, and without the teacher of a distillation."""
+    inner = unwrapped(model)
+    student = getattr(inner, "student_model", None)
+    return student if isinstance(student, nn.Module) else inner
 
 
 def task_of(model: nn.Module) -> str:
@@ -55,6 +65,18 @@ def pixels(imgsz: Size) -> tuple[int, int]:
     if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
         raise InputError(f"imgsz is {imgsz!r}; expected a whole number of pixels, or (height, width)")
     return sides
+
+
+def example_image(model: nn.Module, imgsz: Size) -> Tensor:
+    """An image to compare networks on: a smooth pattern, the same each time, in which every feature differs by place.
+
+    Of a black image a detector sees its biases alone.
+    """
+    height, width = pixels(imgsz)
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.rand(1, channels_of(model), max(2, height // 16), max(2, width // 16), generator=generator)
+    image = F.interpolate(cells, (height, width), mode="bicubic", align_corners=False).clamp(0, 1)
+    return image.to(next(model.parameters()).device)
 
 
 def blank_image(model: nn.Module, imgsz: Size) -> Tensor:

@@ -8,11 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l1rr_fx.integrations.ultralytics.networks import LICENCE, OLDEST, PACKAGE, Size, Source, blank_image, load, pixels
+from l1rr_fx.integrations.ultralytics.networks import (
+    LICENCE,
+    OLDEST,
+    PACKAGE,
+    Size,
+    Source,
+    example_image,
+    load,
+    pixels,
+)
 from l1rr_fx.method.attention.loss import FeatureAttention
 from l1rr_fx.method.planning.budget import Budget
 from l1rr_fx.method.planning.choose import choose
 from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.support.clock import logged
 from l1rr_fx.support.packages import required
 
 
@@ -22,14 +32,14 @@ def plan(
     """The channels to zero for a budget; see `choose`, whose options these are.
 
     With `data`, a data set of Ultralytics (yaml), by the feature attention loss on its first training images; without,
-    by the scales of batch norms.
+    by the scales of batch norms. How far it is, and how long it will take, is logged at INFO.
     """
     model = load(source)
-    args = (blank_image(model, imgsz),)
+    args = (example_image(model, imgsz),)
     if data is not None and "attention" not in options:
         batches = labelled_images(model, data, imgsz=imgsz, count=images)
         options["attention"] = FeatureAttention(model, args, batches)
-    return choose(model, args, budget=budget, **options)
+    return choose(model, args, budget=budget, **{"progress": logged("measuring layers"), **options})
 
 
 def labelled_images(

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from l1rr_fx.integrations.ultralytics.networks import blank_image
+from l1rr_fx.integrations.ultralytics.networks import blank_image, trained_network
 from l1rr_fx.method.planning.plan import Plan
 from l1rr_fx.method.sites.channel_sites import channel_sites
-from l1rr_fx.method.sites.zeroing import unwrapped
 from l1rr_fx.method.training.sparsity import ReweightedL1
 from passes.errors import InputError
 
 log = logging.getLogger(__name__)
 
 STATE = "sparsity.pt"
+FEWEST = 50
+"""A penalty of fewer optimiser steps hardly moves a scale."""
 
 
 @contextmanager
@@ -48,11 +49,12 @@ def held(yolo: Any, plan: Plan) -> Iterator[None]:
 class _Callbacks:
     """What happens at the events of a trainer. Held by the trainer, sent to each process of a distributed training."""
 
-    EVENTS = ("on_train_start", "on_train_epoch_end", "on_model_save", "teardown")
+    EVENTS = ("on_train_start", "on_train_epoch_end", "on_model_save", "on_train_end", "teardown")
 
     def on_train_start(self, trainer: Any) -> None: ...
     def on_train_epoch_end(self, trainer: Any) -> None: ...
     def on_model_save(self, trainer: Any) -> None: ...
+    def on_train_end(self, trainer: Any) -> None: ...
     def teardown(self, trainer: Any) -> None: ...
 
 
@@ -78,7 +80,7 @@ class _Sparse(_Callbacks):
         self.handle: Any = None
 
     def on_train_start(self, trainer: Any) -> None:
-        model = unwrapped(trainer.model)
+        model = trained_network(trainer.model)
         options = {"total_steps": _steps(trainer), **self.options}
         if "sites" not in options:
             found = channel_sites(model, (blank_image(model, trainer.args.imgsz),))
@@ -87,6 +89,23 @@ class _Sparse(_Callbacks):
         if trainer.start_epoch:
             self._resume(trainer, self.penalty)
         self.handle = self.penalty.attach(trainer.optimizer)
+        if options["total_steps"] < FEWEST:
+            log.warning(
+                "the penalty lasts %d optimiser steps (%d epochs of %d batches, %d batches a step), too few to move "
+                "scales: train longer, or with nbs=%d so that each batch is a step",
+                options["total_steps"],
+                trainer.epochs,
+                len(trainer.train_loader),
+                trainer.accumulate,
+                trainer.batch_size,
+            )
+
+    def on_train_end(self, trainer: Any) -> None:
+        assert self.penalty is not None
+        model = trained_network(trainer.model)
+        scales = [model.get_parameter(site.weight) for site in self.penalty.sites]
+        zero, total = sum(int((each == 0).sum()) for each in scales), sum(each.numel() for each in scales)
+        log.log(logging.INFO if zero else logging.WARNING, "%d of %d scales are zero after the training", zero, total)
 
     @staticmethod
     def _resume(trainer: Any, penalty: ReweightedL1) -> None:
@@ -102,7 +121,7 @@ class _Sparse(_Callbacks):
         assert self.penalty is not None
         if not trainer.ema:  # in older releases only the first of several processes has one
             return
-        model, averaged = unwrapped(trainer.model), unwrapped(trainer.ema.ema)
+        model, averaged = trained_network(trainer.model), trained_network(trainer.ema.ema)
         names = [name for site in self.penalty.sites for name in (site.weight, site.bias) if name is not None]
         for name in names:
             averaged.get_parameter(name).masked_fill_(model.get_parameter(name) == 0, 0)
@@ -123,9 +142,9 @@ class _Hold(_Callbacks):
         self.held: Any = None
 
     def on_train_start(self, trainer: Any) -> None:
-        self.held = self.plan.hold(trainer.model)
+        self.held = self.plan.hold(trained_network(trainer.model))
         if trainer.ema:
-            self.plan.zero_(trainer.ema.ema)
+            self.plan.zero_(trained_network(trainer.ema.ema))
 
     def teardown(self, trainer: Any) -> None:
         if self.held is not None:
