@@ -209,7 +209,7 @@ def test_callbacks_go_to_other_processes_and_are_taken_off(trained: Trained) -> 
     with integration.sparse(yolo, strength=1.0), integration.held(yolo, trained.plan):
         added = [each[-2:] for event, each in yolo.callbacks.items() if len(each) > len(before[event])]
         copies = pickle.loads(pickle.dumps(added))
-        assert len(copies) == 4 and copies[0][1].__self__.plan == trained.plan
+        assert len(copies) == 5 and copies[0][1].__self__.plan == trained.plan
     assert {event: list(each) for event, each in yolo.callbacks.items()} == before
 
 

@@ -17,7 +17,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 import l1rr_fx
 from l1rr_fx.pruning.pruned import Pruned
-from l1rr_fx.testing import differences, kill
+from l1rr_fx.testing import differences, kill, randomised
 from tests.op_cases import Args, cba, cbn, head, image, net
 
 TOLERANCE = 1e-10
@@ -296,3 +296,28 @@ def test_an_optimizer_of_another_model_is_refused(detector: tuple[nn.Module, Arg
     stranger, _ = _detector()
     with pytest.raises(l1rr_fx.InputError):
         l1rr_fx.pruned_optimizer_state(pruned, detector[0], SGD(stranger.parameters(), lr=0.1))
+
+
+def test_the_types_of_batch_norms_are_the_models(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.SyncBatchNorm(8), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4))
+    kill(randomised(model.eval())[1], [0, 3])
+    image = torch.rand(2, 3, 4, 4, dtype=torch.float64)
+    pruned = l1rr_fx.prune(model, (image,))
+    pruned.save(tmp_path / "small")
+    for small in (pruned.module, l1rr_fx.load(tmp_path / "small").module):
+        kinds = [type(each) for each in small.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+        assert kinds == [nn.SyncBatchNorm, nn.BatchNorm2d]
+        torch.testing.assert_close(small(image), model(image), rtol=1e-10, atol=1e-10)
+
+
+def test_a_hook_that_would_never_run_warns() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    small = l1rr_fx.prune(model, (torch.rand(1, 3, 4, 4),)).module
+    seen: list[str] = []
+    for register in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"):
+        with pytest.warns(UserWarning, match="never runs"):
+            getattr(small.get_submodule("0"), f"register_{register}")(lambda *_: seen.append("holder"))
+    small.get_submodule("1").register_forward_hook(lambda *_: seen.append("norm"))
+    small.register_forward_hook(lambda *_: seen.append("network"))
+    small(torch.rand(1, 3, 4, 4))
+    assert seen == ["norm", "network"]

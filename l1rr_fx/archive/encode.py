@@ -151,11 +151,15 @@ def _leaf_document(name: str, leaf: nn.Module) -> dict[str, Any]:
     return {"class": class_name, "options": options, "training": leaf.training}
 
 
+IN_PROCESS = ("device", "dtype", "process_group")
+"""Options that belong to the process that made a module, not to the network."""
+
+
 @functools.cache
 def leaf_options(leaf: type[nn.Module]) -> Mapping[str, Any]:
     """The constructor's parameters, which the module keeps as attributes, with their defaults."""
     parameters = inspect.signature(leaf).parameters.values()
-    return {each.name: each.default for each in parameters if each.name not in ("device", "dtype")}
+    return {each.name: each.default for each in parameters if each.name not in IN_PROCESS}
 
 
 def _selection_document(name: str, selection: Selection, store: _Store) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from l1rr_fx.latency.prediction import Latency
 from l1rr_fx.machines.by_name import machine
 from l1rr_fx.pruning.dense import dense_of
+from l1rr_fx.pruning.modules import keep_types, name_holders
 from l1rr_fx.pruning.partition.agreement import check_pieces
 from l1rr_fx.pruning.partition.pieces import prune_pieces
 from l1rr_fx.pruning.pruned import Pruned
@@ -92,6 +93,8 @@ def prune(
         dense=dense_of(captured, args, kwargs or {}),
         alternatives=result.alternatives,
     )
+    keep_types(result.module, model)
+    name_holders(result.module)
     example = Example(args, kwargs or {}, dynamic_shapes, float_type(result.module)).without_values()
     return Pruned(result.module, report, result.rewritten.kept, example)
 
@@ -127,4 +130,5 @@ def _in_pieces(
     report = Report(
         accounts, options.mode, verified.deviation, options.target.name, pieces.names, notes, verified.compared
     )
+    name_holders(pieces.module)
     return Pruned(pieces.module, report, pieces.kept)

@@ -14,6 +14,7 @@ from torch import nn
 
 from l1rr_fx.archive import network
 from l1rr_fx.archive.files import REPORT
+from l1rr_fx.pruning.modules import name_holders
 from l1rr_fx.pruning.pt2_file import Example, float_type, write_pt2
 from l1rr_fx.pruning.report import Report
 from l1rr_fx.support.checks import naming
@@ -115,6 +116,7 @@ def load(directory: str | os.PathLike[str], *, device: torch.device | str = "cpu
             report = Report.from_json(text)
         except InputError as error:
             raise LoadError(str(error)) from error
+    name_holders(module)
     example = None if call is None else Example(*call, dtype=float_type(module), sizes_by_guards=True)
     return Pruned(module, report, kept, example)
 

@@ -44,6 +44,7 @@ MODULES: Mapping[str, type[nn.Module]] = {
     "BatchNorm1d": nn.BatchNorm1d,
     "BatchNorm2d": nn.BatchNorm2d,
     "BatchNorm3d": nn.BatchNorm3d,
+    "SyncBatchNorm": nn.SyncBatchNorm,
     "Dropout": nn.Dropout,
     "FeatureAlphaDropout": nn.FeatureAlphaDropout,
     "AlphaDropout": nn.AlphaDropout,
