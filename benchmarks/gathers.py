@@ -2,9 +2,11 @@
 
     python -m benchmarks.gathers --out gathers.csv                     # the networks of docs/recombination.md
     python -m benchmarks.gathers --out gathers.csv --only tv/ --all    # every convolutional network of the zoo
+    python -m benchmarks.gathers --out gathers.csv --all --mode recombine --target jetson-tx2
     python -m benchmarks.gathers --prices                              # what it costs on a TX2 that no gather is left
 
-Half of the channels of each layer are dead at random, at the zoo's input size. A row for each network, mode and target:
+Half of the channels of each layer are dead at random, at the zoo's input size. A row for each network, mode and target,
+with the way that was written:
 
 - gathers: calls of `index_select`, `index` and `gather` beyond those of the dense network;
 - batch norms: those that `fold_batch_norm` leaves, beyond those that it leaves of the dense network;
@@ -22,7 +24,7 @@ import argparse
 import csv
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import l1rr_fx
+from l1rr_fx import L1RRError
 from l1rr_fx.lowering import Latency
 from l1rr_fx.machines.jetson_tx2 import JetsonTX2, jetson_tx2_target
 from passes import capture
@@ -49,7 +52,7 @@ NETWORKS = (
 MODES = ("recombine", "union", "exclude")
 TARGETS = ("none", "jetson-tx2")
 GATHERS = ("index_select", "index", "gather")
-FIELDS = ("network", "mode", "target", "gathers", "batch norms", "copies %", "kinds", "MACs / limit", "seconds")
+FIELDS = ("network", "mode", "target", "way", "gathers", "batch norms", "copies %", "kinds", "MACs / limit", "seconds")
 PRICED = ("yolo/yolov5s@640", "yolo/yolov8s@640", "tv/resnet50@224")
 Row = dict[str, Any]
 
@@ -65,38 +68,44 @@ def main() -> None:
     names = [entry.name for entry in ZOO if entry.convolutional and not entry.heavy and not entry.whole]
     names = [name for name in (names if options.all else NETWORKS) if options.only in name]
     done = {(row["network"], row["mode"], row["target"]) for row in read(options.out)}
+    ways = [(mode, target) for mode in options.mode or MODES for target in options.target or TARGETS]
     for name in names:
-        if all((name, mode, target) in done for mode in MODES for target in TARGETS):
+        if all((name, *way) in done for way in ways):
             continue
-        for row in rows(name):
+        for row in rows(name, ways):
             append(options.out, row)
             print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     options.out.with_suffix(".md").write_text(markdown(read(options.out)), encoding="utf-8")
 
 
-def rows(name: str) -> Iterator[Row]:
-    """The rows of one network."""
+def rows(name: str, ways: Sequence[tuple[str, str]]) -> Iterator[Row]:
+    """The rows of one network, one for each mode and target."""
     case = zeroed_case(by_name(name), 0.5)
     dense = capture(case.model, case.args, case.kwargs)
     own_gathers, own_norms = gathers(dense), norms(dense)
-    for mode in MODES:
-        for target in TARGETS:
+    for mode, target in ways:
+        try:
             pruned = l1rr_fx.prune(case.model, case.args, case.kwargs, mode=mode, target=target, verify=False)
-            assert isinstance(pruned.module, GraphModule)
-            accounts = pruned.report.accounts
-            kinds = Counter(each.kind for each in accounts.recombinations if each.kind != "folded")
-            moved = sum(each.bytes_moved for each in accounts.recombinations)
-            yield {
-                "network": name,
-                "mode": mode,
-                "target": target,
-                "gathers": gathers(pruned.module) - own_gathers,
-                "batch norms": norms(pruned.module) - own_norms,
-                "copies %": f"{100 * moved / max(1, accounts.after.activation_bytes):.1f}",
-                "kinds": ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none",
-                "MACs / limit": f"{pruned.report.macs_over_limit:.3f}",
-                "seconds": f"{sum(accounts.seconds.values()):.1f}",
-            }
+        except L1RRError as error:
+            print(f"{name}: left out, {str(error).splitlines()[0]:.100}", flush=True)
+            continue
+        assert isinstance(pruned.module, GraphModule)
+        accounts = pruned.report.accounts
+        kinds = Counter(each.kind for each in accounts.recombinations if each.kind != "folded")
+        moved = sum(each.bytes_moved for each in accounts.recombinations)
+        ways_found = pruned.report.alternatives
+        yield {
+            "network": name,
+            "mode": mode,
+            "target": target,
+            "way": ways_found[0].name if ways_found else mode,
+            "gathers": gathers(pruned.module) - own_gathers,
+            "batch norms": norms(pruned.module) - own_norms,
+            "copies %": f"{100 * moved / max(1, accounts.after.activation_bytes):.1f}",
+            "kinds": ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none",
+            "MACs / limit": f"{pruned.report.macs_over_limit:.3f}",
+            "seconds": f"{sum(accounts.seconds.values()):.1f}",
+        }
 
 
 def gathers(module: GraphModule) -> int:
@@ -180,6 +189,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("gathers.csv"), help="CSV to append to (default: %(default)s)")
     parser.add_argument("--only", default="", help="networks whose name contains this")
     parser.add_argument("--all", action="store_true", help="every convolutional network of the zoo that is not heavy")
+    parser.add_argument("--mode", choices=MODES, action="append", help="this mode only (default: all)")
+    parser.add_argument("--target", choices=TARGETS, action="append", help="this target only (default: all)")
     parser.add_argument("--prices", action="store_true", help="what it costs on a TX2 that no gather is left")
     return parser.parse_args()
 

@@ -5,9 +5,9 @@
 
 No network is in the fit: the model is fitted to kernels that are timed one by one. Each network is predicted and
 measured dense, with two fifths of its channels dead at random and pruned without a target, and pruned for ONNX Runtime;
-the three are measured in turns, one thread, as the sum of the least times of their kernels. So the ratios between them
-are held out, too. Lines are appended to the file as they come, and a second run goes on where the first was stopped.
-Run it from the root of the repository.
+the three are measured in turns at one thread, by the least time of the process over several runs. The ratios between
+them are held out, too. Lines are appended to the file as they come, and a second run goes on where the first was
+stopped. Run it from the root of the repository.
 """
 
 from __future__ import annotations

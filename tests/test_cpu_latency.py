@@ -134,7 +134,7 @@ def test_a_model_is_checked_where_it_is_made(wrong: dict[str, Any]) -> None:
 
 
 PATTERNS = {case.name: case.build for case in cases_of("patterns")}
-SMALL = ("bottleneck", "c2f_residual", "inception", "squeeze_excite", "res_next_block")
+SMALL = ("c2f_residual", "squeeze_excite", "res_next_block")
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -154,16 +154,6 @@ def test_the_fastest_way_is_written() -> None:
     assert len(others) == 6 and first.seconds == pytest.approx(FAKE.predict(pruned.module, args), rel=1e-12)
     assert first.seconds <= FAKE.predict(model, args)
     assert l1rr_fx.inspect(model, args, target=FAKE).seconds == pytest.approx(FAKE.predict(model, args), rel=1e-12)
-
-
-def test_a_budget_of_latency_is_met_by_what_is_predicted() -> None:
-    model = randomised(nn.Sequential(nn.Conv2d(3, 96, 3), nn.BatchNorm2d(96), nn.ReLU(), nn.Conv2d(96, 4, 1))).eval()
-    args = (torch.rand(1, 3, 24, 24, dtype=torch.float64),)
-    plan = l1rr_fx.choose(model, args, budget=l1rr_fx.Budget(latency=0.8), target=FAKE)
-    dense = FAKE.predict(model, args)
-    plan.zero_(model)
-    pruned = l1rr_fx.prune(model, args, target=FAKE)
-    assert 0.5 * dense < FAKE.predict(pruned.module, args) <= 0.8 * dense
 
 
 def test_the_calibration_has_every_kind() -> None:
@@ -211,12 +201,12 @@ def test_a_measurement_corrects_the_prediction(monkeypatch: pytest.MonkeyPatch) 
     model, args = randomised(Mixed(8), dtype=torch.float32).eval(), (torch.rand(1, 3, 32, 32),)
     asked = []
 
-    def clock(models: Sequence[Model], threads: int, *, overhead: float) -> list[list[Timed]]:
-        asked.append((threads, overhead, [sorted(each.feeds) for each in models]))
-        return [[Timed("a", "Conv", (), (), 2e-3), Timed("b", "Conv", (), (), 1e-3)] for _ in models]
+    def clock(models: Sequence[Model], threads: int) -> list[float]:
+        asked.append((threads, [sorted(each.feeds) for each in models]))
+        return [3e-3 for _ in models]
 
-    monkeypatch.setattr(measuring, "timed_kernels", clock)
+    monkeypatch.setattr(measuring, "timed_runs", clock)
     one, two = measuring.measured([model, model], args, FAKE)
-    assert one == two and one.seconds == pytest.approx(3e-3) and one.kernels == 2
+    assert one == two and one.seconds == pytest.approx(3e-3)
     assert one.predicted * one.correction == pytest.approx(one.seconds)
-    assert asked == [(1, 1e-6, [["x"], ["x"]])]
+    assert asked == [(1, [["x"], ["x"]])]

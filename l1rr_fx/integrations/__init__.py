@@ -2,6 +2,7 @@
 
 dynamo            a backend of torch.compile
 inductor          a pass of Inductor under freezing
+onnxruntime       plans whose latency is measured in ONNX Runtime
 torch_tensorrt    a lowering pass of Torch-TensorRT
 traced            graphs that Dynamo made, as the compiler reads them
 masks             weights behind `torch.nn.utils.prune` masks and parametrizations, made plain

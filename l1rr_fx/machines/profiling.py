@@ -1,7 +1,7 @@
-"""The kernels of ONNX models under ONNX Runtime on this CPU, timed one by one by its profiler.
+"""ONNX models under ONNX Runtime on this CPU: the times of kernels, from its profiler, and of whole networks.
 
-The least time of each kernel over many runs counts: others who use the machine only ever add, and a kernel is short
-enough to run undisturbed now and then where a whole network is not.
+The least time over many runs counts: others who use the machine only ever add. A short kernel runs undisturbed now and
+then. A whole network may not; at one thread the time of the process counts, which leaves out what it waits for others.
 """
 
 from __future__ import annotations
@@ -62,6 +62,19 @@ def timed_kernels(
     return [[*_least(each, overhead)] for each in events]
 
 
+def timed_runs(models: Sequence[Model], threads: int, *, rounds: int = ROUNDS) -> list[float]:
+    """The seconds of one run of each model; in a round each runs once."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    sessions = [_session(each, threads, None) for each in models]
+    taken: list[list[float]] = [[] for _ in models]
+    for _ in range(rounds):
+        for session, model, times in zip(sessions, models, taken, strict=True):
+            started = clock()
+            session.run(None, model.feeds)
+            times.append(clock() - started)
+    return [min(times) for times in taken]
+
+
 def _session(model: Model, threads: int, profile: Path | None) -> Any:
     import onnxruntime
 
@@ -104,9 +117,5 @@ def profiler_overhead(threads: int) -> float:
     )
     model = Model.of_shapes(proto.SerializeToString(), {"v0": (8,)})
     (kernels,) = timed_kernels([model], threads, rounds=TRIED)
-    plain, taken = _session(model, threads, None), []
-    for _ in range(TRIED):
-        started = time.perf_counter()
-        plain.run(None, model.feeds)
-        taken.append(time.perf_counter() - started)
-    return max(0.0, (sum(each.seconds for each in kernels) - min(taken)) / LINKS)
+    (plain,) = timed_runs([model], threads, rounds=TRIED)
+    return max(0.0, (sum(each.seconds for each in kernels) - plain) / LINKS)

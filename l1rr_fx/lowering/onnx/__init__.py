@@ -8,7 +8,7 @@ output_names  the names of outputs, from the fields in which the network returns
 proto         the result in ONNX's own format, written whole or not at all
 emission      `to_onnx`: all of it, with the checks before a file exists
 runtime       ONNX Runtime, with which a file is compared with its module
-timing        networks timed in it, kernel by kernel
+timing        networks timed in it
 half          a file as hardware computes it in FP16: each result rounded, to run in FP32
 ranges        the largest numbers of each node
 choices       the comparison for networks that choose (top-k, sort, argmax), where rounding may choose otherwise

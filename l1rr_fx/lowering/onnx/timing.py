@@ -13,7 +13,7 @@ from torch import nn
 from l1rr_fx.lowering.onnx.emission import to_onnx
 from l1rr_fx.lowering.onnx.runtime import Trial
 from l1rr_fx.machines.onnxruntime import OnnxRuntimeCpu, onnxruntime_cpu
-from l1rr_fx.machines.profiling import Model, timed_kernels
+from l1rr_fx.machines.profiling import Model, timed_runs
 from l1rr_fx.support.choices import FileTarget
 
 TARGET: FileTarget = "onnxruntime"
@@ -21,11 +21,10 @@ TARGET: FileTarget = "onnxruntime"
 
 @dataclass(frozen=True)
 class Measured:
-    """The seconds of one forward pass: the sum of the least times of the network's kernels, and what was predicted."""
+    """The seconds of one forward pass of a network, the least of several, and those that were predicted."""
 
     seconds: float
     predicted: float
-    kernels: int
 
     @property
     def correction(self) -> float:
@@ -44,9 +43,8 @@ def measured(
     on = machine or onnxruntime_cpu()
     with tempfile.TemporaryDirectory() as folder:
         models = [onnx_model(each, args, Path(folder) / f"{index}.onnx") for index, each in enumerate(modules)]
-    timed = timed_kernels(models, on.threads, overhead=on.model.overhead)
-    pairs = zip(modules, timed, strict=True)
-    return [Measured(sum(e.seconds for e in found), on.predict(m, args), len(found)) for m, found in pairs]
+    pairs = zip(timed_runs(models, on.threads), modules, strict=True)
+    return [Measured(seconds, on.predict(module, args)) for seconds, module in pairs]
 
 
 def onnx_model(module: nn.Module, args: tuple[Any, ...], path: Path) -> Model:
