@@ -112,7 +112,7 @@ def test_nothing_is_gathered(name: str) -> None:
     called = Counter(str(node.target) for node in small.graph.nodes)
     assert not called["aten.index_select.default"] + called["aten.index.Tensor"], small.code
     recombinations = l1rr_fx.prune(model, (X,), target=target, verify=False).report.accounts.recombinations
-    assert {each.kind for each in recombinations} <= {"folded", "padded"}
+    assert {each.kind for each in recombinations} <= {"folded", "padded", "slice"}  # a slice copies nothing
 
 
 def copies_checked(model: nn.Module, target: Target) -> torch.fx.GraphModule:
