@@ -81,7 +81,9 @@ def planned(subject: str, model: nn.Module, batches: list[Batch]) -> Plan:
     """The channels to zero."""
     if subject == "demo":
         with tempfile.TemporaryDirectory() as folder:
-            return chosen(model, batches[:1], BUDGET, Path(folder) / "curves.jsonl")
+            return chosen(
+                model, batches[:1], l1rr_fx.Budget(macs=BUDGET), Path(folder) / "curves.jsonl", batches[0].images[:1]
+            )
     return l1rr_fx.choose(model, (batches[0].images[:1],), budget=l1rr_fx.Budget(macs=BUDGET))
 
 

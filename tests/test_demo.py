@@ -215,14 +215,14 @@ def test_the_whole_demo_on_a_corner_of_the_test_image(tmp_path: Path, monkeypatc
     summary = run.run(tmp_path / "new" / "folder", effort=effort, console=Console(file=printed, width=120))
     assert summary.deviation <= run.TOLERANCE
     assert summary.precision["pruned"] == pytest.approx(summary.precision["zeroed"], abs=1e-3)
-    assert summary.macs[1] < (run.BUDGET + 0.005) * summary.macs[0]
-    assert summary.parameters[1] < 0.5 * summary.parameters[0]
+    assert summary.macs[1] < 0.5 * summary.macs[0] and summary.parameters[1] < 0.6 * summary.parameters[0]
+    assert 0.69 <= summary.predicted[1] / summary.predicted[0] <= run.BUDGET.limits["latency"] == 0.7
     assert [path.name for path in summary.pictures] == ["detections.png", "curves.png", "scales.png", "kept.png"]
     assert all(path.stat().st_size > 10_000 for path in summary.pictures)
     folder = summary.pictures[0].parent
     assert json.loads((folder / "summary.json").read_text())["zeroed"] == summary.zeroed
     plan = Plan.from_json((folder / "plan.json").read_text())
-    assert plan.zeroed == summary.zeroed and plan.reached["macs"] == pytest.approx(run.BUDGET, abs=0.005)
+    assert plan.zeroed == summary.zeroed and plan.budget == run.BUDGET
     text = printed.getvalue().replace("\n", "")
     assert str(summary.pictures[0]) in text and text.index("removing what is zero ...") < text.index("drawing ...")
     assert (folder / "report.html").is_file() and l1rr_fx.load(folder / "small").report.target.startswith("jetson-tx2")
