@@ -5,14 +5,17 @@ PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts -c constraints.txt
+# The environment of a reader: torch, and later the wheel.
+READER := build/reader
+PIP_INSTALL := -m pip --disable-pip-version-check install --quiet --no-warn-conflicts -c constraints.txt
+PIP := $(BIN)/python $(PIP_INSTALL)
 # One thread for each process: small networks gain nothing from more, and sums and timings become reproducible.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 DETECTORS := effdet omegaconf retinaface-pytorch facenet-pytorch onnx2torch ddddocr cjm-yolox-pytorch cjm-psl-utils
 TRAINERS := lightning lightning-utilities torchmetrics accelerate
 FRAME := pyproject.toml constraints.txt
 
-.PHONY: help demo test check lint zoo fuzz mutate bench clean
+.PHONY: help demo test check lint docs readme zoo fuzz mutate bench clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -22,7 +25,7 @@ help: ## show this list
 demo: $(VENV)/.demo ## zero, prune and compare a trained detector on a real aerial image; writes demo-output/
 	@$(BIN)/l1rr-fx demo --output demo-output
 
-test: lint ## lint and the tests, in less than 15 minutes
+test: lint readme ## lint, the README and the tests, in less than 15 minutes
 	@echo "== tests: $(JOBS) processes"
 	@$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS)
 
@@ -30,7 +33,7 @@ check: test ## the tests, and those that take too long for `make test` (marked f
 	@echo "== tests that are marked fuzz"
 	@$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) -m fuzz
 
-lint: $(VENV)/.test ## ruff, mypy and import-linter
+lint: $(VENV)/.test docs ## ruff, mypy, import-linter and the documentation's links
 	@echo "== ruff: rules"
 	@$(BIN)/ruff check .
 	@echo "== ruff: format"
@@ -39,6 +42,18 @@ lint: $(VENV)/.test ## ruff, mypy and import-linter
 	@$(BIN)/mypy
 	@echo "== import-linter: the architecture"
 	@$(BIN)/lint-imports --no-cache
+
+docs: $(VENV)/.test ## the documentation as a site, in build/site
+	@echo "== mkdocs: the site, strictly"
+	@$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
+readme: $(READER)/.torch ## every block and line of the README, where the wheel is installed beside torch alone
+	@echo "== readme: the wheel beside torch alone"
+	@rm -rf build/wheel
+	@$(READER)/bin/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir build/wheel .
+	@$(READER)/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes l1rr-fx
+	@$(READER)/bin/python $(PIP_INSTALL) build/wheel/*.whl
+	@$(ONE_THREAD) $(READER)/bin/python tests/run_page.py README.md
 
 zoo: $(VENV)/.test ## every model of the zoo: hours
 	@echo "== every model of the zoo: hours"
@@ -76,6 +91,12 @@ $(BIN)/python:
 $(VENV)/.torch: constraints.txt | $(BIN)/python
 	@echo "== installing torch (the largest part; minutes the first time)"
 	@$(PIP) torch
+	@touch $@
+
+$(READER)/.torch: constraints.txt
+	@echo "== installing torch in $(READER)"
+	@$(PYTHON) -m venv --clear $(READER)
+	@$(READER)/bin/python $(PIP_INSTALL) torch
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.torch $(FRAME)

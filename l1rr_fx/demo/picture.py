@@ -23,7 +23,7 @@ class Panel:
 
 
 def write_side_by_side(image: Tensor, panels: Sequence[Panel], path: Path, *, width: int = 900) -> None:
-    """Write a PNG of the panels, each `width` pixels wide, over `image`, uint8 of shape (3, h, w)."""
+    """Write the panels, each `width` pixels wide, over `image`, uint8 of shape (3, h, w). The format is the suffix's."""
     scale = width / image.shape[2]
     height = round(image.shape[1] * scale)
     ground = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.LANCZOS)
@@ -31,8 +31,8 @@ def write_side_by_side(image: Tensor, panels: Sequence[Panel], path: Path, *, wi
     for n, panel in enumerate(panels):
         sheet.paste(_drawn(ground, panel, scale), (n * (width + 8), CAPTION_HEIGHT))
         ImageDraw.Draw(sheet).text((n * (width + 8) + 8, 8), panel.caption, "black", ImageFont.load_default(20))
-    unfinished = path.with_name(path.name + ".part")
-    sheet.save(unfinished, "PNG")
+    unfinished = path.with_name("part-" + path.name)
+    sheet.save(unfinished)
     os.replace(unfinished, path)
 
 

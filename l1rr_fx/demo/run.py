@@ -125,14 +125,16 @@ def run(output: Path, *, budget: Budget = BUDGET, effort: Effort = Effort(), con
         predicted = written(dense, result, image, output)
     with _step(console, "drawing"):
         pictures = drawn(output, scene, found, judged, plan, dense, zeroed)
+        costs = {"dense": (parameters(dense), macs(dense, image)), "pruned": (parameters(pruned), macs(pruned, image))}
+        pictures = (*pictures, before_after(output / "before-after.jpg", scene, found, costs))
     summary = Summary(
         budget=budget,
         zeroed=plan.zeroed,
         method=plan.method,
         tau=plan.tau,
         precision=judged,
-        parameters=(parameters(dense), parameters(pruned)),
-        macs=(macs(dense, image), macs(pruned, image)),
+        parameters=(costs["dense"][0], costs["pruned"][0]),
+        macs=(costs["dense"][1], costs["pruned"][1]),
         deviation=deviation,
         predicted=predicted,
         pictures=pictures,
@@ -222,6 +224,24 @@ def drawn(
     write_scales(dense, zeroed, paths[2])
     write_kept(plan, paths[3])
     return paths
+
+
+def before_after(
+    path: Path, scene: Scene, found: Mapping[str, Detections], costs: Mapping[str, tuple[int, int]]
+) -> Path:
+    """The picture of the front page: what each of two detectors finds, above its (parameters, MACs)."""
+    (p, m), *_ = costs.values()
+    panels = [
+        Panel(
+            f"{name}: {q / 1e3:.0f} k parameters, {n / 1e9:.2f} G MACs"
+            + (f" ({q / p - 1:+.0%}, {n / m - 1:+.0%})" if (q, n) != (p, m) else ""),
+            found[name].above(SHOWN).boxes,
+            (0, 230, 255),
+        )
+        for name, (q, n) in costs.items()
+    ]
+    write_side_by_side(scene.image, panels, path, width=560)
+    return path
 
 
 def summary_table(summary: Summary) -> Table:
