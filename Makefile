@@ -109,7 +109,7 @@ $(VENV)/.test: $(VENV)/.torch $(FRAME)
 	@echo "== installing l1rr-fx and what the tests need"
 	@$(PIP) -e '.[test]'
 	@echo "== installing the networks of the zoo (without their dependencies)"
-	@$(PIP) --no-deps torchvision timm ultralytics transformers tokenizers regex
+	@$(PIP) --no-deps torchvision timm ultralytics transformers tokenizers regex torchao
 	@$(PIP) --no-deps $(DETECTORS)
 	@$(PIP) --no-deps deepforest torch-kirigami $(TRAINERS)
 	@touch $@ $(VENV)/.demo

@@ -22,7 +22,7 @@ import l1rr_fx
 from l1rr_fx import InputError
 from l1rr_fx.lowering.onnx.nms import NAMES
 from l1rr_fx.testing import kill, randomised
-from tests.test_docs import blocks, run, text
+from tests.test_docs import blocks, example, run, text
 from tests.test_size_guards import Pair, Pooled
 
 ROUNDING = 1e-12
@@ -292,11 +292,11 @@ PAGE = "docs/deploy.md"
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor]:
     """The folder in which the page's first block wrote its files, and what the network gives for the page's input."""
     folder = tmp_path_factory.mktemp("page")
-    example = ModuleType("example")
-    run(blocks("python")[0], vars(example))
+    module = ModuleType("example")
+    run(example(), vars(module))
     names: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "example", example)
+        patch.setitem(sys.modules, "example", module)
         patch.chdir(folder)
         run(blocks("python", PAGE)[0], names, PAGE)
     with torch.no_grad():

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
-import shlex
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import nbformat
 import pytest
-from typer.testing import CliRunner
+import torch
+from nbclient import NotebookClient
 
-from l1rr_fx.cli import app
+from tests import families
+from tests.installed import is_installed
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
@@ -21,19 +23,25 @@ PAGES = (
     "docs/conformance.md",
     "docs/deploy.md",
     "docs/design.md",
+    "docs/faq.md",
     "docs/glossary.md",
+    "docs/index.md",
     "docs/integrations.md",
     "docs/l1rr.md",
     "docs/lowering.md",
+    "docs/own.md",
+    "docs/start.md",
     "docs/testing.md",
+    "docs/tx2.md",
     "docs/writing_rules.md",
+    "docs/yolo.md",
 )
 PUBLIC = re.compile(r"l1rr_fx(\.lowering|\.testing|\.integrations(\.\w+)?)?|passes(\.rules(\.\w+)?)?")
 """The modules that users import from."""
 
 
 def blocks(language: str, page: str = "README.md") -> list[str]:
-    """The fenced blocks of a language, in order."""
+    """The fenced blocks of a language, in order; "python ultralytics": those that need this package."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text(page), flags=re.MULTILINE | re.DOTALL)
 
 
@@ -41,22 +49,41 @@ def run(code: str, namespace: dict[str, object], page: str = "README.md") -> Non
     exec(compile(code, page, "exec"), namespace)
 
 
-@pytest.fixture
-def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first snippet as the module that it says it is, in an empty working directory."""
-    module = ModuleType("example")
-    run(blocks("python")[0], vars(module))
-    monkeypatch.setitem(sys.modules, "example", module)
+def example() -> str:
+    """The module that snippets of several pages import as `example`. (`make readme` runs the README itself.)"""
+    (code,) = (code for code in blocks("python") if code.startswith("# example.py"))
+    return code
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.ao.quantization, which the FAQ advises against
+@pytest.mark.parametrize("page", ["docs/start.md", "docs/own.md", "docs/faq.md"])
+def test_the_snippets_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    run("\n".join(blocks("python", page)), {}, page)
 
 
-@pytest.mark.usefixtures("example")
-def test_the_snippets_run_and_print_the_table_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    namespace: dict[str, object] = {}
-    for code in blocks("python")[1:]:
-        run(code, namespace)
-    (table,) = (block for block in blocks("text") if "━" in block)
-    assert table in capsys.readouterr().out
+@pytest.mark.fuzz
+@pytest.mark.filterwarnings("ignore")  # torchao's, of its own parts
+@pytest.mark.skipif(not is_installed("torchao"), reason="torchao is missing: pip install --no-deps torchao")
+def test_the_quantisation_in_torch_runs() -> None:
+    run("\n".join([blocks("python", "docs/faq.md")[0], *blocks("python torchao", "docs/faq.md")]), {}, "docs/faq.md")
+
+
+def notebook() -> nbformat.NotebookNode:
+    return nbformat.read(ROOT / "docs" / "notebooks" / "first_hour.ipynb", as_version=4)
+
+
+def test_the_cells_of_the_notebook_run() -> None:
+    assert not any(cell.get("outputs") for cell in notebook().cells), "it is stored without outputs"
+    run("\n".join(cell.source for cell in notebook().cells if cell.cell_type == "code"), {}, "first_hour.ipynb")
+
+
+@pytest.mark.fuzz
+def test_the_notebook_runs_in_a_kernel(tmp_path: Path) -> None:
+    done = NotebookClient(notebook(), timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in done.cells for output in cell.get("outputs", ())]
+    assert len(outputs) == 8 and all("text/plain" in output["data"] for output in outputs)
 
 
 def test_the_example_of_the_design_prints_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,14 +103,43 @@ def test_snippets_import_public_modules_alone(page: str) -> None:
     assert [module for module in imported if not PUBLIC.fullmatch(module)] == []
 
 
-@pytest.mark.usefixtures("example")
-def test_the_commands_run() -> None:
-    (commands,) = blocks("sh")
-    for line in commands.splitlines():
-        program, *arguments = shlex.split(line)
-        assert program == "l1rr-fx"
-        result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == 0, result.output
+def test_the_table_of_families_is_that_of_the_zoo() -> None:
+    assert families.table() in text("README.md")
+
+
+def test_the_figures_of_the_front_page_are_those_of_the_conformance_page() -> None:
+    page = text("docs/conformance.md")
+    ours, theirs, others = re.findall(r"^\| [\w.-]+ [\d.]+ \| (\d+) \| \d+ \| \d+ \| (\d+) \|", page, re.MULTILINE)
+    ratios = [float(ratio) for ratio in re.findall(r"^\| `[^|]*\|[^|]*\| exact, ([\d.]+) \|", page, re.MULTILINE)]
+    front = " ".join(text("README.md").split())
+    for said in (
+        f"of 146 named networks with zeroed channels l1rr-fx prunes {ours[0]} exactly, Torch-Pruning 1.6.1 prunes "
+        f"{theirs[0]} and torch-kirigami 0.2.1 prunes {others[0]}.",
+        f"{ours[1]} of these results compute something else without a message; of Torch-Pruning's {theirs[1]}, of "
+        f"torch-kirigami's {others[1]}.",
+        f"{ratios.count(1.0)} of the {len(ratios)} results that have MACs",
+        f"at most {max(ratios)} times as many",
+    ):
+        assert said in front
+
+
+API = {"l1rr_fx", "l1rr_fx.lowering", "l1rr_fx.testing", "l1rr_fx.integrations.ultralytics", "passes"}
+
+
+@pytest.mark.parametrize("module", sorted(API))
+def test_every_public_name_has_its_place_in_the_api(module: str) -> None:
+    """Under one of its names: the error of a lower package is the same object in a higher one."""
+    shown = [pkgutil.resolve_name(name) for name in api_names()]
+    package = importlib.import_module(module)
+    missing = [name for name in package.__all__ if not any(getattr(package, name) is each for each in shown)]
+    assert [name for name in missing if name != "__version__"] == []
+
+
+def api_names() -> list[str]:
+    """The names that the pages of the API show."""
+    pages = sorted((ROOT / "docs" / "api").glob("*.md"))
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    return re.findall(r"^::: (\S+)$", text, re.MULTILINE)
 
 
 def test_the_targets_of_make_exist() -> None:

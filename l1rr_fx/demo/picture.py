@@ -23,7 +23,7 @@ class Panel:
 
 
 def write_side_by_side(image: Tensor, panels: Sequence[Panel], path: Path, *, width: int = 900) -> None:
-    """Write the panels, each `width` pixels wide, over `image`, uint8 of shape (3, h, w). The format is the suffix's."""
+    """Write panels, each `width` pixels wide, over `image`, uint8 of shape (3, h, w). The suffix says the format."""
     scale = width / image.shape[2]
     height = round(image.shape[1] * scale)
     ground = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.LANCZOS)
