@@ -210,7 +210,7 @@ def test_sums_stay_whole_where_the_mode_leaves_them() -> None:
 def test_every_layer_goes_as_far_as_tau(
     model: Detector, attention: FeatureAttention, curves: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules[choose.__module__], "EXPONENTS", (0.0,))
+    monkeypatch.setattr(sys.modules[weighings.__module__], "EXPONENTS", (0.0,))
     plan = choose(model, ARGS, budget=Budget(macs=0.5), attention=attention, curves=curves)
     alone = [site.attention for site in plan.sites if site.attention is not None]
     assert max(alone) == pytest.approx(plan.tau)
@@ -731,7 +731,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model
     for arguments, message in (
         (call, "plan.json exists"),
         ([*call[:2], "-b", "latency=0.5", *call[4:], "--overwrite"], "which target 'none' does not predict"),
-        ([*call, "--overwrite", "--target", "moon"], "target is 'moon'; expected one of none, cpu"),
+        ([*call, "--overwrite", "--target", "moon"], "'moon' is not one of 'none', 'cpu'"),
         ([*call, "--overwrite", "--data", "my_models:nothing"], "no function 'nothing'"),
         ([*call, "--overwrite", "--budget", "macs=0.2"], "given once"),
         ([*call, "--overwrite", "--data", "my_models:torn"], "my_models:torn raised OSError: the disk is gone"),

@@ -207,6 +207,21 @@ def test_a_damaged_pt2(here: Path, damage: str) -> None:
     assert_one_line(call("inspect", "net.pt2"), "net.pt2: ")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("inspect", "cli_models:net", "--target", "moon"), "'moon' is not one of 'none', 'cpu'"),
+        (("inspect",), "Missing argument 'MODEL'"),
+        (("prune", "cli_models:net"), "Missing option '--output'"),
+        (("inspect", "cli_models:net", "--sharp"), "No such option: --sharp"),
+        (("inspct", "cli_models:net"), "No such command 'inspct'"),
+        (("prune", "cli_models:net", "-o", "small", "--channel-multiple", "0"), "greater than or equal to 1"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_answered_by_one(here: Path, arguments: tuple[str, ...], message: str) -> None:
+    assert_one_line(call(*arguments), message)
+
+
 def test_an_error_of_ours_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def prune(*_: object, **__: object) -> Pruned:
         raise VerifyError("the pruned network differs by 0.1 at [node]")

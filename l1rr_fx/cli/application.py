@@ -7,9 +7,10 @@ import io
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version as version_of
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console, RenderableType
 from rich.text import Text
 
@@ -23,8 +24,26 @@ EPILOG = (
     "stderr; 130 interrupted."
 )
 
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""What typer raises for a command line that it cannot read; it has no public name of its own."""
+
+
+class _Commands(typer.core.TyperGroup):
+    """Says what is wrong with a command line in one line, as of any other input."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            where = getattr(getattr(error, "ctx", None), "command_path", "l1rr-fx")
+            text = f"error: {error.format_message()} ({where} --help)"  # type: ignore[attr-defined]  # of typer's base
+            Console(stderr=True).print(Text(text, style="red"), soft_wrap=True)
+            raise typer.Exit(2) from error
+
+
 app = typer.Typer(
     name="l1rr-fx",
+    cls=_Commands,
     help="Make zeroed channels disappear: a network that computes the same, and is smaller.",
     epilog=EPILOG,
     no_args_is_help=True,

@@ -31,6 +31,7 @@ from l1rr_fx.support.documents import from_text
 from passes.absorption.absorb import absorb_constants
 from passes.analysis.liveness import Facts, channel_facts
 from passes.analysis.program import Program
+from passes.assignment.assign import plan_layouts
 from passes.assignment.cost_model import Target
 from passes.assignment.options import Options
 from passes.assignment.plan import LayoutPlan
@@ -153,6 +154,23 @@ class Analysis:
         assigned = self.assigned(zeroing)
         plan = assigned.plan
         return plan, Size(plan_parameters(plan), plan_macs(plan), self._predicted(assigned))
+
+    def estimated_size(self, zeroing: Zeroing) -> Size:
+        """The cost of the network that the target's prices alone give, without the other ways to write it.
+
+        For weights and orders: it takes a fifth of the time of `size` where the target predicts whole networks.
+        """
+        plan, target = plan_layouts(*self.liveness(zeroing), self.options), self.options.target
+        latency = target.predict_sketch(sketch(plan)) if isinstance(target, Machine) else None
+        return Size(plan_parameters(plan), plan_macs(plan), latency)
+
+    def is_possible(self, zeroing: Zeroing) -> bool:
+        """Whether no output becomes constant with these channels zero."""
+        try:
+            self.liveness(zeroing)
+        except VanishedError:
+            return False
+        return True
 
     def plan(self, zeroing: Zeroing) -> LayoutPlan:
         """The layout plan of the pruned model with these channels zero. VanishedError as from `size`."""

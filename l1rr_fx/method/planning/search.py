@@ -157,7 +157,7 @@ class Search:
 
     def refuse_impossible(self) -> int:
         """The largest number of removals that leaves no output constant. InputError if it does not meet the budget."""
-        possible = self._last(lambda count: self.shares(count) is not None)
+        possible = self._last(lambda count: self.analysis.is_possible(self.order.zeroing(count)))
         if self._excess(possible) > 0:
             raise self._impossible(possible)
         return possible

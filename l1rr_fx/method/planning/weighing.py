@@ -26,7 +26,7 @@ def savings(analysis: Analysis, units: Sequence[Unit], budget: Budget) -> Mappin
 
     def left(without: str | None) -> Mapping[str, float]:
         zeroing = {n: m for u in units if u.name != without for n, m in u.zeroing(halves[u.name]).items()}
-        return analysis.size(zeroing).shares(analysis.dense)
+        return analysis.estimated_size(zeroing).shares(analysis.dense)
 
     least, others = left(None), {unit.name: left(unit.name) for unit in units}
     found: dict[str, Mapping[str, float]] = {}
