@@ -45,7 +45,7 @@ lint: $(VENV)/.test docs ## ruff, mypy, import-linter and the documentation's li
 
 docs: $(VENV)/.test ## the documentation as a site, in build/site
 	@echo "== mkdocs: the site, strictly"
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 readme: $(READER)/.torch ## every block and line of the README, where the wheel is installed beside torch alone
 	@echo "== readme: the wheel beside torch alone"
