@@ -2,7 +2,7 @@
 
     python -m benchmarks.never_slower --out never_slower.jsonl                        # the TX2
     python -m benchmarks.never_slower --out never_slower.jsonl --target onnxruntime
-    python -m benchmarks.never_slower --out never_slower.jsonl --only yolo/
+    python -m benchmarks.never_slower --out never_slower.jsonl --part zoo --only yolo/
 
 Networks of the zoo at 64 to 640 pixels with each of `SHARES` of their channels dead, and random networks
 (`l1rr_fx.testing.networks`) with their own dead channels and with one of `SHARES` more, are pruned with
@@ -116,12 +116,12 @@ def drawn(count: int, first: int) -> list[Network]:
     return found[:count]
 
 
-def subjects(count: int, first: int, only: str) -> Iterator[tuple[str, Callable[[], Subject]]]:
+def subjects(count: int, first: int, only: str, part: str) -> Iterator[tuple[str, Callable[[], Subject]]]:
     """The networks with dead channels, by name, to be made."""
-    for spec in FROM_ZOO:
+    for spec in FROM_ZOO if part != "random" else ():
         for share in SHARES if only in spec else ():
             yield f"{spec}, {share:.0%} dead", partial(deadened, partial(sized, spec), share)
-    for index, network in enumerate(drawn(count, first) if not only else []):
+    for index, network in enumerate(drawn(count, first) if part != "zoo" else []):
         share = SHARES[index % len(SHARES)]
         yield f"random {index} of seed {first}", network.build
         yield f"random {index} of seed {first}, {share:.0%} more dead", partial(deadened, network.build, share)
@@ -154,14 +154,17 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("never_slower.jsonl"))
     parser.add_argument("--networks", type=int, default=RANDOM, help="random networks (default: %(default)s)")
     parser.add_argument("--target", default="jetson-tx2")
-    parser.add_argument("--only", default="", help="networks of the zoo whose name contains this, and no random ones")
+    parser.add_argument("--only", default="", help="networks of the zoo whose name contains this")
+    parser.add_argument("--part", choices=("all", "zoo", "random"), default="all")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     lines = [each for each in stored(options.out) if each["target"] == options.target]
     done = {each["name"] for each in lines}
-    waiting = [each for each in subjects(options.networks, options.seed, options.only) if each[0] not in done]
+    waiting = [
+        each for each in subjects(options.networks, options.seed, options.only, options.part) if each[0] not in done
+    ]
     for name, build in track(waiting, "networks"):
         lines.append(line(name, options.target, build))
         with options.out.open("a", encoding="utf-8") as file:

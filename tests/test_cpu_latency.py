@@ -88,6 +88,12 @@ def _operator(kind: str) -> str:
     return "convolution" if kind in convolutions else kind.removeprefix("blocked ")
 
 
+def test_a_recurrent_layer_counts_its_products() -> None:
+    model = nn.LSTM(8, 6, batch_first=True).eval()
+    found = cpu_kernels(normalise(capture(model, (torch.rand(1, 5, 8),))).graph, BLOCK)
+    assert sum(each.work.macs for each in found) == 5 * 4 * 6 * (8 + 6)  # steps, gates
+
+
 @pytest.mark.parametrize(
     ("case", "kind"),
     [

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch.fx import Graph, Node
 
 from l1rr_fx.latency.geometry import Geometry, geometry, shape
+from l1rr_fx.latency.recurrent import is_recurrent, launches
 from passes.graph.modes import DROPOUTS
 from passes.graph.nodes import flat_inputs, is_projection, is_tensor, operator_name
 from passes.rules import rule_for
@@ -197,7 +198,9 @@ class _Lister:
 
     def _place(self, node: Node, name: str, reads: list[Node]) -> None:
         found, rule = geometry(node), rule_for(node)
-        if found is not None and name == "conv2d":
+        if is_recurrent(node):
+            self._step(node, reads)
+        elif found is not None and name == "conv2d":
             self._convolve(node, found, reads)
         elif found is not None:
             self._multiply(node, name, found, reads)
@@ -240,9 +243,17 @@ class _Lister:
         calls = found.groups if found.groups > 1 else 0
         read = found.depth * found.columns * found.groups
         work = Work(found.macs, found.rows * found.columns * found.groups, read, found.weights, calls)
-        self._emit(node, "grouped planes" if name.startswith("conv") else "matrix", work, reads)
+        kind = "matrix" if not name.startswith("conv") else "grouped planes" if calls else "planes"
+        self._emit(node, kind, work, reads)
         if found.within:
             self._emit(node, "rows", Work(stored=found.within / 4, read=found.within / 4), ())
+
+    def _step(self, node: Node, reads: list[Node]) -> None:
+        """A recurrent layer is one kernel, whose products are taken for kernels of their own."""
+        for launch in launches(node):
+            if (found := launch.geometry) is not None:
+                work = Work(found.macs, found.rows * found.columns, found.depth * found.columns, found.weights)
+                self._emit(node, "matrix", work, reads)
 
     def _fuses(self, node: Node, name: str, reads: list[Node]) -> bool:
         """Whether a convolution before takes the call with it. Its value is then the convolution's."""
