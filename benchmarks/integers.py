@@ -104,7 +104,7 @@ def best_widths(
         weights = time.element * float(shapes.weighted[k])
         one = torch.ones(1, 1, dtype=torch.float64)
         (rows, deep), (few, shallow) = (
-            ((torch.cat([one, w], 1) @ each[k]).item() for each in (shapes.rows, shapes.depth)) for w in (full, least)
+            [(torch.cat([one, w], 1) @ each[k]).item() for each in (shapes.rows, shapes.depth)] for w in (full, least)
         )
         tiles = range(-int(-few // model.ROW_TILE), -int(-rows // model.ROW_TILE) + 1)
         taken = [program.variable(0.0, 1, True) for _ in tiles]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import l1rr_fx
 from l1rr_fx.demo.detector import ConvBlock, SplitBlock
+from l1rr_fx.demo.plots import write_time
 from l1rr_fx.latency import model as latency_model
 from l1rr_fx.machines.jetson_tx2 import JetsonTX2
 from l1rr_fx.method.planning.allocate import Moves
@@ -153,6 +155,17 @@ def test_a_latency_is_met_within_a_hundredth_or_the_next_move_is_larger(plans: d
             assert plan.last is not None and plan.last.without["latency"] > limit
             assert f"{plan.last.channels} channels of {plan.last.name}" in " ".join(str(plan).split())
     assert any(plan.last is None for plan in plans.values()), "states between moves should be near to their limits"
+
+
+def test_a_plan_says_where_the_time_goes(plans: dict[float, Plan], tmp_path: Path) -> None:
+    explained = plans[LIMITS[-1]].explained
+    assert explained is not None
+    for parts in (explained.before, explained.after):
+        assert sum(parts.stages.values()) == pytest.approx(parts.ms)
+    assert [*explained.before.stages] == ["32x32"] and explained.before.ms > explained.after.ms
+    assert "Predicted ms by map" in str(plans[LIMITS[-1]])
+    write_time(explained, tmp_path / "time.png")
+    assert (tmp_path / "time.png").stat().st_size > 1000
 
 
 def test_a_plan_for_a_latency_computes_what_the_zeroed_network_does(plans: dict[float, Plan]) -> None:

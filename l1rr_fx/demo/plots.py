@@ -1,4 +1,5 @@
-"""The demo's plots: what each layer's channels are worth, the scales before and after, and what each layer keeps."""
+"""The demo's plots: what each layer's channels are worth, the scales before and after, what each layer keeps, and where
+the predicted time goes."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from l1rr_fx.method.planning.curves import Curve
+from l1rr_fx.method.planning.explain import Explanation
 from l1rr_fx.method.planning.plan import Plan
 
 COLUMNS = 5
@@ -63,6 +65,30 @@ def write_kept(plan: Plan, path: Path) -> None:
     axes.tick_params(labelsize=6)
     axes.set_xlabel("channels", fontsize=8)
     axes.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def write_time(explained: Explanation, path: Path) -> None:
+    """Where the predicted time of a network goes before and after a plan, and the loss by time of the plans that its
+    moves make."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    bars, curve = figure.subplots(1, 2)
+    columns = {"dense": explained.before, "pruned": explained.after}
+    below = [0.0] * len(columns)
+    for part, colour in (("launch", BEFORE), ("compute", AFTER), ("traffic", "#5c7cfa")):
+        heights = [getattr(each, part) for each in columns.values()]
+        bars.bar(list(columns), heights, bottom=below, color=colour, label=part)
+        below = [low + height for low, height in zip(below, heights, strict=True)]
+    bars.set_ylabel("predicted ms")
+    bars.legend(fontsize=8)
+    moves = sorted(explained.curve, key=lambda move: -move.latency)
+    curve.plot([1.0, *(move.latency for move in moves)], [0.0, *(move.loss for move in moves)], color="black", lw=1)
+    if explained.last_move is not None:
+        curve.plot([explained.last_move.latency], [explained.last_move.loss], "o", color=AFTER, label="the plan")
+        curve.legend(fontsize=8)
+    curve.invert_xaxis()
+    curve.set_xlabel("predicted time, as a share of the dense")
+    curve.set_ylabel("loss")
     figure.savefig(path, dpi=100)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from rich.table import Table
+from torch import Tensor
+from torch.fx import Graph
 
 from l1rr_fx.latency import model
 from l1rr_fx.latency.kernels import Kernel, canonical_kernels
@@ -26,7 +28,8 @@ class TimeParts:
     """Predicted milliseconds of one forward pass, and the kernels and copies among which they go.
 
     `launch` + `compute` + `traffic` is the whole. `padding` is the part of `compute` for rows that only fill tiles,
-    `copied` the whole time of kernels that only move data.
+    `copied` the whole time of kernels that only move data. `stages` is the whole by the size of the map that a kernel
+    writes, such as "80x80".
     """
 
     launch: float
@@ -36,6 +39,7 @@ class TimeParts:
     copied: float
     kernels: int
     copies: int
+    stages: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ms(self) -> float:
@@ -68,7 +72,8 @@ class Explanation:
 
     def tables(self) -> tuple[Table, ...]:
         """The explanation as tables."""
-        found = [_times({"dense": self.before, "pruned": self.after})]
+        columns = {"dense": self.before, "pruned": self.after}
+        found = [_times(columns), _stages(columns)]
         if self.last_move is not None:
             found.append(_moves("Last move, without which the budget is not met", [self.last_move]))
         if self.next_moves:
@@ -94,7 +99,8 @@ def explanation(
 
 def time_parts(target: JetsonTX2, plan: LayoutPlan) -> TimeParts:
     """The parts of the predicted time of the network that a layout plan describes."""
-    kernels = canonical_kernels(sketch(plan).graph)
+    graph = sketch(plan).graph
+    kernels = canonical_kernels(graph)
     found = target.latency.of_kernels(kernels)
     full = _compute(target.latency.of_kernels([_unpadded(kernel) for kernel in kernels]))
     return TimeParts(
@@ -105,7 +111,20 @@ def time_parts(target: JetsonTX2, plan: LayoutPlan) -> TimeParts:
         sum(row.ms for row in found.copies),
         len(kernels),
         len(found.copies),
+        _by_stage(graph, kernels, found),
     )
+
+
+def _by_stage(graph: Graph, kernels: Sequence[Kernel], found: Prediction) -> dict[str, float]:
+    """Predicted milliseconds by the size of the map that a kernel writes, in the order of the network."""
+    values = {node.name: node.meta.get("val") for node in graph.nodes}
+    stages: dict[str, float] = {}
+    for kernel, row in zip(kernels, found.rows, strict=True):
+        value = values[kernel.nodes[-1]]
+        size = tuple(value.shape[2:]) if isinstance(value, Tensor) and value.dim() > 2 else ()
+        name = "x".join(map(str, size)) or "no map"
+        stages[name] = stages.get(name, 0.0) + row.ms
+    return stages
 
 
 def _unpadded(kernel: Kernel) -> Kernel:
@@ -129,6 +148,15 @@ def _times(columns: Mapping[str, TimeParts]) -> Table:
     for row, name in zip(rows, names, strict=True):
         table.add_row(name, *(f"{getattr(each, row):.3f}" for each in columns.values()))
     table.add_row("kernels", *(f"{each.kernels:,} ({each.copies:,} copies)" for each in columns.values()))
+    return table
+
+
+def _stages(columns: Mapping[str, TimeParts]) -> Table:
+    table = Table("map", title="Predicted ms by map", title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for stage in dict.fromkeys(stage for each in columns.values() for stage in each.stages):
+        table.add_row(stage, *(f"{each.stages.get(stage, 0.0):.3f}" for each in columns.values()))
     return table
 
 
