@@ -8,7 +8,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 FAMILIES = {
-    "YOLO v3 to v12 and 26: detection, segmentation, pose, boxes that are turned": r"yolo/(?!.*rtdetr).*",
+    "YOLO v3 to v12 and 26: detection, segmentation, pose, oriented boxes, classification": r"yolo/(?!.*rtdetr).*",
     "RT-DETR, DETR, D-FINE": r"yolo/.*rtdetr.*|hf/.*",
     "torchvision's detectors: SSD, FCOS, RetinaNet, Faster, Mask and Keypoint R-CNN": r"body/.*",
     "segmentation: FCN, DeepLabV3, LR-ASPP": r"seg/.*",

@@ -29,6 +29,7 @@ PAGES = (
     "docs/integrations.md",
     "docs/l1rr.md",
     "docs/lowering.md",
+    "docs/onnxruntime.md",
     "docs/own.md",
     "docs/start.md",
     "docs/testing.md",
@@ -105,6 +106,8 @@ def test_snippets_import_public_modules_alone(page: str) -> None:
 
 def test_the_table_of_families_is_that_of_the_zoo() -> None:
     assert families.table() in text("README.md")
+    names = {*families.rows("zoo.md"), *families.rows("onnx_zoo.md")}
+    assert all(name.startswith("whole/") for name in names if families.family_of(name) is None)
 
 
 def test_the_figures_of_the_front_page_are_those_of_the_conformance_page() -> None:
