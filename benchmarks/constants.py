@@ -80,11 +80,13 @@ def input_channels(model: Any, args: Any, accounts: Any) -> dict[str, int]:
     """How many input channels each convolution of the pruned network reads (of a group), by the name of its node."""
     from passes.canonical.normalise import normalise
     from passes.frontend.capture import capture
+    from passes.graph.labels import labels
     from passes.graph.nodes import attribute
     from passes.rules.weights import weight_of
 
     module, found = normalise(capture(model, args)), dict[str, int]()
-    nodes = {node.name: node for node in module.graph.nodes}
+    called = labels(module.graph)
+    nodes = {called.get(node.name, node.name): node for node in module.graph.nodes}
     for layer in accounts.layers:
         weight = weight_of(nodes[layer.node]) if layer.node in nodes else None
         if weight is not None and weight.op == "get_attr":

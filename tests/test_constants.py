@@ -403,3 +403,31 @@ def test_two_constants_that_cancel_or_divide(function: Any, mode: str, again: in
     pruned = l1rr_fx.prune(model, (X,), mode=mode)
     with torch.no_grad():
         torch.testing.assert_close(pruned.module(OTHER), model(OTHER), rtol=1e-10, atol=1e-10)
+
+
+class Bottlenecks(nn.Module):
+    """Sums that layers without an activation read, as in MobileNetV2: the branch of the first is constant in part."""
+
+    def __init__(self, tail: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.branch = unit(3, 8, 3, nn.Identity), unit(8, 8, 1, nn.Identity)
+        self.expand, self.project = unit(8, 8, 1, nn.ReLU), unit(8, 8, 3, nn.Identity)
+        self.last, self.head, self.tail = unit(8, 8, 1, nn.ReLU), nn.Conv2d(8, 2, 1), tail
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = x + self.branch(x)
+        z = y + self.project(self.expand(y))
+        result: Tensor = self.head(self.last(self.tail(z)))
+        return result
+
+
+@pytest.mark.parametrize(("tail", "additions"), [(lambda z: z, 2), (torch.relu, 2), (lambda z: z + z.mean(), 3)])
+def test_a_shift_goes_on_to_the_readers_of_the_sum(tail: Any, additions: int) -> None:
+    """`stem` is read twice, so that it cannot take the constants of `branch`; all readers of the sum can."""
+    model = randomised(Bottlenecks(tail))
+    model.get_parameter("branch.1.weight").data[:3] = 0
+    pruned = exact(model)
+    assert isinstance(pruned.module, torch.fx.GraphModule)
+    sums = [node for node in pruned.module.graph.nodes if "add" in str(node.target)]
+    assert len(sums) == additions

@@ -3,19 +3,22 @@
     s = a + b        where b is the constant c in some channels and a is not
     s = (a + b') + c                    b' is zero there, so that b's branch need not compute these channels
 
-c goes into the shift of the layer that a comes from, where nothing else reads it; otherwise it is one addition for each
-channel. A branch that is constant altogether is left out with all its calls.
+c goes into the shift of the layer that a comes from, where nothing else reads it; or into the readers of the sum, where
+all of them can take it; otherwise it is one addition for each channel. A branch that is constant altogether is left out
+with all its calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
+from passes.absorption.columns import add_to_biases, are_private
 from passes.absorption.edits import Edits, tensor_readers
 from passes.analysis.liveness import Facts
 from passes.analysis.program import Program
@@ -125,33 +128,59 @@ def move_shift(program: Program, facts: Facts, edits: Edits, meeting: Meeting, m
         product.meta["val"] = operand.meta["val"]
         call.replace_input_with(operand, product)
     value = torch.where(moved, meeting.value, 0.0)
-    if _into_producer(program, edits, meeting, value):
-        return
-    add_after(program, edits, call, value)
+    if (name := _producer_shift(program, edits, meeting, value)) is not None:
+        _add_to(edits, name, value)
+    elif (takers := _takers(program, edits, call, value)) is not None:
+        for take in takers:
+            take()
+    else:
+        add_after(program, edits, call, value)
 
 
-def _into_producer(program: Program, edits: Edits, meeting: Meeting, value: Tensor) -> bool:
-    """Add the constants to the shift of the layer that gives the other operand, if nothing else reads either."""
+def _producer_shift(program: Program, edits: Edits, meeting: Meeting, value: Tensor) -> str | None:
+    """The shift of the layer that gives the other operand, if nothing else reads either."""
     maker = program.at.get(meeting.other)
     shift = None if maker is None else maker.rule.shift(maker)
     if maker is None or shift is None or len(meeting.other.users) != 1 or maker.out_shape != meeting.site.out_shape:
-        return False
-    axes = [a for a, n in enumerate(value.shape) if n != 1]
+        return None
     name = str(shift.target)
-    parameter = edits.tensor(name)
-    if (
-        axes != [1]
-        or parameter.dim() != 1
-        or len(parameter) != value.shape[1]
-        or len(shift.users) != 1
-        or len(edits.names(name)) != 1
-    ):
-        return False
-    if maker.rule.shift_axes(maker) != (1,):
-        return False
+    line = [a for a, n in enumerate(value.shape) if n != 1] == [1] and edits.tensor(name).shape == value.shape[1:2]
+    alone = len(shift.users) == 1 and len(edits.names(name)) == 1
+    return name if line and alone and maker.rule.shift_axes(maker) == (1,) else None
+
+
+def _takers(program: Program, edits: Edits, node: Node, value: Tensor) -> list[Callable[[], None]] | None:
+    """What lets all readers of a tensor read it without a constant that is added to it; None if one of them cannot.
+
+    A weight without padding takes W c into its bias. Its own gradient loses c times that of the bias, which is zero in
+    front of a batch norm. A sum takes c into the shift of its other operand, or its own readers do.
+    """
+    found: list[Callable[[], None]] = []
+    readers = tensor_readers(program)
+    for user in node.users:
+        site = program.at_call(user)
+        if site is None or [a for a, n in enumerate(value.shape) if n != 1] != [1]:
+            return None
+        columns = site.rule.columns(site)
+        if columns is not None and columns.even and columns.axis == 1 and are_private([site], readers, biases=True):
+            if not (program.inference or all(each.target is aten.batch_norm.default for each in user.users)):
+                return None
+            found.append(partial(add_to_biases, edits, [site], columns.response(value.view(-1))))
+        elif site.rule.adds(site) and len(set(site.inputs)) == 2 and site.out_shape == program.shape(node):
+            index = site.inputs.index(node)
+            name = _producer_shift(program, edits, Meeting(site, index, value != 0, value), value)
+            more = _takers(program, edits, user, value) if name is None else [partial(_add_to, edits, name, value)]
+            if more is None:
+                return None
+            found += more
+        else:
+            return None
+    return found
+
+
+def _add_to(edits: Edits, name: str, value: Tensor) -> None:
     own = edits.value(name)
     own.add_(value.view(-1).to(own))
-    return True
 
 
 def replace_constants(program: Program, facts: Facts, edits: Edits) -> bool:
