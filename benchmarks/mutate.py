@@ -79,8 +79,7 @@ class Pruning:
         from passes.assignment.options import Options
         from passes.audit.accounting import accounts_of
         from passes.compile import remove_zero_channels
-        from tests.limit import contraction_macs
-        from tests.test_op_cases import SETTINGS
+        from tests.test_op_cases import SETTINGS, contraction_macs
 
         setting = SETTINGS[self.setting]
         removed = remove_zero_channels(self.captured, Options(setting.mode, setting.multiple, setting.target))
@@ -151,10 +150,10 @@ def trials(number_of_settings: int) -> Iterator[Trial]:
 
 
 def _least(case: Any) -> int:
-    from tests.limit import numerical_limit
+    from l1rr_fx.testing import numerical_limit
     from tests.test_op_cases import SAMPLES
 
-    return numerical_limit(case, SAMPLES, strict=True).macs
+    return numerical_limit(case.model, case.args, samples=SAMPLES, strict=True).macs
 
 
 def _run(model: Any, args: Any) -> Any:

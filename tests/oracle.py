@@ -9,7 +9,7 @@ A fresh network hides errors: its signal fades to the biases and its ReLUs sit d
     calibrate       running statistics from a few batches; layers without a norm are scaled to unit variance
     is_alive        the output still depends on the input
 
-`relative_error` then compares; `tests.limit` counts the least MACs.
+`relative_error` then compares; `l1rr_fx.testing.numerical_limit` counts the least MACs.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import l1rr_fx
+from l1rr_fx.testing import numerical_limit
 from passes.rules.base import GROUPS
-from tests.limit import numerical_limit
 from tests.oracle import (
     Case,
     calibrate,
@@ -113,7 +113,8 @@ def test_zeroing_spares_the_output_layer_and_nothing_else() -> None:
 
 
 def test_numerical_limit_counts_live_inputs_times_live_outputs() -> None:
-    limit = numerical_limit(toy_case(0.5)[1])
+    case = toy_case(0.5)[1]
+    limit = numerical_limit(case.model, case.args)
     assert limit.dense == 36 * (9 * 3 * 8 + 8 * 4)
     assert limit.macs == 36 * (9 * 3 * 4 + 4 * 4)
 
@@ -126,7 +127,7 @@ def test_numerical_limit_of_depthwise_and_transposed_layers() -> None:
     for weight, bias in ((point.weight, point.bias), (depth.weight, depth.bias)):
         assert bias is not None
         weight.data[dead], bias.data[dead] = 0, 0
-    limit = numerical_limit(case)
+    limit = numerical_limit(case.model, case.args)
     assert limit.dense == 16 * (2 * 6 + 9 * 6 + 4 * 6 * 4)
     assert limit.macs == 16 * (2 * 4 + 9 * 4 + 4 * 4 * 4)
 

@@ -1,9 +1,13 @@
-"""The least MACs of a zeroed network, from activations and gradients alone. It shares no code with the compiler."""
+"""The least MACs of a zeroed network, from activations and gradients alone: the limit that no rule has counted.
+
+It shares no analysis with the compiler: what a rule does not know, or gets wrong, shows here.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +19,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
 
-from tests.oracle import Case, fresh_input, relative_error
+from l1rr_fx.testing.judging import differences, fresh
+from passes.graph.isolation import detached_copy
+
+aten = torch.ops.aten
 
 ROUNDING = 1e-12
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -28,15 +34,31 @@ CONTRACTION_ARGUMENTS: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys(TRANSPOSED, _TRANSPOSED),
     F.linear: ("input", "weight", "bias"),
 }
-COUNTED = (torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm)
+_ATEN: dict[Any, tuple[str, ...]] = {
+    **dict.fromkeys((aten.conv1d.default, aten.conv2d.default, aten.conv3d.default), _CONVOLUTION),
+    **dict.fromkeys((aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding), _CONVOLUTION),
+    **dict.fromkeys(
+        (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input), _TRANSPOSED
+    ),
+    aten.linear.default: CONTRACTION_ARGUMENTS[F.linear],
+}
+"""The same operators as a pruned graph calls them."""
 
 
-def contraction_macs(model: nn.Module, args: tuple[Any, ...]) -> int:
-    """The MACs of the convolutions and linear layers that `model` executes on `args`, counted by torch."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.deepcopy(model)(*args)
-    counts = counter.get_flop_counts().get("Global", {})
-    return sum(int(flops) for operator, flops in counts.items() if operator in COUNTED) // 2
+@dataclass(frozen=True)
+class _Case:
+    """A zeroed network in float64 and eval mode, and an input for it."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+def executed_macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> int:
+    """The MACs of the convolutions and linear layers that a model, or a pruned one, executes."""
+    with torch.no_grad(), _Watch() as watch:
+        copy.deepcopy(model)(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs or {})))
+    return sum(_contraction(*call).dense for call in watch.seen)
 
 
 @dataclass(frozen=True)
@@ -84,7 +106,15 @@ class Contraction:
         return self.each * self.inputs.numel() * self.outputs.numel() // self.groups
 
 
-def numerical_limit(case: Case, samples: int = 3, *, strict: bool = False, constants: bool = True) -> NumericalLimit:
+def numerical_limit(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    samples: int = 3,
+    strict: bool = False,
+    constants: bool = True,
+) -> NumericalLimit:
     """The least MACs of the convolutions and linear layers, from activations and gradients of random inputs alone.
 
     A channel lives where, for some sample, it is not zero and the gradient of a random projection of the outputs with
@@ -100,26 +130,32 @@ def numerical_limit(case: Case, samples: int = 3, *, strict: bool = False, const
     no ReLU is always dead; and a channel without a gradient is needed all the same if noise on it changes an output (a
     comparison reads it).
     """
+    case = _Case(detached_copy(model), args, kwargs or {})
     calls: list[Contraction] = []
     for sample in range(samples):
-        drawn, args = redrawn(case, sample) if strict else case, fresh_input(case.args, 200 + sample)
+        drawn, args = _redrawn(case, sample) if strict else case, fresh(case.args, 200 + sample)
         observed = _observed(drawn, args, strict)
         if strict:
             _find_needed(drawn, args, observed)
         if constants and any(bool(call.inputs_constant.isfinite().any()) for call in observed):
-            training = Case(copy.deepcopy(drawn.model).train(), drawn.args, drawn.kwargs)
-            others = tree_map_only(Tensor, _louder, fresh_input(case.args, 900 + sample))
-            again = [_observed(each, others, True) for each in (drawn, training)]
-            for call, *seen in zip(observed, *again, strict=False):
-                call.leave_out_constants(seen)
-        for known, seen in zip(calls, observed, strict=False):
-            known.inputs |= seen.inputs
-            known.outputs |= seen.outputs
+            _leave_out_constants(drawn, tree_map_only(Tensor, _louder, fresh(case.args, 900 + sample)), observed)
+        for known, new in zip(calls, observed, strict=False):
+            known.inputs |= new.inputs
+            known.outputs |= new.outputs
         calls = calls or observed
     return NumericalLimit(sum(call.macs for call in calls), sum(call.dense for call in calls))
 
 
-def _find_needed(case: Case, args: Any, calls: list[Contraction]) -> None:
+def _leave_out_constants(case: _Case, args: Any, calls: list[Contraction]) -> None:
+    """Leave out what has the same value on other inputs, in evaluation and in training."""
+    training = _Case(copy.deepcopy(case.model).train(), case.args, case.kwargs)
+    with suppress(ValueError):  # a batch norm refuses to train on one value a channel
+        again = [_observed(each, args, True) for each in (case, training)]
+        for call, *seen in zip(calls, *again, strict=False):
+            call.leave_out_constants(seen)
+
+
+def _find_needed(case: _Case, args: Any, calls: list[Contraction]) -> None:
     """Add the channels that are not zero, have no gradient, and change an output all the same."""
     plain = _nudged(case, args, None)
     for index, call in enumerate(calls):
@@ -138,19 +174,19 @@ def _find_needed(case: Case, args: Any, calls: list[Contraction]) -> None:
 
 
 def _same(first: Any, second: Any) -> bool:
-    return relative_error(first, second) < ROUNDING
+    return max(differences(second, first), default=0.0) < ROUNDING
 
 
 Nudge = tuple[int, str, list[int]]
 
 
-def _nudged(case: Case, args: Any, nudge: Nudge | None) -> Any:
+def _nudged(case: _Case, args: Any, nudge: Nudge | None) -> Any:
     """What the network computes with noise on some channels of one call's input or output."""
     with torch.no_grad(), _Watch(nudge):
         return copy.deepcopy(case.model)(*args, **case.kwargs)
 
 
-def redrawn(case: Case, seed: int) -> Case:
+def _redrawn(case: _Case, seed: int) -> _Case:
     """A copy with other random weights of about the same size, zero where the old ones are."""
     generator = torch.Generator().manual_seed(300 + seed)
     model = copy.deepcopy(case.model)
@@ -158,7 +194,7 @@ def redrawn(case: Case, seed: int) -> Case:
         if parameter.requires_grad:
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             parameter.data.copy_(torch.where(parameter == 0, 0.0, noise * parameter.abs().max()))
-    return Case(model, case.args, case.kwargs)
+    return _Case(model, case.args, case.kwargs)
 
 
 class _Watch(TorchFunctionMode):
@@ -171,9 +207,10 @@ class _Watch(TorchFunctionMode):
         self.seen: list[tuple[Any, dict[str, Any], Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in CONTRACTION_ARGUMENTS:
+        names = CONTRACTION_ARGUMENTS.get(func) or _ATEN.get(func)
+        if names is None:
             return func(*args, **(kwargs or {}))
-        given = dict(zip(CONTRACTION_ARGUMENTS[func], args, strict=False)) | (kwargs or {})
+        given = dict(zip(names, args, strict=False)) | (kwargs or {})
         given["input"] = self._own(given["input"].clone(), "inputs", given)
         output: Tensor = self._own(func(**given), "outputs", given)
         self.seen.append((func, given, output))
@@ -189,7 +226,7 @@ class _Watch(TorchFunctionMode):
         return value
 
 
-def _observed(case: Case, args: Any, lenient: bool) -> list[Contraction]:
+def _observed(case: _Case, args: Any, lenient: bool) -> list[Contraction]:
     """The contractions of one forward pass, in order; `lenient`: without gradients where an operator has none."""
     with (
         torch.enable_grad(),
@@ -209,13 +246,18 @@ def _observed(case: Case, args: Any, lenient: bool) -> list[Contraction]:
 
 def _contraction(func: Any, given: dict[str, Any], out: Tensor) -> Contraction:
     into, axis = given["input"], _axis(given)
-    where = into if func in TRANSPOSED else out
+    transposed = func in TRANSPOSED or _ATEN.get(func) is _TRANSPOSED
+    where = into if transposed else out
     each = where.numel() // where.shape[axis] * math.prod(given["weight"].shape[2:])
-    zeros = [(value == 0).movedim(axis, 0).flatten(1).all(1) for value in (into, out)]
-    constants = [_constant(value.detach(), axis) for value in (into, out)]
+    sides = [
+        (_live(value, axis), (value == 0).movedim(axis, 0).flatten(1).all(1), _constant(value.detach(), axis))
+        for value in (into, out)
+    ]
     pads = given.get("padding", 0)
-    padded = func in TRANSPOSED or (pads == "same" if isinstance(pads, str) else bool(torch.tensor(pads).any()))
-    return Contraction(_live(into, axis), _live(out, axis), *zeros, *constants, given.get("groups", 1), each, padded)
+    padded = transposed or (pads == "same" if isinstance(pads, str) else bool(torch.tensor(pads).any()))
+    (live, zero, constant), (out_live, out_zero, out_constant) = sides
+    groups = given.get("groups", 1)
+    return Contraction(live, out_live, zero, out_zero, constant, out_constant, groups, each, padded)
 
 
 def _louder(value: Tensor) -> Tensor:
