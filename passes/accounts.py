@@ -129,6 +129,17 @@ class NotCounted:
 
 
 @dataclass(frozen=True)
+class Opaque:
+    """A place through which nothing is known to pass: behind it no channel counts as zero, before it all as needed.
+
+    `operator` is that of a call without a rule, or says what kind of code it is.
+    """
+
+    node: str
+    operator: str
+
+
+@dataclass(frozen=True)
 class Accounts:
     """The accounts of one rewrite: costs before, after and at the limit, and what explains the difference."""
 
@@ -142,3 +153,4 @@ class Accounts:
     families: tuple[Family, ...] = ()
     not_counted: tuple[NotCounted, ...] = ()
     constants: tuple[Constant, ...] = ()
+    opaque: tuple[Opaque, ...] = ()

@@ -15,8 +15,18 @@ from rich.text import Text
 from l1rr_fx.pruning.dense import Dense
 from l1rr_fx.support.documents import from_json, to_json
 from l1rr_fx.support.tables import Count, numeric, printed
-from l1rr_fx.support.uncounted import at_least, uncounted
-from passes.accounts import AS_IT_IS, RECOMBINATION_KINDS, Accounts, Alternative, Constant, Cost, Kept, NotCounted
+from l1rr_fx.support.uncounted import at_least, uncounted, unknown_places
+from passes.accounts import (
+    AS_IT_IS,
+    RECOMBINATION_KINDS,
+    Accounts,
+    Alternative,
+    Constant,
+    Cost,
+    Kept,
+    NotCounted,
+    Opaque,
+)
 
 VERSION = 1
 SHOWN_REASONS = 12
@@ -54,8 +64,16 @@ class Report(JupyterMixin):
 
     @property
     def limit(self) -> Cost:
-        """The least that any exact channel-level method can reach: live inputs x live outputs of every contraction."""
+        """The least that an exact channel-level method can reach: live inputs x live outputs of every contraction.
+
+        Where `opaque` names places it is the limit as far as known: what is dead around them counts as live.
+        """
         return self.accounts.limit
+
+    @property
+    def opaque(self) -> tuple[Opaque, ...]:
+        """The calls without a rule, and the model's own code between pieces, through which nothing is known to pass."""
+        return self.accounts.opaque
 
     @property
     def not_counted(self) -> tuple[NotCounted, ...]:
@@ -96,13 +114,16 @@ class Report(JupyterMixin):
         for question, answer in self.answers:
             table.add_row(question, Text(answer))
         yield table
+        if self.opaque:
+            yield Text(unknown_places(self.opaque))
         if self.not_counted:
             yield Text(uncounted(self.not_counted))
         if self.pieces:
             yield Text(f"captured in {len(self.pieces)} pieces: {', '.join(self.pieces)}")
 
     def _smaller(self) -> str:
-        ratio = f"MACs after / limit = {self.macs_over_limit:.4f}{' of what is counted' * bool(self.not_counted)}"
+        limit = f"limit{' as far as known' * bool(self.opaque)}"
+        ratio = f"MACs after / {limit} = {self.macs_over_limit:.4f}{' of what is counted' * bool(self.not_counted)}"
         if not self.before.macs:
             return ratio
         return f"{at_least(f'{self.after.macs / self.before.macs:.1%}', self.not_counted)} of the MACs left; {ratio}"

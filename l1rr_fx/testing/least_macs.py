@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -157,32 +158,35 @@ def _leave_out_constants(case: _Case, args: Any, calls: list[Contraction]) -> No
 
 def _find_needed(case: _Case, args: Any, calls: list[Contraction]) -> None:
     """Add the channels that are not zero, have no gradient, and change an output all the same."""
-    plain = _nudged(case, args, None)
+    plain = _nudged(case, args, [])
+    suspects: list[Channel] = []
     for index, call in enumerate(calls):
         for side in ("inputs", "outputs"):
-            needed = getattr(call, side)
-            silent = (~getattr(call, f"{side}_zero") & ~needed).nonzero().flatten().tolist()
-            suspects = [silent] if silent else []  # first all at once: as a rule they are not needed
-            while suspects:
-                some = suspects.pop()
-                if _same(plain, _nudged(case, args, (index, side, some))):
-                    continue
-                if len(some) == 1:
-                    needed[some] = True
-                else:
-                    suspects += [some[: len(some) // 2], some[len(some) // 2 :]]
+            silent = ~getattr(call, f"{side}_zero") & ~getattr(call, side)
+            suspects += [(index, side, channel) for channel in silent.nonzero().flatten().tolist()]
+    waiting = [suspects] if suspects else []  # first all at once: as a rule they are not needed
+    while waiting:
+        some = waiting.pop()
+        if _same(plain, _nudged(case, args, some)):
+            continue
+        if len(some) == 1:
+            index, side, channel = some[0]
+            getattr(calls[index], side)[channel] = True
+        else:
+            waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
 
 
 def _same(first: Any, second: Any) -> bool:
     return max(differences(second, first), default=0.0) < ROUNDING
 
 
-Nudge = tuple[int, str, list[int]]
+Channel = tuple[int, str, int]
+"""A channel of the input or the output of a call: the number of the call, the side, the channel."""
 
 
-def _nudged(case: _Case, args: Any, nudge: Nudge | None) -> Any:
-    """What the network computes with noise on some channels of one call's input or output."""
-    with torch.no_grad(), _Watch(nudge):
+def _nudged(case: _Case, args: Any, nudged: Sequence[Channel]) -> Any:
+    """What the network computes with noise on some channels."""
+    with torch.no_grad(), _Watch(nudged):
         return copy.deepcopy(case.model)(*args, **case.kwargs)
 
 
@@ -201,9 +205,11 @@ class _Watch(TorchFunctionMode):
     """Gives every contraction an input of its own and keeps its output, so that both have gradients afterwards; or
     nudges one of them."""
 
-    def __init__(self, nudge: Nudge | None = None) -> None:
+    def __init__(self, nudged: Sequence[Channel] = ()) -> None:
         super().__init__()
-        self.nudge = nudge
+        self.nudged: dict[tuple[int, str], list[int]] = defaultdict(list)
+        for index, side, channel in nudged:
+            self.nudged[index, side].append(channel)
         self.seen: list[tuple[Any, dict[str, Any], Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -220,9 +226,9 @@ class _Watch(TorchFunctionMode):
         if torch.is_grad_enabled():
             value = value if value.requires_grad else value.requires_grad_()
             value.retain_grad()
-        if self.nudge is not None and self.nudge[:2] == (len(self.seen), side):
+        if some := self.nudged.get((len(self.seen), side)):
             channels = value.movedim(_axis(given), 0)
-            channels[self.nudge[2]] += 3 * torch.randn(channels[self.nudge[2]].shape, dtype=value.dtype)
+            channels[some] += 3 * torch.randn(channels[some].shape, dtype=value.dtype)
         return value
 
 

@@ -25,6 +25,7 @@ from torch.fx import Node
 
 from passes.analysis.program import Program
 from passes.analysis.zeros import Zeros
+from passes.graph.layout import fitted
 from passes.graph.ranges import Range
 from passes.rules.base import Site, SiteFacts
 
@@ -64,14 +65,19 @@ Cuts = Mapping[tuple[Node, int], Tensor]
 """By call and input: labels that the call no longer depends on."""
 
 
-def channel_facts(program: Program, assumed: Mapping[Node, Tensor] = MappingProxyType({})) -> Facts:
+def channel_facts(
+    program: Program,
+    assumed: Mapping[Node, Tensor] = MappingProxyType({}),
+    wanted: Mapping[Node, Tensor] = MappingProxyType({}),
+) -> Facts:
     """The liveness of a program, from the zeros in its weights.
 
-    `assumed` marks additional result elements as zero, as masks that broadcast to the shape of the result: the facts
-    are then those of a network in which these elements are zero.
+    `assumed` marks additional elements of inputs and results as zero, as masks that broadcast to their shape: the facts
+    are then those of a network in which these elements are zero. `wanted` marks the elements of outputs that are read,
+    where these are not all.
     """
     found = Zeros.of(program, assumed)
-    return Facts(found.zero, found.ranges, *_needed(program, found.zero, {}), frozenset(found.merged))
+    return Facts(found.zero, found.ranges, *_needed(program, found.zero, {}, wanted), frozenset(found.merged))
 
 
 def facts_without(program: Program, facts: Facts, cuts: Cuts) -> Facts:
@@ -80,13 +86,18 @@ def facts_without(program: Program, facts: Facts, cuts: Cuts) -> Facts:
 
 
 def _needed(
-    program: Program, zero: Mapping[Node, Tensor], cuts: Cuts
+    program: Program,
+    zero: Mapping[Node, Tensor],
+    cuts: Cuts,
+    wanted: Mapping[Node, Tensor] = MappingProxyType({}),
 ) -> tuple[dict[Node, Tensor], dict[Node, tuple[Tensor, ...]]]:
     asked: dict[Node, tuple[Tensor, ...]] = {}
     needed = {node: torch.zeros_like(mask) for node, mask in zero.items()}
     for node in program.output_tensors:
         if node in needed:
             needed[node] = torch.ones_like(zero[node])
+            if node in wanted:
+                needed[node] = fitted(wanted[node], zero[node].shape)
     for node in program.read_as_numbers:
         needed[node] = torch.ones_like(zero[node])
     for site in reversed(program.sites):

@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from passes.analysis.program import Program
 from passes.graph.constants import constant_values
-from passes.graph.layout import collapse
+from passes.graph.layout import collapse, fitted
 from passes.graph.modes import SWITCHED
 from passes.graph.nodes import attribute, is_tensor
 from passes.graph.ranges import Range
@@ -47,7 +47,7 @@ class Zeros:
 
     @classmethod
     def of(cls, program: Program, assumed: Mapping[Node, Tensor]) -> Zeros:
-        """`assumed` marks additional result elements as zero."""
+        """`assumed` marks additional elements of inputs and results as zero."""
         found = cls(program, assumed)
         nodes = list(program.module.graph.nodes)
         i = 0
@@ -64,7 +64,10 @@ class Zeros:
     def _visit(self, node: Node) -> bool:
         """Whether the node is done; if not, its results have too many labels, and there are sources to merge."""
         if node.op == "placeholder" and is_tensor(node):
-            self.zero[node] = self._source(node, _input_zero(self.program, node))
+            zero = _input_zero(self.program, node)
+            if (more := self._more[-1].get(node)) is not None:
+                zero = zero | fitted(more, zero.shape, every=True)
+            self.zero[node] = self._source(node, zero)
         elif node.op == "get_attr" and is_tensor(node):
             if any(node in site.inputs for site in map(self.program.at_call, node.users) if site is not None):
                 self.zero[node] = self._source(node, _constant_zero(self.program, node))

@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
-from passes.accounts import Accounts, Constant, Cost, Family, Kept, Layer
+from passes.accounts import Accounts, Constant, Cost, Family, Kept, Layer, Opaque
+from passes.analysis.liveness import Facts
 from passes.assignment.plan import LayoutPlan, SitePlan
 from passes.audit.costs import dense_cost, dense_macs, limit_cost, not_counted, planned_cost
 from passes.graph.labels import labels
@@ -61,6 +62,7 @@ def accounts_of(
         families=_families(plan),
         not_counted=not_counted(plan.program),
         constants=constants,
+        opaque=_opaque(plan),
         seconds=dict(seconds),
     )
     return labelled(accounts, labels(plan.program.module.graph))
@@ -84,6 +86,46 @@ def labelled(accounts: Accounts, names: Mapping[str, str]) -> Accounts:
         constants=tuple(
             replace(each, tensor=called(each.tensor), reader=called(each.reader)) for each in accounts.constants
         ),
+    )
+
+
+def limited(plan: LayoutPlan, rewritten: Rewritten, accounts: Accounts, facts: Facts, reason: str) -> Accounts:
+    """The accounts of a plan at the limit that other facts give, with `reason` for what the plan does not reach of it.
+
+    The facts are of the same program, and hold together with those of the plan.
+    """
+    both = _both(plan.facts, facts)
+    sites = tuple(replace(item, facts=both.at(item.site, item.facts.multiple)) for item in plan.sites)
+    least = accounts_of(replace(plan, facts=both, sites=sites), rewritten, {}, accounts.constants)
+    crossing = tuple(
+        Kept(own.node, reason, 0, own.macs[2] - other.macs[2])
+        for own, other in zip(accounts.layers, least.layers, strict=True)
+        if own.macs[2] > other.macs[2]
+    )
+    return replace(accounts, limit=least.limit, layers=least.layers, kept=(*accounts.kept, *crossing))
+
+
+def _both(one: Facts, other: Facts) -> Facts:
+    """What follows from two sets of facts that both hold."""
+    return Facts(
+        {node: mask | other.zero[node] for node, mask in one.zero.items()},
+        one.ranges,
+        {node: mask & other.needed[node] for node, mask in one.needed.items()},
+        {
+            node: tuple(a & b for a, b in zip(masks, other.asked[node], strict=True))
+            for node, masks in one.asked.items()
+        },
+        one.merged,
+    )
+
+
+def _opaque(plan: LayoutPlan) -> tuple[Opaque, ...]:
+    """The calls without a rule that read what is computed from the inputs."""
+    fed = plan.program.fed
+    return tuple(
+        Opaque(item.site.node.name, operator_label(item.site.node))
+        for item in plan.sites
+        if item.site.rule is UNKNOWN and not fed.isdisjoint(item.site.inputs)
     )
 
 

@@ -34,6 +34,11 @@ def collapse(mask: Tensor, compact: Sequence[int], *, every: bool = False) -> Te
     return mask
 
 
+def fitted(mask: Tensor, compact: Sequence[int], *, every: bool = False) -> Tensor:
+    """A mask of another compact shape of the same tensor in this one; of labels that become one, as `collapse`."""
+    return collapse(mask.expand(torch.broadcast_shapes(mask.shape, tuple(compact))), compact, every=every)
+
+
 def along(vector: Tensor, axis: int, rank: int) -> Tensor:
     """A vector as a mask that varies along one axis."""
     return vector.view([-1 if a == axis else 1 for a in range(rank)])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -23,11 +23,12 @@ from torch.fx import GraphModule
 
 from l1rr_fx.pruning.partition.calls import Calls, never_called, recorded_calls, refuse_calls
 from l1rr_fx.pruning.partition.capturing import captured_part, noted, own_copies
+from l1rr_fx.pruning.partition.crossing import joined_facts
 from l1rr_fx.pruning.partition.piece import Contract, Piece, copy_plain_attributes, hide_new_buffers
 from l1rr_fx.pruning.partition.runs import Joined, Run, runs_of
-from passes.accounts import Accounts, Cost, Kept
+from passes.accounts import Accounts, Cost, Kept, Opaque
 from passes.assignment.options import Options
-from passes.audit.accounting import accounts_of
+from passes.audit.accounting import accounts_of, limited
 from passes.compile import Phase, Removed, remove_zero_channels
 from passes.errors import CaptureError, InputError, VanishedError
 from passes.frontend.capture import capture
@@ -36,6 +37,7 @@ from passes.graph.selection import Selection
 
 log = logging.getLogger(__name__)
 
+MODEL_CODE = "the model's code between pieces"
 CROSSES = "crosses between pieces: all its channels are kept"
 
 
@@ -102,10 +104,12 @@ def prune_pieces(
     parts = tuple(
         Part(found.name, found.paths, found.piece, found.removed) for found in search.found if found.piece is not None
     )
-    work = _assembled(work, search.found)
+    with clock("analysis"):
+        found = _joined(work, search.found, args, kwargs)
+    work = _assembled(work, found)
     dense = sum(parameter.numel() for parameter in model.parameters())
     small = sum(parameter.numel() for parameter in work.parameters())
-    return Pieces(work, _sum(search.found, dense, small), _kept(work, search.found), parts, tuple(notes))
+    return Pieces(work, _sum(found, dense, small), _kept(work, found), parts, tuple(notes))
 
 
 # --- capture ----------------------------------------------------------------------------------------------------------
@@ -121,6 +125,14 @@ class _Found:
     removed: Removed
     accounts: Accounts
     run: Run | None = None
+
+    @property
+    def ends(self) -> tuple[nn.Module, nn.Module]:
+        """The modules that are called first and last in it."""
+        if self.run is None:
+            return self.module, self.module
+        children = list(self.run.body.children())
+        return children[0], children[-1]
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -219,6 +231,23 @@ class _Search:
         self.found.append(_Found(name, module, piece, removed, accounts, run))
 
 
+def _joined(
+    model: nn.Module, found: Sequence[_Found], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[_Found]:
+    """The parts with the limit of all of them together."""
+    if len(found) < 2:
+        return list(found)
+    joined = joined_facts(model, found, args, kwargs)
+    result = []
+    for each in found:
+        accounts = each.accounts
+        if each.name in joined.facts:
+            accounts = limited(each.removed.plan, each.removed.rewritten, accounts, joined.facts[each.name], CROSSES)
+        read = tuple(Opaque(node, MODEL_CODE) for node in joined.read_by_code.get(each.name, ()))
+        result.append(replace(each, accounts=replace(accounts, opaque=(*accounts.opaque, *read))))
+    return result
+
+
 # --- assemble ---------------------------------------------------------------------------------------------------------
 
 
@@ -279,6 +308,8 @@ def _sum(found: Iterable[_Found], dense: int, small: int) -> Accounts:
         recombinations=tuple(chain.from_iterable(b.recombinations for b in bills)),
         kept=tuple(chain.from_iterable(b.kept for b in bills)),
         not_counted=tuple(chain.from_iterable(b.not_counted for b in bills)),
+        constants=tuple(chain.from_iterable(b.constants for b in bills)),
+        opaque=tuple(chain.from_iterable(b.opaque for b in bills)),
     )
 
 
@@ -293,6 +324,10 @@ def _prefixed(found: _Found) -> Accounts:
         ),
         kept=(*(replace(each, node=f"{name}.{each.node}") for each in bill_.kept), *_crossing(found)),
         not_counted=tuple(replace(each, node=f"{name}.{each.node}") for each in bill_.not_counted),
+        constants=tuple(
+            replace(each, tensor=f"{name}.{each.tensor}", reader=f"{name}.{each.reader}") for each in bill_.constants
+        ),
+        opaque=tuple(replace(each, node=f"{name}.{each.node}") for each in bill_.opaque),
     )
 
 
