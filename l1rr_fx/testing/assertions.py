@@ -140,7 +140,7 @@ def _sites_zeroed(model: nn.Module, args: tuple[Any, ...], ratio: float, seed: i
     """A copy of `model` with `ratio` of the channels of each site zero, at least one staying."""
     generator = torch.Generator().manual_seed(seed)
     result = detached_copy(model)
-    values = dict(result.named_parameters())
+    values = {**dict(result.named_buffers()), **dict(result.named_parameters())}
     masks: dict[str, Tensor] = {}  # by unit: what depthwise convolutions join dies together
     for site in (sites := channel_sites(result, args)):
         order = torch.rand(site.channels, generator=generator).argsort()

@@ -8,5 +8,6 @@ their names, and writes into none of its values.
     limits           a capture that would be refused in the end, or would not end, is given up
     unlift           an exported program becomes a graph that reads its parameters as attributes
     regions          regions under `torch.no_grad` or autocast become part of the graph around them
-    functionalise    in-place operators become functional ones
+    functionalise    in-place operators become functional ones, by the inverses of views (view_inverses)
+    frozen_norms     batch norms that training does not switch become a product and a sum
 """

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from passes.errors import CaptureError, InputError, first_line
 from passes.frontend.constant_buffers import ConstantBuffers, NumbersRead, buffers_read
+from passes.frontend.frozen_norms import write_out_frozen
 from passes.frontend.functionalise import functionalise_graph
 from passes.frontend.limits import LimitError, Limits
 from passes.frontend.regions import inline_regions
@@ -72,6 +73,7 @@ def capture(
     _strip(graph)
     _refuse_untraceable(graph)
     functionalise_graph(graph)
+    write_out_frozen(graph, root, model, args, kwargs or {})
     module = GraphModule(root, graph)
     keep_whole(root, module)
     module.training = model.training

@@ -9,7 +9,7 @@ module that computes the same in eval mode. As passes of torch.fx they are `Fold
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,12 +31,20 @@ from passes.rules.weights import bias_of, weight_of
 
 aten = torch.ops.aten
 
+HALVES: Mapping[Any, str] = {
+    aten.mul.Tensor: "mul",
+    aten.div.Tensor: "div",
+    aten.add.Tensor: "add",
+    aten.sub.Tensor: "sub",
+}
+
 PADDING, GROUPS = 4, 6  # where a convolution has them among its arguments
 
 
 def fold_batch_norm(module: GraphModule) -> GraphModule:
     """The network with its batch norms folded into neighbouring weights, and without dropout.
 
+    A product or a sum with a constant for each channel is a batch norm here, too: frozen batch norms are written so.
     A batch norm is folded into the convolution, transposed convolution or linear layer before it, or the two whose sum
     it reads, if they have no other reader; otherwise into all its readers, if they are linear layers or convolutions
     without padding. Slices, concatenations, padding and gathers of channels may lie in between. One that fits neither
@@ -86,8 +94,12 @@ def _write_out(node: Node, value: float) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Norm:
-    """A batch norm in eval mode: `x * scale + shift` along axis 1 of a tensor of this rank (None: not known)."""
+    """A batch norm in eval mode: `source * scale + shift` along axis 1 of a tensor of this rank (None: not known).
 
+    So is a product or a sum with a constant for each channel, the two halves of a frozen batch norm.
+    """
+
+    source: Node
     scale: Tensor
     shift: Tensor
     rank: int | None
@@ -105,17 +117,22 @@ class _Folder:
         """Fold into producers from the first batch norm to the last, then into readers from the last to the first, so
         that two in a row are both folded."""
         nodes = list(self.module.graph.nodes)
-        self._drop(node for node in nodes if _is_dropout(self.module, node))
-        norms = {node: norm for node in nodes if (norm := self._norm(node)) is not None}
-        self._drop(node for node in norms if self._into_producers(node, norms[node]))
-        self._drop(node for node in reversed(norms) if self._into_readers(node, norms[node]))
+        for node in nodes:
+            if _is_dropout(self.module, node):
+                self._drop(node, node.all_input_nodes[0])
+        norms = {node: norm for node in nodes if (norm := self._norm(node) or self._half(node)) is not None}
+        for fold, order in ((self._into_producers, list(norms)), (self._into_readers, list(reversed(norms)))):
+            for node in order:
+                if node in norms and fold(node, norms[node]):
+                    folded = norms.pop(node)
+                    self._drop(node, folded.source)
+                    norms = {n: replace(m, source=folded.source) if m.source is node else m for n, m in norms.items()}
         return swept(self.module)
 
-    def _drop(self, nodes: Iterable[Node]) -> None:
-        """Remove nodes; their readers read their first argument instead."""
-        for node in nodes:
-            node.replace_all_uses_with(node.all_input_nodes[0])
-            self.module.graph.erase_node(node)
+    def _drop(self, node: Node, source: Node) -> None:
+        """Remove a node; its readers read `source` instead."""
+        node.replace_all_uses_with(source)
+        self.module.graph.erase_node(node)
 
     # Reader
 
@@ -143,7 +160,32 @@ class _Folder:
             raise _in_training(node, "normalises with the batch's statistics")
         scale = (variance + eps).rsqrt() * (1.0 if weight is None else weight)
         shift = (0.0 if bias is None else bias) - mean * scale
-        return _Norm(scale, shift, input_rank(node, type(owner)))
+        return _Norm(node.all_input_nodes[0], scale, shift, input_rank(node, type(owner)))
+
+    def _half(self, node: Node) -> _Norm | None:
+        """What a node does if it is x * c, x / c, x + c, x - c or c - x with a constant for each channel."""
+        name = HALVES.get(node.target) if node.op == "call_function" else None
+        if name is None or node.kwargs or len(node.args) != 2:
+            return None
+        first, second = node.args
+        sides = [side for side in (first, second) if isinstance(side, Node) and side not in self.constants]
+        other: Any = second if sides == [first] else first
+        if len(sides) != 1 or not isinstance(value := self.constants.get(other), Tensor):
+            return None
+        lines = [axis for axis, size in enumerate(value.shape) if size > 1]
+        if len(lines) != 1 or not value.is_floating_point() or (name == "div" and other is first):
+            return None
+        line, one = (
+            value.detach().double().flatten(),
+            torch.ones(value.numel(), dtype=torch.float64, device=value.device),
+        )
+        scale, shift = {
+            "mul": (line, 0 * one), "div": (1 / line, 0 * one), "add": (one, line),
+            "sub": (one, -line) if other is second else (-one, line),
+        }[name]  # fmt: skip
+        if not bool(scale.isfinite().all()):
+            return None
+        return _Norm(sides[0], scale, shift, 1 + value.dim() - lines[0])  # axis 1 of the result is this one
 
     def _is_contraction(self, node: Node, rank: int | None) -> bool:
         """Whether the call has constant weights, and its channels are along axis 1 of tensors of this rank."""
@@ -195,7 +237,7 @@ class _Folder:
     def _into_producers(self, node: Node, norm: _Norm) -> bool:
         """Fold a batch norm into the contractions whose channels it alone reads, through copies and one sum; False, and
         nothing changes, if that cannot be done."""
-        (x,) = node.all_input_nodes[:1]
+        x = norm.source
         addends, reader = [x], node
         if x.target is aten.add.Tensor and not x.kwargs and len(x.all_input_nodes) == 2 and list(x.users) == [node]:
             addends, reader = x.all_input_nodes, x

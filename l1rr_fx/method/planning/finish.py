@@ -18,7 +18,7 @@ from l1rr_fx.method.planning.paths import Path
 from l1rr_fx.method.planning.plan import Plan, planned
 from l1rr_fx.method.planning.revive import Revival, revived_prefix
 from l1rr_fx.method.planning.search import WITHIN, Search, shown
-from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing
+from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing, stored_shapes
 from passes.assignment.cost_model import ByteCount
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def plan_of(
     )
     return Plan(
         type(analysis.model).__name__,
-        {name: tuple(p.shape) for name, p in analysis.model.named_parameters(remove_duplicate=False)},
+        stored_shapes(analysis.model, [name for site in sites for name in (site.weight, site.bias)]),
         sites,
         search.budget,
         shares,

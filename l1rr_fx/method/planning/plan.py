@@ -18,7 +18,7 @@ from l1rr_fx.method.attention.loss import AttentionLoss
 from l1rr_fx.method.planning.budget import Budget
 from l1rr_fx.method.planning.explain import Explanation
 from l1rr_fx.method.planning.search import LastStep
-from l1rr_fx.method.sites.zeroing import ChannelSite, Shift, Zeroing, keeps_shift, unwrapped
+from l1rr_fx.method.sites.zeroing import ChannelSite, Shift, Zeroing, along_bias, keeps_shift, stored_shapes, unwrapped
 from l1rr_fx.method.training.hold import Held
 from l1rr_fx.support.arguments import of_kind
 from l1rr_fx.support.documents import from_json, to_json
@@ -28,6 +28,7 @@ from passes.accounts import NotCounted
 from passes.assignment.options import Options
 from passes.choices import Mode
 from passes.errors import InputError
+from passes.graph.nodes import attribute
 
 VERSION = 1
 
@@ -224,23 +225,23 @@ class Plan(JupyterMixin):
             table.add_row(Text(site.name), f"{site.channels:,}", f"{kept:,}", f"{share:.0%}", loss, site.blocked or "")
         return table
 
-    def _parameters(self, model: nn.Module, shift: Shift | None) -> list[tuple[nn.Parameter, Tensor]]:
+    def _parameters(self, model: nn.Module, shift: Shift | None) -> list[tuple[Tensor, Tensor]]:
         """The parameters that the plan changes, each with a mask of its zeroed elements that broadcasts to it."""
         keep, model = keeps_shift(self.shift if shift is None else shift), unwrapped(model)
         if not keep and keeps_shift(self.shift):
             raise InputError('shift is "zero", but the plan was made with shift="keep": make another one with "zero"')
-        shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+        shapes = stored_shapes(model, [name for site in self.sites for name in (site.weight, site.bias)])
         _same_shapes(shapes, self.shapes, type(model).__name__)
-        found: list[tuple[nn.Parameter, Tensor]] = []
+        found: list[tuple[Tensor, Tensor]] = []
         for site in self.sites:
             if not site.zeroed:
                 continue
-            weight = model.get_parameter(site.weight)
+            weight = attribute(model, site.weight)
             line = [-1 if a == site.axis else 1 for a in range(weight.dim())]
             found.append((weight, site.mask.to(weight.device).view(line)))
             if site.bias is not None and not keep:
-                bias = model.get_parameter(site.bias)
-                found.append((bias, site.mask.to(bias.device)))
+                bias = attribute(model, site.bias)
+                found.append((bias, along_bias(site.mask, bias)))
         return found
 
     def _check(self) -> None:

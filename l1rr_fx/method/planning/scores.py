@@ -24,7 +24,7 @@ class Score(Protocol):
 
 def bn_scale(model: nn.Module, site: ChannelSite) -> Tensor:
     """|gamma| of a scale, the L2 norms of rows. Liu et al. 2017, Network Slimming."""
-    return row_norms(model.get_parameter(site.weight).detach(), site.axis)
+    return row_norms(parameter(model, site.weight).detach(), site.axis)
 
 
 def weight_norm(model: nn.Module, site: ChannelSite) -> Tensor:

@@ -16,7 +16,7 @@ from l1rr_fx.method.planning.budget import Analysis
 from l1rr_fx.method.planning.plan import Plan, planned
 from l1rr_fx.method.planning.scores import Score, score_named, scores_of
 from l1rr_fx.method.sites.channel_sites import channel_sites
-from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing, blocked_units, check_names, unwrapped
+from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing, blocked_units, check_names, stored_shapes, unwrapped
 from l1rr_fx.support.arguments import all_of_kind, number, of_kind
 from passes.errors import InputError
 
@@ -71,7 +71,7 @@ def threshold(
     notes = {**blocked, **dict.fromkeys(cut.whole, KEPT)}
     return Plan(
         type(inner).__name__,
-        {name: tuple(p.shape) for name, p in inner.named_parameters(remove_duplicate=False)},
+        stored_shapes(inner, [name for site in found for name in (site.weight, site.bias)]),
         tuple(planned(site, cut.zeroing.get(site.name), None, notes.get(site.name)) for site in found),
         None,
         {} if analysis is None else analysis.size(cut.zeroing).shares(analysis.dense),

@@ -6,14 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import Node
 
+from l1rr_fx.method.sites.frozen_scales import scale_and_shift
 from passes.analysis.coupling import channel_groups
 from passes.analysis.program import Program
 from passes.graph.nodes import attribute
 from passes.rules.base import Site
 from passes.rules.weights import bias_of, weight_of
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +53,7 @@ def producers(program: Program) -> tuple[Producer, ...]:
     They are the normalisations with a scale of their own, and the layers with parameters of their own that do not feed
     such normalisations alone.
     """
-    found = (_scaling(program, site) or _making(program, site) for site in program.sites)
+    found = (_scaling(program, site) or _frozen(program, site) or _making(program, site) for site in program.sites)
     return tuple(each for each in found if each is not None)
 
 
@@ -114,7 +118,49 @@ def _making(program: Program, site: Site) -> Producer | None:
 def _is_scaled(program: Program, site: Site) -> bool:
     """Whether all that reads a layer is a normalisation with a scale of its own."""
     readers = [program.at_call(user) for user in site.node.users]
-    return bool(readers) and all(reader is not None and _scaling(program, reader) is not None for reader in readers)
+    return bool(readers) and all(
+        reader is not None and (_scaling(program, reader) or _shifted(program, reader)) is not None
+        for reader in readers
+    )
+
+
+def _frozen(program: Program, site: Site) -> Producer | None:
+    """A normalisation that is written as x * c + d, where c and d are computed from tensors of the model.
+
+    A channel is zero where its scale and its shift are: tensors of the model of which c and d are multiples.
+    """
+    halves = _halves(program, site)
+    if halves is None:
+        return None
+    product, scale, shift = halves
+    names = scale_and_shift(program, scale, shift, site.out_shape[1])
+    if names is None:
+        return None
+    (x,) = [node for node in product.inputs if node not in (scale, shift)]
+    maker = program.at.get(x)
+    weight, bias = names
+    return Producer(site, maker if maker is not None and maker.rule.weight is not None else None, weight, weight, bias)
+
+
+def _shifted(program: Program, product: Site) -> Producer | None:
+    """The frozen normalisation whose product a call is; None for any other call."""
+    readers = [program.at_call(user) for user in product.node.users]
+    found = _frozen(program, readers[0]) if len(readers) == 1 and readers[0] is not None else None
+    return found if found is not None and product.node in found.site.inputs else None
+
+
+def _halves(program: Program, site: Site) -> tuple[Site, Node, Node] | None:
+    """The product, its constant and the constant that is added to it; None where a call is not that."""
+    if not site.rule.is_sum or site.node.kwargs or len(site.inputs) != 2 or len(site.out_shape) < 2:
+        return None
+    for product, shift in (site.inputs, site.inputs[::-1]):
+        call = program.at.get(product)
+        if call is None or call.node.target is not aten.mul.Tensor or len(call.inputs) != 2 or shift in program.fed:
+            continue
+        constants = [node for node in call.inputs if node not in program.fed]
+        if len(product.users) == 1 and len(constants) == 1 and product in program.fed:
+            return call, constants[0], shift
+    return None
 
 
 def _upstream(program: Program, node: Node, results: Mapping[Node, str]) -> str | None:

@@ -5,7 +5,7 @@ The model is captured once. Each zeroing is then a program over the same graph w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,13 +34,14 @@ SHIFTS: tuple[Shift, ...] = ("keep", "zero")
 class ChannelSite:
     """A place in a model where channels can be zeroed one by one.
 
-    `kind`: "scale" where a normalisation scales and shifts each channel, "rows" where a layer without a normalisation
-    makes them. `weight`, `axis`, `bias`: channel c is zero when entry (or row) c of `weight` along `axis` and entry c
-    of `bias` are zero. `filters`: the weight of the layer that makes the channels, if one does. `unit`: sites of one
-    unit are joined by depthwise convolutions and share one mask. `group`: sites of one group would share one mask if
-    sums of branches were not recombined. `macs`: the multiply-accumulates of the layer that makes the channels.
-    `blocked`: why zeroing a channel gains nothing or loses more than the channel, as `InspectedLayer.blocked` says it;
-    None if it does neither.
+    `kind`: "scale" where a normalisation scales and shifts each channel, "rows" where a layer without a
+    normalisation makes them. A frozen normalisation has its scale and shift in buffers: it can be zeroed, not
+    trained. `weight`, `axis`, `bias`: channel c is zero when entry (or row) c of `weight` along `axis` and entry c
+    of `bias` are zero. `filters`: the weight of the layer that makes the channels, if one does. `unit`: sites of
+    one unit are joined by depthwise convolutions and share one mask. `group`: sites of one group would share one
+    mask if sums of branches were not recombined. `macs`: the multiply-accumulates of the layer that makes the
+    channels. `blocked`: why zeroing a channel gains nothing or loses more than the channel, as
+    `InspectedLayer.blocked` says it; None if it does neither.
     """
 
     name: str
@@ -62,8 +63,20 @@ class ChannelSite:
         found = {self.weight: weight.masked_fill(mask.to(weight.device).view(line), 0)}
         if self.bias is not None:
             bias = values[self.bias].detach()
-            found[self.bias] = bias.masked_fill(mask.to(bias.device), 0)
+            found[self.bias] = bias.masked_fill(along_bias(mask, bias), 0)
         return found
+
+
+def along_bias(mask: Tensor, bias: Tensor) -> Tensor:
+    """A mask of channels in the shape of a shift, which has them along its first axis."""
+    return mask.to(bias.device).view([-1, *[1] * (bias.dim() - 1)])
+
+
+def stored_shapes(model: nn.Module, names: Iterable[str | None]) -> dict[str, tuple[int, ...]]:
+    """The shapes of all parameters of a model, and of those of its tensors that are named."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters(remove_duplicate=False)}
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    return shapes | {name: tuple(buffers[name].shape) for name in names if name is not None and name in buffers}
 
 
 def zeroed_values(sites: Sequence[ChannelSite], values: Mapping[str, Tensor], zeroing: Zeroing) -> dict[str, Tensor]:

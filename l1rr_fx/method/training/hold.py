@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -21,7 +21,7 @@ class Held:
     made from a checkpoint has other parameters: hold those.
     """
 
-    def __init__(self, masked: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+    def __init__(self, masked: Sequence[tuple[Tensor, Tensor]]) -> None:
         self._masked = tuple(masked)
         self._handles: list[Any] = [register_optimizer_step_post_hook(self._after_step)]
         for parameter, mask in self._masked:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from l1rr_fx.method.sites.zeroing import ChannelSite
 from l1rr_fx.method.training.decay import few
 from passes.errors import InputError
+from passes.graph.nodes import attribute
 
 SOURCE = "; l1rr_fx.channel_sites(model, args) finds them"
 
@@ -73,19 +74,19 @@ def along(site: ChannelSite, weight: Tensor, values: Tensor) -> Tensor:
     return values.to(weight).view([-1 if a == site.axis else 1 for a in range(weight.dim())])
 
 
-def parameter(model: nn.Module, name: str) -> nn.Parameter:
-    """The model's parameter with a dotted name; InputError if there is none."""
+def parameter(model: nn.Module, name: str) -> Tensor:
+    """The model's parameter, or buffer of a frozen normalisation, with a dotted name; InputError if there is none."""
     try:
-        return model.get_parameter(name)
+        return attribute(model, name)  # type: ignore[no-any-return]
     except AttributeError as error:
         raise InputError(f"the sites name a parameter {name} that this {type(model).__name__} has not") from error
 
 
-def scaled_by(model: nn.Module, sites: Sequence[ChannelSite]) -> dict[nn.Parameter, ChannelSite]:
+def scaled_by(model: nn.Module, sites: Sequence[ChannelSite]) -> dict[Tensor, ChannelSite]:
     """The sites by their parameters; of sites that share a parameter, the first.
 
     InputError if the model has no such parameter, or one of another shape."""
-    found: dict[nn.Parameter, ChannelSite] = {}
+    found: dict[Tensor, ChannelSite] = {}
     for site in sites:
         weight = parameter(model, site.weight)
         if not site.axis < weight.dim() or weight.shape[site.axis] != site.channels:
