@@ -8,5 +8,6 @@ the original.
     recombine            values brought from one layout to another: slice, concatenation, padding, gather
     stored_parameters    the part of each parameter that is stored, the union of what its readers select
     channel_sources      where channels come from, through copies
+    halves               the product and the sum of a frozen batch norm
     fold                 batch norms folded into weights, and constants computed once, for deployment
 """

@@ -9,7 +9,7 @@ module that computes the same in eval mode. As passes of torch.fx they are `Fold
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,18 +25,12 @@ from passes.graph.isolation import detached_copy
 from passes.graph.modes import DROPOUTS, BatchNormCall, input_rank
 from passes.graph.nodes import attribute, free_name, holder, place_tensor
 from passes.rewriting.channel_sources import Sources, channel_sources, readers_through_copies
+from passes.rewriting.halves import half_of
 from passes.rules import rule_for
 from passes.rules.base import WeightForm, replaced
 from passes.rules.weights import bias_of, weight_of
 
 aten = torch.ops.aten
-
-HALVES: Mapping[Any, str] = {
-    aten.mul.Tensor: "mul",
-    aten.div.Tensor: "div",
-    aten.add.Tensor: "add",
-    aten.sub.Tensor: "sub",
-}
 
 PADDING, GROUPS = 4, 6  # where a convolution has them among its arguments
 
@@ -120,7 +114,7 @@ class _Folder:
         for node in nodes:
             if _is_dropout(self.module, node):
                 self._drop(node, node.all_input_nodes[0])
-        norms = {node: norm for node in nodes if (norm := self._norm(node) or self._half(node)) is not None}
+        norms = {node: norm for node in nodes if (norm := self._norm(node) or self._half_of(node)) is not None}
         for fold, order in ((self._into_producers, list(norms)), (self._into_readers, list(reversed(norms)))):
             for node in order:
                 if node in norms and fold(node, norms[node]):
@@ -162,30 +156,10 @@ class _Folder:
         shift = (0.0 if bias is None else bias) - mean * scale
         return _Norm(node.all_input_nodes[0], scale, shift, input_rank(node, type(owner)))
 
-    def _half(self, node: Node) -> _Norm | None:
-        """What a node does if it is x * c, x / c, x + c, x - c or c - x with a constant for each channel."""
-        name = HALVES.get(node.target) if node.op == "call_function" else None
-        if name is None or node.kwargs or len(node.args) != 2:
-            return None
-        first, second = node.args
-        sides = [side for side in (first, second) if isinstance(side, Node) and side not in self.constants]
-        other: Any = second if sides == [first] else first
-        if len(sides) != 1 or not isinstance(value := self.constants.get(other), Tensor):
-            return None
-        lines = [axis for axis, size in enumerate(value.shape) if size > 1]
-        if len(lines) != 1 or not value.is_floating_point() or (name == "div" and other is first):
-            return None
-        line, one = (
-            value.detach().double().flatten(),
-            torch.ones(value.numel(), dtype=torch.float64, device=value.device),
-        )
-        scale, shift = {
-            "mul": (line, 0 * one), "div": (1 / line, 0 * one), "add": (one, line),
-            "sub": (one, -line) if other is second else (-one, line),
-        }[name]  # fmt: skip
-        if not bool(scale.isfinite().all()):
-            return None
-        return _Norm(sides[0], scale, shift, 1 + value.dim() - lines[0])  # axis 1 of the result is this one
+    def _half_of(self, node: Node) -> _Norm | None:
+        """What a node does if it is one half of a frozen batch norm."""
+        half = half_of(node, self.constants)
+        return None if half is None else _Norm(*half)
 
     def _is_contraction(self, node: Node, rank: int | None) -> bool:
         """Whether the call has constant weights, and its channels are along axis 1 of tensors of this rank."""
