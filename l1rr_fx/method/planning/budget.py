@@ -20,7 +20,7 @@ from l1rr_fx.method.sites.zeroing import (
     Shift,
     ZeroedProgram,
     Zeroing,
-    evaluation_graph,
+    evaluation_body,
     keeps_shift,
     unwrapped,
     zeroed_values,
@@ -126,7 +126,8 @@ class Analysis:
         self.model = of_kind("model", unwrapped(model), nn.Module)
         self.args, self.kwargs = args, kwargs or {}
         self.options, self.latency = Options(mode, channel_multiple, machine(target, args)), latency
-        captured = evaluation_graph(model, args, kwargs)
+        body = evaluation_body(model, args, kwargs)
+        captured, self.pieces = body.module, body.pieces
         self._parameters = sum(p.numel() for p in captured.parameters())
         self._canonical = GraphModule(captured, deepcopy(captured.graph)) if keep else None
         self.program = absorb_constants(captured, rule_for).program  # may have biases that the model has not

@@ -77,6 +77,7 @@ def plan_of(
         None if revived is None else revived.channels,
         last=search.last_step(count),
         shift=analysis.shift,
+        pieces=analysis.pieces,
     )
 
 

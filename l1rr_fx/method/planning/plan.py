@@ -100,6 +100,7 @@ class Plan(JupyterMixin):
     for the example `inputs` of these shapes. `revival`: the zeros that the pruned model computes all the same.
     `explained`: where the predicted time goes, if channels went in moves of the machine. `last`: the step that took the
     plan far below its limits, if one did. `shift`: what becomes of the shifts of zeroed channels, as it was counted.
+    `pieces`: the parts of the model that were planned, where it cannot be captured whole; costs are theirs alone.
     """
 
     model: str
@@ -118,6 +119,7 @@ class Plan(JupyterMixin):
     explained: Explanation | None = None
     last: LastStep | None = None
     shift: Shift = "zero"
+    pieces: tuple[str, ...] = ()
 
     @property
     def limits(self) -> Mapping[str, float]:
@@ -194,6 +196,8 @@ class Plan(JupyterMixin):
     def _headline(self) -> Text:
         total = sum(site.channels for site in self.sites)
         lines = [f"{self.model}: {self.zeroed:,} of {total:,} channels zeroed by {self.method}, tau {self.tau:.3g}"]
+        if self.pieces:
+            lines.append(f"planned in pieces, of which alone the costs are: {', '.join(self.pieces)}")
         if self.machine is not None:
             sizes = ", ".join("x".join(map(str, shape)) for shape in self.inputs)
             predicted = "latency predicted for " if "latency" in self.reached else "pruned for "

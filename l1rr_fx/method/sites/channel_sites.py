@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from l1rr_fx.method.sites.blocked import verdicts
 from l1rr_fx.method.sites.producers import Producer, group_numbers, producers, units
-from l1rr_fx.method.sites.zeroing import ChannelSite, evaluation_graph, unwrapped
+from l1rr_fx.method.sites.zeroing import ChannelSite, evaluation_body, unwrapped
 from l1rr_fx.support.arguments import of_kind
 from passes.analysis.program import Program
 from passes.audit.costs import dense_cost
@@ -38,7 +38,7 @@ def channel_sites(
     """
     of_kind("model", model, nn.Module)
     if args is not None:
-        return sites_of(Program(evaluation_graph(model, args, kwargs), rule_for))
+        return sites_of(Program(evaluation_body(model, args, kwargs).module, rule_for))
     norms: dict[Tensor, tuple[str, _BatchNorm]] = {}
     for name, module in unwrapped(model).named_modules():
         if isinstance(module, _BatchNorm) and _scales(module):

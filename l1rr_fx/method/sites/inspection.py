@@ -17,6 +17,7 @@ from l1rr_fx.latency.prediction import Latency
 from l1rr_fx.machines.by_name import machine
 from l1rr_fx.method.sites.blocked import Verdict, verdicts
 from l1rr_fx.method.sites.producers import Producer, group_numbers, layers, producers, producers_of
+from l1rr_fx.pruning.partition.body import Body, captured_body
 from l1rr_fx.support.choices import TargetName
 from l1rr_fx.support.tables import numeric, printed
 from l1rr_fx.support.uncounted import at_least, uncounted
@@ -70,7 +71,8 @@ class Inspection(JupyterMixin):
     """The channels of a model by layer; prints as a table.
 
     `not_counted`: calls of operators without a rule. `target` is the machine that was named, `seconds` what it predicts
-    for the whole model (None: it predicts none).
+    for the whole model (None: it predicts none). `pieces`: the parts that were inspected, where the model cannot be
+    captured whole.
     """
 
     model: str
@@ -78,6 +80,7 @@ class Inspection(JupyterMixin):
     not_counted: tuple[NotCounted, ...] = ()
     target: str = "none"
     seconds: float | None = None
+    pieces: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -115,6 +118,7 @@ class Inspection(JupyterMixin):
         more = f"; {lossy:,} more could, at a further loss" if lossy else ""
         time = "" if self.seconds is None else f"; predicted {self.seconds * 1e3:.2f} ms on {self.target}"
         left_out = f"\n{uncounted(self.not_counted)}" if self.not_counted else ""
+        left_out += f"\ninspected in pieces: {', '.join(self.pieces)}" if self.pieces else ""
         return (
             f"{self.model}: {at_least(f'{self.channels:,}', self.not_counted)} channels of {len(self.layers):,} layers "
             f"in {self.groups:,} groups; {self.free_channels:,} could go{share}{more}{time}{left_out}"
@@ -156,7 +160,11 @@ def inspect(
     """
     check_arguments(model, args, kwargs)
     on = machine(target, args)
-    captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+    if dynamic_shapes is None:
+        body = captured_body(model, args, kwargs)
+    else:
+        body = Body(capture(model, args, kwargs, dynamic_shapes=dynamic_shapes))
+    captured = body.module
     normalise_graph(captured.graph)
     program = Program(captured, rule_for)
     found = producers(program)
@@ -168,7 +176,8 @@ def inspect(
         _row(layer, names[layer.node.name], groups[layer.node], _verdict(by_key, producers_of(layer, found)))
         for layer in listed
     ]
-    return Inspection(type(model).__name__, tuple(rows), not_counted(program), on.name, _seconds(program, on))
+    seconds = None if body.pieces else _seconds(program, on)
+    return Inspection(type(model).__name__, tuple(rows), not_counted(program), on.name, seconds, body.pieces)
 
 
 def _seconds(program: Program, target: Target) -> float | None:

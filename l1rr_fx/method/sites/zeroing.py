@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from l1rr_fx.pruning.partition.body import Body, captured_body
 from l1rr_fx.support.arguments import one_of
 from l1rr_fx.support.choices import Shift as Shift
 from passes.analysis.program import Program
@@ -130,6 +131,16 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def evaluation_body(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Body:
+    """As `evaluation_graph`; of the parts that can be captured where the whole cannot, with copies of their tensors."""
+    model = unwrapped(model)
+    with evaluation_mode(model):
+        check_arguments(model, args, kwargs)
+        body = captured_body(model, args, kwargs)
+        normalise(body.module)
+    return body
 
 
 def evaluation_graph(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> GraphModule:

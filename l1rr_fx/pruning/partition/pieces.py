@@ -143,17 +143,19 @@ class _Found:
         return tuple(f"{prefix}{dot}{name}" for name in self.run.names)
 
 
-class _Search:
-    """Goes through the model from the top and prunes the largest submodules that can be captured."""
+class PartSearch:
+    """Goes through a model from the top; `take` gets the largest submodules, and runs of them, that can be captured.
 
-    def __init__(self, model: nn.Module, calls: Mapping[nn.Module, Calls], options: Options, clock: Phase) -> None:
+    `take` raises CaptureError or InputError for a part that cannot, which is then searched in turn.
+    """
+
+    def __init__(self, model: nn.Module, calls: Mapping[nn.Module, Calls]) -> None:
         self.calls = calls
-        self.options = options
-        self.clock = clock
-        self.found: list[_Found] = []
         self.notes: list[str] = []
-        self.left_whole = False
         self.seen: set[nn.Module] = {model}
+
+    def take(self, name: str, module: nn.Module, calls: Calls, run: Run | None = None) -> None:
+        raise NotImplementedError
 
     def descend(self, prefix: str, module: nn.Module) -> None:
         for name, child in module.named_children():
@@ -168,41 +170,55 @@ class _Search:
             return
         try:
             refuse_calls(calls)
-            with self.clock("capture"):
-                captured, contract, fixed = captured_part(name, module, calls)
+            self.take(name, module, calls)
         except (CaptureError, InputError) as error:
             self.notes.append(f"{name} not captured: {noted(error)}")
             self.join(name, module, len(calls.signatures))
             self.descend(name, module)
-            return
-        if fixed is not None:
-            self.notes.append(f"{name} serves the sizes of the example only: {fixed}")
-        self._prune(name, module, calls, captured, contract)
 
     def join(self, prefix: str, module: nn.Module, times: int) -> None:
-        """Prune the runs of a Sequential that can be captured together; `times` is how often it is called."""
-        for run in runs_of(module, self.calls, times, self._is_captured):
+        """Take the runs of a Sequential that can be captured together; `times` is how often it is called."""
+        for run in runs_of(module, self.calls, times, self.is_captured):
             span = f"{run.names[0]}-{run.names[-1]}"
             name = f"{prefix}.{span}" if prefix else span
             try:
-                with self.clock("capture"):
-                    captured, contract, fixed = captured_part(name, run.body, run.calls)
+                self.take(name, run.body, run.calls, run)
             except (CaptureError, InputError) as error:
                 self.notes.append(f"{name} not captured: {noted(error)}")
                 continue
-            if fixed is not None:
-                self.notes.append(f"{name} serves the sizes of the example only: {fixed}")
             self.seen.update(run.body.modules())
-            self._prune(name, run.body, run.calls, captured, contract, run)
 
-    def _is_captured(self, run: Run) -> bool:
+    def is_captured(self, run: Run) -> bool:
+        """Whether a run can be captured."""
         try:
             refuse_calls(run.calls)
-            with self.clock("capture"), buffers_restored(run.body):
+            with buffers_restored(run.body):
                 capture(run.body, *own_copies(run.body, run.calls))
         except (CaptureError, InputError):
             return False
         return True
+
+
+class _Search(PartSearch):
+    """Prunes what it finds."""
+
+    def __init__(self, model: nn.Module, calls: Mapping[nn.Module, Calls], options: Options, clock: Phase) -> None:
+        super().__init__(model, calls)
+        self.options = options
+        self.clock = clock
+        self.found: list[_Found] = []
+        self.left_whole = False
+
+    def is_captured(self, run: Run) -> bool:
+        with self.clock("capture"):
+            return super().is_captured(run)
+
+    def take(self, name: str, module: nn.Module, calls: Calls, run: Run | None = None) -> None:
+        with self.clock("capture"):
+            captured, contract, fixed = captured_part(name, module, calls)
+        if fixed is not None:
+            self.notes.append(f"{name} serves the sizes of the example only: {fixed}")
+        self._prune(name, module, calls, captured, contract, run)
 
     def _prune(
         self,
