@@ -151,3 +151,19 @@ def test_a_batch_norm_that_training_switches_stays_one() -> None:
         assert graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)
         small = l1rr_fx.prune(model, (X,)).module
         assert torch.allclose(small.train()(X), model.train()(X), rtol=1e-11, atol=1e-11)
+
+
+def test_a_constant_that_widens_what_it_multiplies_is_not_folded() -> None:
+    """One channel becomes many: a reader, or a producer, of one channel cannot take that up."""
+
+    class Widened(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.last = nn.Conv2d(3, 1, 3), Plain(16), nn.Conv2d(16, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.norm(self.first(x).relu())) + self.last(self.norm(self.first(x)))
+
+    model = Widened().double().eval()
+    for graph in (capture(model, (X,)), l1rr_fx.prune(model, (X,)).module):
+        assert torch.allclose(fold_constants(fold_batch_norm(graph))(X), model(X), rtol=1e-11, atol=1e-11)

@@ -97,6 +97,7 @@ class _Norm:
     scale: Tensor
     shift: Tensor
     rank: int | None
+    broadcasts: bool = False  # its source may have one channel for all of them
 
 
 class _Folder:
@@ -159,7 +160,7 @@ class _Folder:
     def _half_of(self, node: Node) -> _Norm | None:
         """What a node does if it is one half of a frozen batch norm."""
         half = half_of(node, self.constants)
-        return None if half is None else _Norm(*half)
+        return None if half is None else _Norm(*half, broadcasts=True)
 
     def _is_contraction(self, node: Node, rank: int | None) -> bool:
         """Whether the call has constant weights, and its channels are along axis 1 of tensors of this rank."""
@@ -257,10 +258,22 @@ class _Folder:
         same = torch.equal(scale[channel], norm.scale[own]) and torch.equal(shift[channel], norm.shift[own])
         return (scale, shift) if same else None
 
+    def _has_channels(self, norm: _Norm, rank: int) -> bool:
+        """Whether the source of a norm has as many channels as the norm."""
+        if not norm.broadcasts:
+            return True
+        value = norm.source.meta.get("val")
+        if isinstance(value, Tensor):
+            return value.dim() >= rank and value.shape[value.dim() - rank + 1] == len(norm.scale)
+        sources = channel_sources(norm.source, rank, self.constants, lambda node: self._width(node, rank))
+        return sources is not None and len(sources.owner) == len(norm.scale)
+
     def _into_readers(self, node: Node, norm: _Norm) -> bool:
         """Fold a batch norm into all its readers, through copies; False, and nothing changes, if one of them cannot
         take it."""
-        readers = readers_through_copies(node, norm.rank, self.constants) if norm.rank is not None else ()
+        if norm.rank is None or not self._has_channels(norm, norm.rank):
+            return False
+        readers = readers_through_copies(node, norm.rank, self.constants)
         found = {reader: self._read(reader, node, norm) for reader in readers}
         if not found or any(each is None for each in found.values()):
             return False
