@@ -5,8 +5,9 @@ to the next tile of a kernel's rows, or a few of these at once. The next move is
 saves, with all costs predicted again after each move. A move across a tile may save much more than a budget asks for.
 So between the states before and after it there are others, in which other families get back what fits.
 
-With one limit on cost neither the moves nor the states between them depend on it. The states that others beat, with
-less cost at less loss, are left out. So a smaller budget never has a smaller loss, nor a larger cost.
+With one limit on cost neither the moves nor the states between them depend on it, but for where they begin and end. The
+states that others beat, with less cost at less loss, are left out. So a smaller budget never has a smaller loss, nor a
+larger cost.
 """
 
 from __future__ import annotations
