@@ -87,6 +87,26 @@ def test_nothing_changed_is_zero_and_everything_lost_is_one(
     assert float(lost) == pytest.approx(1)
 
 
+def test_the_loss_is_that_after_batch_norms_are_measured_again(detector: TreeDetector) -> None:
+    """On the batch that the statistics are measured on, moved statistics are measured ones."""
+    detector, images = detector.double(), torch.rand(4, 3, 128, 128, dtype=torch.float64)
+    boxes = [BOXES[0].double()] * 4
+    recalibrate_batch_norm(detector, [images])
+    zeroed = copy.deepcopy(detector)
+    with torch.no_grad():
+        for name in ("stage4.first.1", "stage8.0.1"):
+            norm = zeroed.get_submodule(name)
+            norm.weight[::2], norm.bias[::2] = 0, 0
+    measured = copy.deepcopy(zeroed)
+    recalibrate_batch_norm(measured, [images])
+    moved, plain = (
+        FeatureAttention(detector, (images,), [(images, boxes)], recalibrated=each) for each in (True, False)
+    )
+    wanted = plain.of(measured).total
+    assert moved.of(zeroed).total == pytest.approx(wanted, rel=2e-2)  # running variances are unbiased
+    assert plain.of(zeroed).total != pytest.approx(wanted, rel=5e-2)
+
+
 def test_a_change_counts_where_it_reaches(detector: TreeDetector, attention: FeatureAttention) -> None:
     zeros = torch.zeros(16)
     (loss,) = attention.losses([{"head8.score_tower.1.weight": zeros, "head8.score_tower.1.bias": zeros}])
@@ -137,11 +157,12 @@ def test_small_targets_count_as_much_as_large_ones() -> None:
     assert float(tiny[0, 0]) == 1 and float(tiny.sum()) == 1, "a target smaller than a cell counts as one cell"
 
 
-def test_images_without_targets_are_left_out(detector: TreeDetector, attention: FeatureAttention) -> None:
+def test_images_without_targets_are_left_out(detector: TreeDetector) -> None:
     change = {"stage4.first.1.weight": torch.zeros(8)}
     more = torch.cat((IMAGES, IMAGES[:1]))
-    wider = FeatureAttention(detector, (more,), [(more, [*BOXES, torch.zeros(0, 4)])])
-    assert wider.losses([change])[0].total == pytest.approx(attention.losses([change])[0].total, rel=1e-5)
+    batches = [(IMAGES, BOXES)], [(more, [*BOXES, torch.zeros(0, 4)])]  # statistics are those of all images of a batch
+    few, wider = (FeatureAttention(detector, (each[0][0],), each, recalibrated=False) for each in batches)
+    assert wider.losses([change])[0].total == pytest.approx(few.losses([change])[0].total, rel=1e-5)
 
 
 def test_batches_of_other_sizes_are_taken(detector: TreeDetector) -> None:

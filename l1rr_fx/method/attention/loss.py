@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,9 @@ class FeatureAttention:
     `taps`: the names of the feature maps: modules by their dotted names, or nodes of the graph. By default the inputs
         of the detector's heads and of its prediction layers.
     `class_names`: the names of the labels 0, 1, ...
+    `recalibrated`: the batch norms behind a change have statistics that moved with it, as `recalibrate_batch_norm` will
+        give them; so the loss is one that fine-tuning starts from (after Li et al. 2020, EagleEye). False leaves the
+        statistics of the reference.
 
     InputError for bad batches or names, and the errors of `passes.capture`.
     """
@@ -91,7 +95,9 @@ class FeatureAttention:
         *,
         taps: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
+        recalibrated: bool = True,
     ) -> None:
+        self.recalibrated = recalibrated
         self._model = unwrapped(model)
         check_arguments(self._model, args, None)
         self._device = next(self._model.parameters()).device
@@ -103,6 +109,7 @@ class FeatureAttention:
             raise InputError(f"{len(self.batches)} batches without a single box: attention is measured inside boxes")
         self._classes = _class_names(self.batches, class_names)
         self._replays: dict[tuple[Any, ...], Replay] = {}
+        self._students: WeakKeyDictionary[nn.Module, dict[Any, Replay]] = WeakKeyDictionary()
         first = self._replay(args)
         self.nodes: tuple[str, ...] = tuple(node.name for node in first.ends)
         self.taps: tuple[str, ...] = feature_map_names(first.module.graph, first.ends)
@@ -125,7 +132,7 @@ class FeatureAttention:
                 before = replay.run(batch.args, self.reference)
             labels = (None, *batch.classes) if per_class else (None,)
             for change, total in zip(changes, sums, strict=True):
-                after = replay.rerun(before, change)
+                after = replay.rerun(before, change, recalibrated=self.recalibrated)
                 for end, name in zip(replay.ends, self.taps, strict=True):
                     for label in labels if end in after else ():
                         mask = masks.of(before[end], label)
@@ -137,28 +144,57 @@ class FeatureAttention:
         """The loss, also per class, of a model with parameters of the same names and shapes, such as a zeroed copy."""
         return self.losses([self._values(unwrapped(of_kind("model", model, nn.Module)))], per_class=True)[0]
 
-    def term(self, images: Tensor | tuple[Any, ...], targets: Sequence[GroundTruth]) -> Tensor:
+    def term(
+        self, images: Tensor | tuple[Any, ...], targets: Sequence[GroundTruth], *, model: nn.Module | None = None
+    ) -> Tensor:
         """The loss of the model as it is now on a batch: a differentiable term that keeps attention in a training.
 
+        `model`: another model that learns the attention of the reference (Zagoruyko and Komodakis 2017), such as a
+        pruned one. Its maps may have any number of channels.
+
         It costs one forward pass with gradients and one without, up to the feature maps. 0 for a batch without boxes,
-        as random crops give.
+        as random crops give. InputError for a model whose feature maps have other sizes.
         """
         (batch,) = read_batches([(images, targets)], device=self._device)
-        values = self._values(self._model)
         replay, masks = self._replay(batch.args), _Masks(batch)
         with torch.no_grad():
             before = replay.run(batch.args, self.reference)
-        after = replay.run(batch.args, values)
         means = []
-        for end in replay.ends:
+        for end, learned in zip(replay.ends, self._learned(batch, model), strict=True):
             mask = masks.of(before[end])
-            lost = attention_loss(before[end], after[end], mask)
+            if learned.shape[2:] != before[end].shape[2:]:
+                raise InputError(
+                    f"a map is {(*learned.shape[2:],)} in the model, {(*before[end].shape[2:],)} in the reference"
+                )
+            lost = attention_loss(before[end], learned, mask)
             means.append(lost.sum() / mask.flatten(1).any(1).sum().clamp(min=1))
         return torch.stack(means).mean()
 
+    def _learned(self, batch: Batch, model: nn.Module | None) -> Sequence[Tensor]:
+        """The feature maps of the model, or of another one, in the autograd graph."""
+        replay, values = self._replay(batch.args), None
+        if model is None or unwrapped(model) is self._model:
+            values = self._values(self._model)
+        else:
+            replay, values = self._student(unwrapped(of_kind("model", model, nn.Module)), batch), {}
+        found = replay.run(batch.args, values)
+        return [found[end] for end in replay.ends]
+
+    def _student(self, model: nn.Module, batch: Batch) -> Replay:
+        """The network of another model for arguments of these shapes."""
+        known = self._students.setdefault(model, {})
+        key = signature(batch.args, {})
+        if key not in known:
+            program = Program(evaluation_graph(model, batch.args), rule_for)
+            ends = found_feature_maps(program)
+            if len(ends) != len(self.taps):
+                raise InputError(f"the model has {len(ends)} feature maps, and the reference {len(self.taps)}")
+            known[key] = Replay(program.module, ends)
+        return known[key]
+
     def fingerprint(self) -> str:
         """A hash of everything that the losses depend on: network, weights, feature maps, images and boxes."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(f"recalibrated {self.recalibrated}".encode())
         for replay in dict.fromkeys(self._replay(batch.args) for batch in self.batches):
             digest.update(replay.text.encode())
             for name in replay.tensors.values():

@@ -14,6 +14,11 @@ from torch.utils import _pytree as pytree
 
 from passes.graph.nodes import attribute
 
+aten = torch.ops.aten
+
+MOST_MOVED = 1e4
+"""The variance of a batch norm's input grows at most so many times: in a batch where it was 0 its growth is unknown."""
+
 Values = Mapping[str, Tensor]
 """Other values for some parameters and buffers, by name."""
 
@@ -40,10 +45,17 @@ class Replay:
         return found
 
     @torch.no_grad()
-    def rerun(self, before: Mapping[Node, Any], change: Values) -> Mapping[Node, Any]:
-        """The new values of the nodes that depend on the changed parameters; `before` is what `run` returned."""
+    def rerun(self, before: Mapping[Node, Any], change: Values, *, recalibrated: bool = False) -> Mapping[Node, Any]:
+        """The new values of the nodes that depend on the changed parameters; `before` is what `run` returned.
+
+        `recalibrated`: batch norms use statistics that have moved as those of these inputs have."""
         changed: dict[Node, Any] = {node: change[name] for node, name in self._items() if name in change}
-        _compute(ChainMap(changed, dict(before)), self._reached(changed))
+        found = ChainMap(changed, dict(before))
+        for node in self._reached(changed):
+            args, kwargs = map_arg((node.args, node.kwargs), found.__getitem__)
+            if recalibrated and node.target is aten.batch_norm.default and node.all_input_nodes[0] in changed:
+                args = _with_moved_statistics(args, before[node.all_input_nodes[0]])
+            found[node] = node.target(*args, **kwargs)  # type: ignore[operator]  # a call_function's target is callable
         return changed
 
     def reached_ends(self, parameters: Sequence[str]) -> tuple[Node, ...]:
@@ -69,6 +81,16 @@ class Replay:
                 reached.add(node)
                 calls.append(node)
         return calls
+
+
+def _with_moved_statistics(args: Sequence[Any], before: Tensor) -> tuple[Any, ...]:
+    """The arguments of a batch norm in evaluation mode, with the mean and the variance that its input has now: those
+    of the network, moved as those of the batch have moved. So without a change they are those of the network."""
+    now, scale, shift, mean, variance, _, momentum, eps, *rest = args
+    axes = [axis for axis in range(now.dim()) if axis != 1]
+    (new, new_mean), (old, old_mean) = (torch.var_mean(x, axes, correction=0) for x in (now, before))
+    moved = variance * ((new + eps) / (old + eps)).clamp(max=MOST_MOVED)
+    return (now, scale, shift, mean + (new_mean - old_mean), moved, False, momentum, eps, *rest)
 
 
 def _without_device(value: Any) -> Any:
