@@ -85,6 +85,8 @@ class _Sparse(_Callbacks):
         if "sites" not in options:
             found = channel_sites(model, (blank_image(model, trainer.args.imgsz),))
             options["sites"] = [site for site in found if site.kind == "scale" and _trains(model, site.weight)]
+        if options.get("budget") is not None:
+            options.setdefault("args", (blank_image(model, trainer.args.imgsz),))
         self.penalty = ReweightedL1(model, **options)
         if trainer.start_epoch:
             self._resume(trainer, self.penalty)

@@ -15,6 +15,9 @@ EPS_FLOOR, EPS_SHARE = 1e-3, 0.1
 LEAST_WEIGHT, MOST_WEIGHT = 0.1, 10.0
 """The bounds of a channel's weight. Before they are applied, the mean over all channels is 1."""
 
+LEAST_PRICE, MOST_PRICE = 0.5, 2.0
+"""The bounds of what a channel's saving multiplies its weight by."""
+
 
 class Reweighting:
     """The factors a_l * w_lc of all channels, from their magnitudes.
@@ -32,6 +35,16 @@ class Reweighting:
         means = torch.stack([_mean(part, part > 0) for part in channels.parts(magnitudes)])
         self.eps = channels.spread((EPS_SHARE * means).clamp(min=EPS_FLOOR))
         self.scale = float(_mean(magnitudes, self.alive))
+
+    def of_pushed(self, magnitudes: Tensor, pushed: Tensor, saved: Tensor, *, adaptive: bool) -> Tensor:
+        """The factors where these channels alone are pushed: w among them, times the root of what each one saves."""
+        pushed = pushed.to(magnitudes.device)
+        weights = torch.ones_like(magnitudes)
+        if adaptive:
+            weights = 1 / (magnitudes + self.eps.to(magnitudes))
+            weights = (weights / _mean(weights, pushed & (magnitudes > 0))).clamp(LEAST_WEIGHT, MOST_WEIGHT)
+        price = saved.to(magnitudes).sqrt().clamp(LEAST_PRICE, MOST_PRICE)
+        return weights * price * pushed * self._importance.to(weights)
 
     def factors(self, magnitudes: Tensor, changes: Tensor | None, *, adaptive: bool, spared: float) -> Tensor:
         """The factors for the magnitudes as they are now.

@@ -19,14 +19,17 @@ from torch.utils.hooks import RemovableHandle
 
 from l1rr_fx.latency.prediction import Latency
 from l1rr_fx.machines.by_name import machine
+from l1rr_fx.method.sites.budget import Budget
 from l1rr_fx.method.sites.channel_sites import channel_sites
 from l1rr_fx.method.sites.zeroing import ChannelSite, unwrapped
 from l1rr_fx.method.training.channel_vector import ChannelVector
 from l1rr_fx.method.training.decay import refuse_decay
+from l1rr_fx.method.training.options import checked_share, checked_strength, count, rate
 from l1rr_fx.method.training.penalised import SOURCE
+from l1rr_fx.method.training.pushed import Pushed
 from l1rr_fx.method.training.reweighting import Reweighting
 from l1rr_fx.method.training.schedules import Schedule, factor_at, mean_factor, schedule_named
-from l1rr_fx.support.arguments import all_of_kind, number, of_kind
+from l1rr_fx.support.arguments import all_of_kind, of_kind
 from l1rr_fx.support.choices import TargetName
 from passes.assignment.cost_model import Target
 from passes.errors import InputError
@@ -46,6 +49,8 @@ REFRESHES = 100
 """How often the weights are refreshed in a training, unless `refresh_every` says otherwise."""
 PATIENCE = 100
 """This many penalties with gradients and no step between them mean that a loop does not call `advance`."""
+SPARED = 0.5
+"""The share of each layer that is spared where no budget says how much has to go."""
 STATE = ("sites", "steps", "highest_lr", "scale", "alive", "eps", "factors", "changes")
 """What every state of a penalty has."""
 
@@ -71,8 +76,11 @@ class ReweightedL1:
         channels whose removal would change the loss most, by the gradients of the last steps; while there are no
         gradients, the largest. With a share s about s^2 of the MACs stay: for a budget on MACs give its square root or
         a little less. Channels that are zero at the start (held there by a plan) count in no mean and no share.
+    `budget`: the budget of the plan that follows (with `args`). Only as many channels are pushed as are half of what it
+        takes, chosen by what they are worth for what they save, and no others; `finished` says when all are zero.
+    `nested`: with a budget, the branches of a sum lose the same channels.
     `refresh_every`: the number of steps between refreshes of the weights; by default a hundredth of `total_steps`.
-    `target`: the machine that the network is trained for, as for `prune`. It is kept in `target`, and no price yet.
+    `target`: the machine that the network is trained for, as for `prune`: its prices are those of the budget.
 
     Attached, the penalty follows the optimiser: it does nothing in steps that GradScaler skips, nor between the steps
     of an accumulated gradient, and uses the learning rate of each gamma's group. It uses no random numbers and reads
@@ -94,9 +102,11 @@ class ReweightedL1:
         args: tuple[Any, ...] | None = None,
         cost_aware: bool = False,
         adaptive: bool = True,
-        spared: float = 0.5,
+        spared: float | None = None,
         refresh_every: int | None = None,
+        budget: Budget | None = None,
         target: TargetName | Target | Latency = "none",
+        nested: bool = False,
     ) -> None:
         self.target = machine(target, args)
         model = of_kind("model", unwrapped(model), nn.Module)
@@ -104,12 +114,15 @@ class ReweightedL1:
         self._channels = ChannelVector(model, [site for site in found if site.blocked is None])
         self.sites: tuple[ChannelSite, ...] = self._channels.sites
         self.schedule = schedule_named(schedule)
-        self.total_steps = _count("total_steps", total_steps)
+        self.total_steps = count("total_steps", total_steps)
         self.refresh_every = max(1, total_steps // REFRESHES) if refresh_every is None else refresh_every
-        _count("refresh_every", self.refresh_every)
-        self.strength = _checked_strength(strength)
+        count("refresh_every", self.refresh_every)
+        self.strength = checked_strength(strength)
         self.adaptive = adaptive
-        self.spared = _checked_share(spared)
+        self.spared = checked_share(SPARED if spared is None else spared)
+        self._pushed: Pushed | None = None
+        if budget is not None:
+            self._pushed = Pushed.made(self._channels, model, args, budget, self.target, nested=nested, spared=spared)
         self._weighting = Reweighting(self._channels, cost_aware=cost_aware)
         self._mean_factor = mean_factor(self.schedule)
         self._highest = [0.0] * len(self.sites)
@@ -136,7 +149,7 @@ class ReweightedL1:
         def after(stepped: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             skipped = getattr(stepped, "found_inf", None)  # GradScaler sets it on optimisers that skip by themselves
             if skipped is None or not bool(skipped):
-                rates = [_rate(group["lr"]) for group in stepped.param_groups]
+                rates = [rate(group["lr"]) for group in stepped.param_groups]
                 self._proximal([rates[n] for n in groups])
 
         return optimizer.register_step_post_hook(after)
@@ -147,7 +160,7 @@ class ReweightedL1:
         Call it after each optimiser step that was not skipped, before the gradients are cleared. |gamma| shrinks by
         lr * lambda(t) * a * w and stops at exactly 0; the shift of a channel at 0 shrinks too.
         """
-        self._proximal([_rate(lr)] * len(self.sites))
+        self._proximal([rate(lr)] * len(self.sites))
 
     def advance(self, lr: float) -> None:
         """Go on by one step and shrink nothing: instead of `step`, where `penalty()` is a term of the loss.
@@ -155,7 +168,7 @@ class ReweightedL1:
         Call it after each optimiser step that was not skipped, before the gradients are cleared. As with `add_grad_`,
         there are no exact zeros, and Adam rescales the penalty.
         """
-        rates = [_rate(lr)] * len(self.sites)
+        rates = [rate(lr)] * len(self.sites)
         self._observe(self._own)
         self._note(rates)
         self._advance()
@@ -169,7 +182,7 @@ class ReweightedL1:
         """
         if self.strength is None and lr is None:
             raise InputError('with the strength "auto", add_grad_ needs the learning rate: add_grad_(lr)')
-        rates = [0.0 if lr is None else _rate(lr)] * len(self.sites)
+        rates = [0.0 if lr is None else rate(lr)] * len(self.sites)
         self._observe()
         self._note(rates)
         for weight, added in zip(self._channels.weights, self._channels.gradients(self._slopes()), strict=True):
@@ -183,7 +196,21 @@ class ReweightedL1:
             parts = zip(self.sites, self._channels.parts(magnitudes), strict=True)
             names = [site.weight for site, part in parts if not bool(part.isfinite().all())]
             raise InputError(f"{', '.join(names)}: NaN or infinity after {self.steps} steps; the training has diverged")
-        self._factors = self._weighting.factors(magnitudes, self._changes, adaptive=self.adaptive, spared=self.spared)
+        weighting, adaptive = self._weighting, self.adaptive
+        if self._pushed is None:
+            self._factors = weighting.factors(magnitudes, self._changes, adaptive=adaptive, spared=self.spared)
+            return
+        worth = magnitudes if self._changes is None else self._changes.sqrt()
+        self._pushed.select(self.steps / self.total_steps, worth, magnitudes, weighting.alive)
+        now, saved = self._pushed.now, self._pushed.saved()
+        self._factors = weighting.of_pushed(magnitudes, now, saved, adaptive=adaptive)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all channels that are pushed for the budget are zero: the penalty changes nothing any more."""
+        if self._pushed is None or not self._pushed.selections:
+            return False
+        return not bool((self._channels.magnitudes().cpu() > 0)[self._pushed.now].any())
 
     def penalty(self) -> Tensor:
         """The penalty as it is now, a scalar: for logs, or as a term of the loss, together with `advance`.
@@ -217,6 +244,7 @@ class ReweightedL1:
             "eps": self._weighting.eps.clone(),
             "factors": self._factors.clone(),
             "changes": None if self._changes is None else self._changes.clone(),
+            "pushed": None if self._pushed is None else self._pushed.state(),
             "owed": self._channels.owed,
         }
 
@@ -230,6 +258,8 @@ class ReweightedL1:
         self._factors = state["factors"].clone()
         self._changes = None if state["changes"] is None else state["changes"].clone()
         self._channels.owed = list(state.get("owed", (None, None)))
+        if self._pushed is not None:
+            self._pushed.load(state["pushed"])
 
     def _check(self, state: Mapping[str, Any]) -> None:
         """InputError unless the state is one of a penalty like this."""
@@ -262,6 +292,7 @@ class ReweightedL1:
             "schedule": schedule,
             "adaptive": self.adaptive,
             "spared": self.spared,
+            "budget": None if self._pushed is None else dict(self._pushed.limits),
         }
 
     @torch.no_grad()
@@ -316,25 +347,3 @@ class ReweightedL1:
         if len({*values}) == 1:
             return values[0]
         return self._channels.spread(torch.tensor(values, dtype=torch.float64)).to(self._factors)
-
-
-def _rate(lr: Any) -> float:
-    """A learning rate, which may be a tensor, as a number."""
-    return number("the learning rate", lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr)
-
-
-def _count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} is {value!r}; expected a whole number of at least 1")
-    return value
-
-
-def _checked_share(spared: float) -> float:
-    if isinstance(spared, bool) or not isinstance(spared, (int, float)) or not 0 <= spared < 1:
-        raise InputError(f"spared is {spared!r}; expected a share of the channels in [0, 1)")
-    return float(spared)
-
-
-def _checked_strength(strength: float | str) -> float | None:
-    """The strength as a number, None for "auto"."""
-    return None if strength == "auto" else number("strength", strength, 'a finite number >= 0 or "auto"')

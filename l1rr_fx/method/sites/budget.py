@@ -134,12 +134,15 @@ class Analysis:
         self.not_counted = not_counted(self.program)
         sites = sites_of(self.program)
         self.sites = tuple(replace(site, bias=None) for site in sites) if keep else sites
+        # `own`: of the model as it is; `values`: with the constants that have gone into shifts
         self.values: Mapping[str, Tensor] = {
             name: attribute(self.program.module, name)
             for site in self.sites
             for name in (site.weight, site.bias)
             if name is not None
         }
+        state = self.model.state_dict(keep_vars=True)
+        self.own: Mapping[str, Tensor] = {name: state.get(name, value) for name, value in self.values.items()}
         self._facts = channel_facts(self.program)
         self._constant = _constant_outputs(self.program, self._facts)
         self._assigned: dict[tuple[tuple[str, bytes], ...], Assigned] = {}
