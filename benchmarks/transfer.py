@@ -1,145 +1,220 @@
-"""The method as a user meets it: a detector of Ultralytics from scratch, in a loop of one's own, with the defaults.
+"""The method with its defaults on pairs of detector and data that are small enough to train many times.
 
-    python -m benchmarks.transfer                      # minutes of one core
-    python -m benchmarks.transfer --network yolo11n --steps 600 400 150
+    python -m benchmarks.transfer run --work FOLDER                 # goes on where it was stopped; a bar shows how far
+    python -m benchmarks.transfer run --pairs "residual, trees" --rows dense L1RR --seeds 2
+    python -m benchmarks.transfer report                            # the tables of docs/results.md
 
-Nothing of the method is used but what `import l1rr_fx` gives; images, views and average precision are the demo's.
-The detector trains without a penalty, then with `ReweightedL1`, loses channels by each row's choice, and trains on with
-its zeros held. "dense" gets as many steps. The left 78 % of the image teach, the rest judges.
+Each finished cell (pair, seed, row, budget) is a line of benchmarks/transfer.jsonl at once. Trained networks are kept
+in --work. A row whose code has changed is run again with --again.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import math
-from collections.abc import Iterator
+import json
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
-from torch.nn import functional as F
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-import l1rr_fx
-from l1rr_fx.demo.boxes import Detections, average_precision
-from l1rr_fx.demo.trees import TRAIN_IMAGE, Scene, read_scene, window
-from l1rr_fx.demo.views import Batch, random_batches
-from tests.torchvision_shim import import_torchvision, nms
+from benchmarks.transfer_pairs import PAIRS
+from benchmarks.transfer_peers import PEERS
+from benchmarks.transfer_rows import (
+    Recipe,
+    Row,
+    Scale,
+    Start,
+    at_random,
+    cell,
+    none,
+    ours,
+    penalty,
+    slimming,
+    taught,
+    uniform,
+)
+from passes.errors import InputError
 
-SCALE, CROP, BATCH = 0.7, 128, 8
-RATES = (2e-3, 1e-3, 1e-3)
-"""The highest learning rates without a penalty, with it, and of the fine-tune."""
-MACS, BOTH = l1rr_fx.Budget(macs=0.35), l1rr_fx.Budget(params=0.225, macs=0.35)
-ROWS = {
-    "attention": (BOTH, True, "recombine"),
-    "threshold": (BOTH, False, "recombine"),
-    "attention, union": (BOTH, True, "union"),
-    "MACs: attention": (MACS, True, "recombine"),
-    "MACs: threshold": (MACS, False, "recombine"),
-    "MACs: threshold, exclude": (MACS, False, "exclude"),
+RESULTS = Path(__file__).with_suffix(".jsonl")
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+BEGIN, END = "<!-- tables: python -m benchmarks.transfer report -->", "<!-- end of the tables of transfer -->"
+BUDGETS = (0.35, 0.15)
+L1RR = "L1RR"
+
+RECIPES: Mapping[str, Recipe] = {
+    "dense": none,
+    "slimming": slimming,
+    "half": penalty(spared=0.5),
+    "budget {}": penalty(budgeted=True),
+    "nested {}": penalty(budgeted=True, nested=True),
+    "taught {}": taught(penalty(budgeted=True)),
+    "bn-scale": PEERS["bn-scale"].recipe,
+    "group-norm": PEERS["group-norm"].recipe,
 }
+DENSE = Row("dense", "dense", uniform)
+ROWS = (
+    Row(L1RR, "budget {}", ours()),
+    Row("L1RR, threshold", "budget {}", ours(attention=False)),
+    Row("L1RR, exclude", "budget {}", ours("exclude")),
+    Row("L1RR, union", "budget {}", ours("union")),
+    Row("L1RR, nested sets", "nested {}", ours()),
+    Row("L1RR, attention kept in sparse training", "taught {}", ours()),
+    Row("L1RR, taught by the dense network", "budget {}", ours(), taught=True),
+    Row("no sparse training, attention", "dense", ours()),
+    Row("no sparse training, group norm", "dense", ours(attention=False, scores="group-norm")),
+    Row("half of all scales pushed, attention", "half", ours()),
+    Row("half of all scales pushed, threshold", "half", ours(attention=False, scores="bn-scale")),
+    Row("Network Slimming, exclude", "slimming", ours("exclude", attention=False, scores="bn-scale")),
+    Row("Torch-Pruning GroupNorm", "group-norm", PEERS["group-norm"].choose),
+    Row("Torch-Pruning BNScale", "bn-scale", PEERS["bn-scale"].choose),
+    Row("uniform", "dense", uniform),
+    Row("random", "dense", at_random),
+)
 
 
-def scenes() -> tuple[Scene, Scene]:
-    """What is learned from and what is judged on: parts of one image at SCALE."""
-    whole = read_scene(TRAIN_IMAGE)
-    height, width = (round(SCALE * side) for side in whole.size)
-    image = F.interpolate(whole.image[None].float(), (height, width), mode="bilinear", antialias=True)[0]
-    scaled = Scene(image.round().to(torch.uint8), whole.boxes * SCALE)
-    cut = int(0.78 * width)
-    return window(scaled, (0, 0, cut, height)), window(scaled, (cut, 0, width, height))
+def run(given: argparse.Namespace, console: Console) -> None:
+    """Every cell that is not among the results yet."""
+    rows = [row for row in (DENSE, *ROWS) if row.name in given.rows]
+    wanted = [
+        (pair, seed, row, share)
+        for seed in range(given.first_seed, given.seeds)
+        for pair in given.pairs
+        for row in rows
+        for share in ((None,) if row is DENSE else given.budgets)
+    ]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    starts: dict[tuple[str, int], Start] = {}
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("cells", total=len(wanted))
+        for pair, seed, row, share in wanted:
+            key = {"pair": pair, "seed": seed, "row": row.name, "budget": share}
+            progress.update(bar, description=f"{pair}, seed {seed}: {row.name}")
+            if given.again or not any(key.items() <= line.items() for line in lines(given.results)):
+                if (pair, seed) not in starts:
+                    starts = {(pair, seed): Start(PAIRS[pair], seed, Scale(), given.work / f"{pair}-{seed}", RECIPES)}
+                record = key | measured(starts[pair, seed], row, share)
+                with given.results.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+                console.print(record)
+            progress.advance(bar)
 
 
-def network(name: str) -> nn.Module:
-    """A new detector of one class."""
-    import_torchvision()
-    from ultralytics.cfg import get_cfg
-    from ultralytics.nn.tasks import DetectionModel
-
-    torch.manual_seed(0)
-    model = DetectionModel(f"{name}.yaml", nc=1, verbose=False)
-    model.args = get_cfg()
-    return model
+def measured(start: Start, row: Row, share: float | None) -> dict[str, Any]:
+    """What is recorded of a cell, with the seconds of the processor that it took."""
+    began = time.process_time()
+    try:
+        record = cell(start, row, share)
+    except InputError as error:
+        record = {"impossible": str(error)}
+    return record | {"seconds": round(time.process_time() - began, 1)}
 
 
-def loss_of(model: nn.Module, batch: Batch) -> Tensor:
-    """The detector's own loss, a mean over images."""
-    owners = torch.cat([torch.full((len(trees),), float(n)) for n, trees in enumerate(batch.trees)])
-    corners = torch.cat(batch.trees) / batch.images.shape[2]
-    boxes = torch.cat(((corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]), 1)
-    targets = {"img": batch.images, "batch_idx": owners, "cls": torch.zeros(len(boxes), 1), "bboxes": boxes}
-    found: Tensor = model(targets)[0].sum() / len(batch.images)
-    return found
+def lines(results: Path) -> list[dict[str, Any]]:
+    """The cells that are finished; of one that was run again, the last."""
+    found = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    return list({(c["pair"], c["seed"], c["row"], c["budget"]): c for c in found}.values())
 
 
-def train(model: nn.Module, batches: Iterator[Batch], steps: int, rate: float, *, sparse: bool = False) -> nn.Module:
-    """AdamW, a short warm-up and a cosine."""
-    optimizer = torch.optim.AdamW(l1rr_fx.parameter_groups(model.train(), weight_decay=0.05), lr=rate)
-    if sparse:
-        l1rr_fx.ReweightedL1(model, total_steps=steps).attach(optimizer)
-    for step, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / 20) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        optimizer.zero_grad()
-        loss_of(model, batch).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimizer.step()
-    return model.eval()
+def report(cells: Sequence[Mapping[str, Any]]) -> str:
+    """A table for each budget: for each pair AP50 less that of the dense network of the same seed."""
+    pairs = [pair for pair in PAIRS if any(c["pair"] == pair for c in cells)]
+    dense = {(c["pair"], c["seed"]): ap(c) for c in cells if c["budget"] is None}
+    text = []
+    for share in BUDGETS:
+        text += [f"### {1 - share:.0%} of the MACs removed\n"]
+        text += [f"| row | {' | '.join(pairs)} | mean | zeros before the choice | chosen by loss | MACs |"]
+        text += ["|---|" + "---:|" * (len(pairs) + 4)]
+        means = [_mean([v for (p, _), v in dense.items() if p == pair]) for pair in pairs]
+        text += [f"| dense, AP50 itself | {' | '.join(means)} | | | | |"]
+        for row in ROWS:
+            own = [
+                c for c in cells if c["row"] == row.name and c["budget"] == share and (c["pair"], c["seed"]) in dense
+            ]
+            if own:
+                text.append(f"| {row.name} | {' | '.join(_columns(own, pairs, dense))} |")
+        text.append("")
+    text += ["### After the sparse training\n", *_sparse(cells, pairs, dense), ""]
+    return "\n".join(text)
 
 
-def as_input(scene: Scene) -> Tensor:
-    """The scene's image in [0, 1], padded to multiples of 32."""
-    return F.pad(scene.image[None].float() / 255, (0, -scene.size[1] % 32, 0, -scene.size[0] % 32))
+def ap(cell: Mapping[str, Any], of: str = "ap") -> float:
+    """The mean AP50 over what is judged."""
+    return statistics.fmean(cell[of].values())
 
 
-@torch.no_grad()
-def precision(model: nn.Module, scene: Scene) -> str:
-    """AP30 and AP50 on the scene."""
-    rows = model(as_input(scene))[0][0].T
-    rows = rows[rows[:, 4] > 0.02]
-    boxes = torch.cat((rows[:, :2] - rows[:, 2:4] / 2, rows[:, :2] + rows[:, 2:4] / 2), 1)
-    kept = nms(boxes, rows[:, 4], 0.45)[:1000]
-    found = average_precision(Detections(boxes[kept], rows[kept, 4]), scene.boxes, (0.3, 0.5))
-    return " / ".join(f"{each:.3f}" for each in found.values())
+def _columns(own: Sequence[Mapping[str, Any]], pairs: Sequence[str], dense: Mapping[Any, float]) -> Iterator[str]:
+    done = [c for c in own if "impossible" not in c]
+    gains = {pair: [ap(c) - dense[c["pair"], c["seed"]] for c in done if c["pair"] == pair] for pair in pairs}
+    for pair in pairs:
+        yield _mean(gains[pair], signed=True)
+    every = [statistics.fmean(each) for each in gains.values() if each]
+    yield f"{statistics.fmean(every):+.3f} ({len(every)})" if every else ""
+    for name in ("zero", "by loss", "macs"):
+        values = [c[name] for c in done if c.get(name) is not None]
+        yield f"{statistics.fmean(values):.2f}" if values else ""
+
+
+def _sparse(cells: Sequence[Mapping[str, Any]], pairs: Sequence[str], dense: Mapping[Any, float]) -> Iterator[str]:
+    """AP50 after each recipe, less that of the dense network before and after as many steps more."""
+    yield f"| sparse training | budget | {' | '.join(pairs)} |"
+    yield "|---|---:|" + "---:|" * len(pairs)
+    recipes = {row.name: row.recipe for row in ROWS}
+    seen = set()
+    for c in cells:
+        recipe = recipes.get(c["row"], "")
+        share = c["budget"] if "{}" in recipe else None
+        if not recipe or recipe == "dense" or "sparse" not in c or (recipe, share) in seen:
+            continue
+        seen.add((recipe, share))
+        found = []
+        for pair in pairs:
+            own = {
+                x["seed"]: x for x in cells if x["pair"] == pair and recipes.get(x["row"]) == recipe and "sparse" in x
+            }
+            own = {s: x for s, x in own.items() if share is None or x["budget"] == share}
+            base = {x["seed"]: x for x in cells if x["pair"] == pair and x["budget"] is None}
+            found.append(
+                _mean([ap(x, "sparse") - ap(base[s], "sparse") for s, x in own.items() if s in base], signed=True)
+            )
+        yield f"| {recipe.replace(' {}', '')} | {share or ''} | {' | '.join(found)} |"
+
+
+def _mean(values: Sequence[float], *, signed: bool = False) -> str:
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{'+' if signed else ''}.3f}{spread} ({len(values)})"
 
 
 def main() -> None:
-    """Train once, then a line for each row."""
-    parser = argparse.ArgumentParser(description="The method with its defaults on a detector of Ultralytics.")
-    parser.add_argument("--network", default="yolov8n", help="its name without .yaml (%(default)s)")
-    parser.add_argument("--steps", type=int, nargs=3, default=(300, 200, 80), metavar=("DENSE", "SPARSE", "FINE"))
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help="only these")
+    """Run or report."""
+    parser = argparse.ArgumentParser(description="The method on small pairs of detector and data.")
+    parser.add_argument("what", choices=("run", "report"))
+    parser.add_argument(
+        "--work", type=Path, default=Path.home() / ".cache" / "l1rr-fx" / "transfer", help="(%(default)s)"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="(%(default)s)")
+    parser.add_argument("--pairs", nargs="+", default=list(PAIRS), metavar="PAIR", help="only these")
+    parser.add_argument(
+        "--rows", nargs="+", default=[DENSE.name, *(r.name for r in ROWS)], metavar="ROW", help="only these"
+    )
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="shares of the MACs (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--again", action="store_true", help="run cells that are finished again")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    console = Console(width=160)
-    (learn, judge), (dense, sparse, fine) = scenes(), given.steps
-
-    def feed(count: int, seed: int) -> Iterator[Batch]:
-        return random_batches(learn, count, size=BATCH, crop=CROP, seed=seed)
-
-    model = train(network(given.network), feed(dense, 1), dense, RATES[0])
-    console.print(f"dense, {dense} steps: {precision(model, judge)}")
-    longer = train(copy.deepcopy(model), feed(sparse, 2), sparse, RATES[1])
-    longer = train(longer, feed(fine, 3), fine, RATES[2])
-    console.print(f"dense, {dense + sparse + fine} steps: {precision(longer, judge)}")
-    model = train(model, feed(sparse, 2), sparse, RATES[1], sparse=True)
-    scales = torch.cat([m.weight.detach() for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
-    console.print(f"sparse: {precision(model, judge)}, {(scales == 0).float().mean():.0%} of gammas zero")
-    views = [(batch.images, list(batch.trees)) for batch in feed(3, 4)]
-    example = (views[0][0][:1],)
-    attention = l1rr_fx.FeatureAttention(model, example, views)
-    console.print(f"maps: {', '.join(attention.taps)}")
-    for row in given.rows:
-        budget, by_attention, mode = ROWS[row]
-        smaller = copy.deepcopy(model)
-        plan = l1rr_fx.choose(model, example, budget=budget, attention=attention if by_attention else None, mode=mode)
-        with plan.hold(smaller):
-            l1rr_fx.recalibrate_batch_norm(smaller, [batch.images for batch in feed(12, 5)])
-            untuned = precision(smaller, judge)
-            train(smaller, feed(fine, 3), fine, RATES[2])
-        pruned = l1rr_fx.prune(smaller, (as_input(judge),), mode=mode)
-        shares = ", ".join(f"{name} {share:.3f}" for name, share in plan.reached.items())
-        console.print(f"{row}: {shares}; recalibrated {untuned}, fine-tuned, pruned {precision(pruned.module, judge)}")
+    if given.what == "run":
+        run(given, Console(width=160))
+        return
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n\n{report(lines(given.results))}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
