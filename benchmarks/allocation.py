@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from benchmarks.integers import best_widths
 from l1rr_fx.method.planning.allocate import Moves
-from l1rr_fx.method.planning.budget import Analysis
 from l1rr_fx.method.planning.families import cells
 from l1rr_fx.method.planning.moves import costs, shapes
 from l1rr_fx.method.planning.paths import Allocatable, greedy
+from l1rr_fx.method.sites.budget import Analysis
 
 SWEEPS, HALVINGS = 2, 8
 

@@ -36,10 +36,10 @@ from l1rr_fx import Budget, InputError, choose
 from l1rr_fx.latency import model as latency_model
 from l1rr_fx.latency.prediction import Latency
 from l1rr_fx.method.planning.allocate import Moves
-from l1rr_fx.method.planning.budget import Analysis
 from l1rr_fx.method.planning.moves import costs
 from l1rr_fx.method.planning.plan import Plan
 from l1rr_fx.method.planning.removable import blocked_sites, least_width
+from l1rr_fx.method.sites.budget import Analysis
 from tests.zoo import by_name
 
 ZOO = (

@@ -14,12 +14,13 @@ from .lowering import lower as lower
 from .lowering import to_onnx as to_onnx
 from .lowering import to_tensorrt as to_tensorrt
 from .method.attention.loss import FeatureAttention as FeatureAttention
-from .method.planning.budget import Budget as Budget
 from .method.planning.choose import choose as choose
+from .method.planning.group_norm import GroupNorm as GroupNorm
 from .method.planning.plan import Plan as Plan
 from .method.planning.scores import GroupSum as GroupSum
 from .method.planning.scores import Taylor as Taylor
 from .method.planning.threshold import threshold as threshold
+from .method.sites.budget import Budget as Budget
 from .method.sites.channel_sites import channel_sites as channel_sites
 from .method.sites.inspection import Inspection as Inspection
 from .method.sites.inspection import inspect as inspect

@@ -29,13 +29,13 @@ from l1rr_fx.latency.published import MAXN
 from l1rr_fx.machines.by_name import machine
 from l1rr_fx.machines.settings import settings_of
 from l1rr_fx.method.attention.loss import FeatureAttention
-from l1rr_fx.method.planning.budget import Analysis, Budget
 from l1rr_fx.method.planning.choose import choose
 from l1rr_fx.method.planning.curves import Curve, Unit, read_curves
 from l1rr_fx.method.planning.plan import Plan
 from l1rr_fx.method.planning.scores import GroupSum
 from l1rr_fx.method.planning.search import WITHIN
 from l1rr_fx.method.planning.weighing import EXPONENTS, savings, weighings
+from l1rr_fx.method.sites.budget import Analysis, Budget
 from l1rr_fx.method.sites.channel_sites import channel_sites
 from l1rr_fx.method.training.recalibrate import recalibrate_batch_norm
 from passes.errors import InputError, VanishedError
@@ -482,6 +482,19 @@ def test_attention_of_other_weights_is_refused(attention: FeatureAttention) -> N
         other.lateral8[1].weight[0] += 1
     with pytest.raises(InputError, match=r"other weights: lateral8\.1\.weight differs"):
         choose(other, ARGS, budget=Budget(macs=0.5), attention=attention)
+
+
+def test_constants_that_went_into_shifts_are_not_other_weights() -> None:
+    """Attention is measured in the model as it is, costs without its constant channels."""
+    torch.manual_seed(0)
+    net = nn.Sequential(ConvBlock(3, 8, 3, 4), ConvBlock(8, 8, 1), ConvBlock(8, 8, 1), nn.Conv2d(8, 5, 1)).eval()
+    with torch.no_grad():
+        net[0][1].weight[:3], net[0][1].bias[:3] = 0, 1
+    attention = FeatureAttention(net, ARGS, [(IMAGES, BOXES)])
+    plan = choose(net, ARGS, budget=Budget(macs=0.6), attention=attention)
+    zeroed = copy.deepcopy(net)
+    plan.zero_(zeroed)
+    assert plan.attention is not None and plan.attention.total == pytest.approx(attention.of(zeroed).total, rel=1e-4)
 
 
 class Small(nn.Module):

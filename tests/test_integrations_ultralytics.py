@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from l1rr_fx.integrations import ultralytics as integration
-from l1rr_fx.method.planning.budget import Budget
 from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.method.sites.budget import Budget
 from l1rr_fx.method.training.recalibrate import recalibrate_batch_norm
 from l1rr_fx.support import packages
 from passes.errors import InputError

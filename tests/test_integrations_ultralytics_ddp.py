@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from l1rr_fx.integrations import ultralytics as integration
-from l1rr_fx.method.planning.budget import Budget
 from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.method.sites.budget import Budget
 from tests.yolo_trees import SETTINGS, needs_trees, offline_ultralytics, write_network, write_trees
 
 

@@ -15,10 +15,10 @@ from l1rr_fx.demo.plots import write_time
 from l1rr_fx.latency import model as latency_model
 from l1rr_fx.machines.jetson_tx2 import JetsonTX2
 from l1rr_fx.method.planning.allocate import Moves
-from l1rr_fx.method.planning.budget import Analysis, Budget
 from l1rr_fx.method.planning.families import cells
 from l1rr_fx.method.planning.moves import costs
 from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.method.sites.budget import Analysis, Budget
 from passes.errors import InputError
 from tests.test_revive import ARGS, MACS, network, zeroed
 

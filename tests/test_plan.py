@@ -17,9 +17,9 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 import l1rr_fx
 from l1rr_fx.method.attention.loss import AttentionLoss
-from l1rr_fx.method.planning.budget import Budget
 from l1rr_fx.method.planning.choose import choose
 from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.method.sites.budget import Budget
 from l1rr_fx.method.training.recalibrate import recalibrate_batch_norm
 from passes.errors import InputError
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import l1rr_fx
 from l1rr_fx.demo.detector import ConvBlock, Residual
-from l1rr_fx.method.planning.budget import Analysis, Budget
 from l1rr_fx.method.planning.plan import Plan
 from l1rr_fx.method.planning.revive import revival
+from l1rr_fx.method.sites.budget import Analysis, Budget
 from passes.assignment.cost_model import Target
 from tests.machines import BALANCED, FILLS, WIDENS
 

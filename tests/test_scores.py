@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from l1rr_fx.method.planning.group_norm import GroupNorm
 from l1rr_fx.method.planning.scores import GroupSum, Taylor, bn_scale, score_named, scores_of, weight_norm
 from l1rr_fx.method.sites.channel_sites import channel_sites
 from l1rr_fx.method.sites.zeroing import ChannelSite
@@ -231,3 +232,57 @@ def test_what_is_refused(net: Net, sites: dict[str, ChannelSite]) -> None:
         Taylor(net, [1], lambda model, batch: torch.tensor(float("nan")), list(sites.values()))
     with pytest.raises(InputError, match="no convolution"):
         channel_sites(nn.LayerNorm(16), ARGS)
+
+
+class Residual(nn.Module):
+    """Sums of branches, a concatenation and a prediction: what Torch-Pruning follows too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.inner, self.inner_norm = nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.outer, self.outer_norm = nn.Conv2d(6, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.side, self.side_norm = nn.Conv2d(8, 4, 1, bias=False), nn.BatchNorm2d(4)
+        self.last, self.last_norm = nn.Conv2d(12, 8, 3, padding=1, groups=1, bias=False), nn.BatchNorm2d(8)
+        self.up = nn.ConvTranspose2d(8, 6, 2, stride=2, bias=False)
+        self.up_norm, self.head = nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.2, 1.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem_norm(self.stem(x)))
+        x = F.relu(x + self.outer_norm(self.outer(F.relu(self.inner_norm(self.inner(x))))))
+        x = torch.cat((x, F.relu(self.side_norm(self.side(x)))), 1)
+        x = F.relu(self.last_norm(self.last(x)))
+        found: Tensor = self.head(F.relu(self.up_norm(self.up(x))))
+        return found
+
+
+def test_the_norm_of_a_group_is_that_of_torch_pruning() -> None:
+    torch_pruning = pytest.importorskip("torch_pruning")
+    net = Residual().eval()
+    sites = {site.name: site for site in channel_sites(net, ARGS)}
+    score, importance = GroupNorm(net, ARGS), torch_pruning.importance.GroupMagnitudeImportance()
+    graph = torch_pruning.DependencyGraph().build_dependency(net, example_inputs=ARGS[0])
+    layers = {"stem": "stem_norm", "inner": "inner_norm", "side": "side_norm", "last": "last_norm", "up": "up_norm"}
+    for layer, norm in layers.items():
+        convolution = net.get_submodule(layer)
+        transposed = isinstance(convolution, nn.ConvTranspose2d)
+        channels = convolution.out_channels
+        cut = torch_pruning.prune_conv_out_channels
+        wanted = importance(graph.get_pruning_group(convolution, cut, list(range(channels))))
+        torch.testing.assert_close(score(net, sites[norm]), wanted.double(), rtol=1e-5, atol=1e-5, msg=norm)
+        assert not transposed or channels == 6
+    torch.testing.assert_close(score(net, sites["stem_norm"]), score(net, sites["outer_norm"]))  # one sum
+
+
+def test_the_norm_without_what_sums_join_is_that_of_the_channel_and_its_readers() -> None:
+    net = Residual().double().eval()
+    sites = {site.name: site for site in channel_sites(net, (ARGS[0].double(),))}
+    found = GroupNorm(net, (ARGS[0].double(),), coupled=False)(net, sites["inner_norm"])
+    columns = net.outer.weight.detach().square().sum((0, 2, 3))
+    energy = net.inner_norm.weight.detach() ** 2 + net.inner.weight.detach().square().sum((1, 2, 3)) + columns
+    torch.testing.assert_close(found, energy / energy.mean())
+    with pytest.raises(InputError, match="other is not a site"):
+        GroupNorm(net, (ARGS[0].double(),))(net, ChannelSite("other", "scale", "other.weight", None, 4))

@@ -41,7 +41,10 @@ def choose_command(
     budget: Annotated[list[str], typer.Option("--budget", "-b", metavar="NAME=SHARE", help=BUDGET_HELP)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the plan goes (JSON).")],
     data: Annotated[str | None, typer.Option("--data", metavar="FUNCTION", help=DATA_HELP)] = None,
-    scores: Annotated[str, typer.Option(help="bn-scale or weight-norm: what orders channels.")] = "bn-scale",
+    scores: Annotated[
+        str | None,
+        typer.Option(help="bn-scale (the default without --data), group-norm (with it), weight-norm: orders channels."),
+    ] = None,
     mode: ModeOption = "recombine",
     target: TargetMachine = "none",
     curves: Annotated[
@@ -57,8 +60,8 @@ def choose_command(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with reporting(None):
         from l1rr_fx.method.attention.loss import FeatureAttention
-        from l1rr_fx.method.planning.budget import Budget
         from l1rr_fx.method.planning.choose import choose
+        from l1rr_fx.method.sites.budget import Budget
 
         limits = Budget.parse(",".join(budget))
         _check_output(output, overwrite=overwrite)

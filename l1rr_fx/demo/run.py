@@ -37,10 +37,10 @@ from l1rr_fx.demo.training import Settings, Training
 from l1rr_fx.demo.trees import Scene, test_scene, training_scenes
 from l1rr_fx.demo.views import Batch, random_batches
 from l1rr_fx.method.attention.loss import FeatureAttention
-from l1rr_fx.method.planning.budget import Budget
 from l1rr_fx.method.planning.choose import choose
 from l1rr_fx.method.planning.curves import read_curves
 from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.method.sites.budget import Budget
 from l1rr_fx.method.training.recalibrate import recalibrate_batch_norm
 from l1rr_fx.pages import page_of
 from l1rr_fx.support.choices import TargetName

@@ -15,9 +15,9 @@ from torch import nn
 
 from l1rr_fx.lowering.onnx.timing import measured
 from l1rr_fx.machines.onnxruntime import OnnxRuntimeCpu, onnxruntime_cpu
-from l1rr_fx.method.planning.budget import Budget
 from l1rr_fx.method.planning.choose import choose
 from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.method.sites.budget import Budget
 from l1rr_fx.pruning.compiler import prune
 from passes.errors import InputError
 

@@ -19,9 +19,9 @@ from l1rr_fx.integrations.ultralytics.networks import (
     pixels,
 )
 from l1rr_fx.method.attention.loss import FeatureAttention
-from l1rr_fx.method.planning.budget import Budget
 from l1rr_fx.method.planning.choose import choose
 from l1rr_fx.method.planning.plan import Plan
+from l1rr_fx.method.sites.budget import Budget
 from l1rr_fx.support.clock import logged
 from l1rr_fx.support.packages import required
 

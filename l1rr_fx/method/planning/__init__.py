@@ -1,7 +1,7 @@
 """Planning: in go a model, a budget and scores or an attention loss, out comes the plan that meets the budget.
 
 choose   `choose`: the plan
-budget   `Budget`: the limits; the cost of a model with some channels zero
+group_norm  `GroupNorm`: the norm of all that a channel is, as a score
 scores   the order of the channels within a layer
 curves   the attention loss by the number of channels zeroed, of each layer alone
 removable   the sites that may lose channels, in the order of their scores, and why the others do not

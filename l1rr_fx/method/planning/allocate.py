@@ -13,12 +13,12 @@ from torch import Tensor
 from l1rr_fx.machines.jetson_tx2 import JetsonTX2
 from l1rr_fx.method.attention.loss import FeatureAttention
 from l1rr_fx.method.planning.blocks import Block, blocks
-from l1rr_fx.method.planning.budget import Analysis, Budget
 from l1rr_fx.method.planning.curves import Curve, Unit
 from l1rr_fx.method.planning.families import Family, Ranked, cells, ranked
 from l1rr_fx.method.planning.moves import Shapes, shapes
 from l1rr_fx.method.planning.paths import Allocatable, Path, greedy
 from l1rr_fx.method.planning.search import Search
+from l1rr_fx.method.sites.budget import Analysis, Budget
 
 
 @dataclass(frozen=True, eq=False)

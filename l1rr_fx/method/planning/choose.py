@@ -16,21 +16,21 @@ from l1rr_fx.machines.by_name import machine
 from l1rr_fx.machines.own import LatencyPredictor
 from l1rr_fx.method.attention.loss import FeatureAttention
 from l1rr_fx.method.planning.allocate import Moves
-from l1rr_fx.method.planning.budget import Analysis, Budget
 from l1rr_fx.method.planning.curves import Curve, Progress, Unit, measured_curves
 from l1rr_fx.method.planning.finish import finished, plan_of, warned
+from l1rr_fx.method.planning.group_norm import GROUP_NORM, GroupNorm
 from l1rr_fx.method.planning.plan import Plan
 from l1rr_fx.method.planning.removable import blocked_sites, least_width, ranked_units
-from l1rr_fx.method.planning.scores import Score, score_named, scores_of
+from l1rr_fx.method.planning.scores import BN_SCALE, Score, score_named, scores_of
 from l1rr_fx.method.planning.search import Search, sequence
 from l1rr_fx.method.planning.weighing import savings, weighings
+from l1rr_fx.method.sites.budget import Analysis, Budget
 from l1rr_fx.method.sites.zeroing import Shift, unwrapped
 from l1rr_fx.support.arguments import all_of_kind, of_kind
 from l1rr_fx.support.choices import TargetName
 from passes.assignment.cost_model import Target
 from passes.choices import Mode
 from passes.errors import InputError
-from passes.graph.nodes import attribute
 from passes.rewriting.sketcher import Machine
 
 POWERS = (0.5, 1.0)
@@ -44,7 +44,7 @@ def choose(
     *,
     budget: Budget,
     kwargs: Mapping[str, Any] | None = None,
-    scores: str | Score = "bn-scale",
+    scores: str | Score | None = None,
     attention: FeatureAttention | None = None,
     target: TargetName | Target | Latency = "none",
     latency: LatencyPredictor | None = None,
@@ -78,7 +78,8 @@ def choose(
     depends.
 
     `args`, `kwargs`: one example input.
-    `scores`: the order of the channels within a layer: "bn-scale", "weight-norm", or a function such as `Taylor`.
+    `scores`: the order of the channels within a layer: "bn-scale", "weight-norm", "group-norm" (`GroupNorm`), or a
+        function such as `Taylor`. By default "bn-scale", and with `attention` "group-norm".
     `target`: the machine that the network is pruned for, as for `prune`. Costs are those of the network that
         `prune(zeroed, target=target)` writes, and latency is what the target predicts for it.
     `latency`: a predictor of your own for a budget that limits latency, in place of the target's.
@@ -120,12 +121,19 @@ def choose(
     if attention is not None:
         _refuse_other_weights(attention, analysis)
     blocked = blocked_sites(analysis, attention, chosen)
-    choice = _Choice.of(unwrapped(model), analysis, budget, blocked, score_named(scores))
+    choice = _Choice.of(unwrapped(model), analysis, budget, blocked, _score(scores, analysis, attention))
     if attention is None:
         return choice.by_scores()
     choice.first_search().refuse_impossible()  # before hours of measuring
-    found = measured_curves(attention, choice.measured, analysis.values, file=curves, progress=progress)
+    found = measured_curves(attention, choice.measured, analysis.own, file=curves, progress=progress)
     return choice.by_attention(attention, found)
+
+
+def _score(scores: str | Score | None, analysis: Analysis, attention: FeatureAttention | None) -> Score:
+    """The score that is meant."""
+    if scores is None:
+        scores = BN_SCALE if attention is None else GROUP_NORM
+    return GroupNorm.of_program(analysis.program, analysis.sites) if scores == GROUP_NORM else score_named(scores)
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,11 +220,11 @@ def _size(plan: Plan) -> float:
 
 def _refuse_other_weights(attention: FeatureAttention, analysis: Analysis) -> None:
     """InputError if the reference of the attention has other parameters or statistics than the model."""
-    module = analysis.program.module
+    module, state = analysis.program.module, analysis.model.state_dict(keep_vars=True)
     for name in dict.fromkeys(str(node.target) for node in module.graph.nodes if node.op == "get_attr"):
-        value, known = attribute(module, name), attention.reference.get(name)
-        if known is None and not isinstance(value, nn.Parameter):
-            continue  # a constant of the code
+        value, known = state.get(name), attention.reference.get(name)
+        if value is None:
+            continue  # a constant of the code, or one that the compiler has made
         if known is None or not torch.equal(known.to(value.device), value.detach()):
             raise InputError(f"attention was made of other weights: {name} differs; make it again from this model")
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from l1rr_fx.machines.settings import MachineSettings
 from l1rr_fx.method.attention.loss import AttentionLoss
-from l1rr_fx.method.planning.budget import Budget
 from l1rr_fx.method.planning.explain import Explanation
 from l1rr_fx.method.planning.search import LastStep
+from l1rr_fx.method.sites.budget import Budget
 from l1rr_fx.method.sites.zeroing import ChannelSite, Shift, Zeroing, along_bias, keeps_shift, stored_shapes, unwrapped
 from l1rr_fx.method.training.hold import Held
 from l1rr_fx.support.arguments import of_kind

@@ -12,10 +12,10 @@ from torch import nn
 from torch.fx import Node
 
 from l1rr_fx.method.attention.loss import FeatureAttention
-from l1rr_fx.method.planning.budget import Analysis
 from l1rr_fx.method.planning.curves import Unit
 from l1rr_fx.method.planning.scores import Score, scores_of
 from l1rr_fx.method.planning.search import KEPT_CHANNELS, KEPT_SHARE
+from l1rr_fx.method.sites.budget import Analysis
 from l1rr_fx.method.sites.zeroing import ChannelSite, blocked_units, check_names
 from passes.analysis.coupling import residual_values
 from passes.errors import InputError

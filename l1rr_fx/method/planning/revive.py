@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l1rr_fx.method.planning.budget import Analysis, Size
 from l1rr_fx.method.planning.plan import RevivedChannels
 from l1rr_fx.method.planning.search import Search
+from l1rr_fx.method.sites.budget import Analysis, Size
 from l1rr_fx.method.sites.producers import Producer, producers
 from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing
 from passes.assignment.plan import LayoutPlan

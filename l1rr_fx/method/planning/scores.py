@@ -34,10 +34,10 @@ def weight_norm(model: nn.Module, site: ChannelSite) -> Tensor:
             f"{site.name}: no single layer makes its channels, so that they have no filter to take the norm of; "
             'use the score "bn-scale" or "taylor"'
         )
-    return row_norms(_filters(model, site, site.filters), 0)
+    return row_norms(filters_of(model, site, site.filters), 0)
 
 
-def _filters(model: nn.Module, site: ChannelSite, name: str) -> Tensor:
+def filters_of(model: nn.Module, site: ChannelSite, name: str) -> Tensor:
     """The weight that makes a site's channels, with the channels along axis 0."""
     weight = model.get_parameter(name).detach()
     layer = model.get_submodule(name.rpartition(".")[0])
@@ -140,7 +140,8 @@ class GroupSum:
         return torch.stack([self.score(model, member) for member in members]).sum(0)
 
 
-SCORES: Mapping[str, Score] = {"bn-scale": bn_scale, "weight-norm": weight_norm}
+BN_SCALE = "bn-scale"
+SCORES: Mapping[str, Score] = {BN_SCALE: bn_scale, "weight-norm": weight_norm}
 
 
 def score_named(score: str | Score) -> Score:

@@ -15,8 +15,8 @@ from typing import Protocol
 from torch import Tensor
 
 from l1rr_fx.method.attention.loss import AttentionLoss, FeatureAttention
-from l1rr_fx.method.planning.budget import Analysis, Budget
 from l1rr_fx.method.planning.curves import Unit
+from l1rr_fx.method.sites.budget import Analysis, Budget
 from l1rr_fx.method.sites.zeroing import Zeroing, zeroed_values
 from l1rr_fx.support.uncounted import at_least, uncounted
 from passes.errors import InputError, VanishedError
@@ -190,7 +190,7 @@ class Search:
     def loss_of(self, zeroing: Zeroing) -> AttentionLoss:
         """The attention loss with these channels zero."""
         assert self.attention is not None
-        values = zeroed_values(self.analysis.sites, self.analysis.values, zeroing)
+        values = zeroed_values(self.analysis.sites, self.analysis.own, zeroing)
         return self.attention.losses([values], per_class=True)[0]
 
     def _excess(self, count: int) -> float:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from l1rr_fx.method.planning.budget import Analysis
 from l1rr_fx.method.planning.plan import Plan, planned
 from l1rr_fx.method.planning.scores import Score, score_named, scores_of
+from l1rr_fx.method.sites.budget import Analysis
 from l1rr_fx.method.sites.channel_sites import channel_sites
 from l1rr_fx.method.sites.zeroing import ChannelSite, Zeroing, blocked_units, check_names, stored_shapes, unwrapped
 from l1rr_fx.support.arguments import all_of_kind, number, of_kind

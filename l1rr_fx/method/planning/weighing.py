@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from l1rr_fx.method.planning.budget import Analysis, Budget
 from l1rr_fx.method.planning.curves import Unit
+from l1rr_fx.method.sites.budget import Analysis, Budget
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75)
 """How strongly the cost that a channel saves is weighed against its loss. 0 ignores the cost. 1 would be right if
