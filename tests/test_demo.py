@@ -217,7 +217,8 @@ def test_the_whole_demo_on_a_corner_of_the_test_image(tmp_path: Path, monkeypatc
     assert summary.precision["pruned"] == pytest.approx(summary.precision["zeroed"], abs=1e-3)
     assert summary.macs[1] < 0.5 * summary.macs[0] and summary.parameters[1] < 0.6 * summary.parameters[0]
     assert 0.69 <= summary.predicted[1] / summary.predicted[0] <= run.BUDGET.limits["latency"] == 0.7
-    assert [path.name for path in summary.pictures] == ["detections.png", "curves.png", "scales.png", "kept.png"]
+    names = ["detections.png", "curves.png", "scales.png", "kept.png", "before-after.jpg"]
+    assert [path.name for path in summary.pictures] == names
     assert all(path.stat().st_size > 10_000 for path in summary.pictures)
     folder = summary.pictures[0].parent
     assert json.loads((folder / "summary.json").read_text())["zeroed"] == summary.zeroed

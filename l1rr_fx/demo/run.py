@@ -125,7 +125,8 @@ def run(output: Path, *, budget: Budget = BUDGET, effort: Effort = Effort(), con
         predicted = written(dense, result, image, output)
     with _step(console, "drawing"):
         pictures = drawn(output, scene, found, judged, plan, dense, zeroed)
-        costs = {"dense": (parameters(dense), macs(dense, image)), "pruned": (parameters(pruned), macs(pruned, image))}
+        counted = ((parameters(model), macs(model, image)) for model in (dense, pruned))
+        costs = {name: (*pair, ms) for name, pair, ms in zip(("dense", "pruned"), counted, predicted, strict=True)}
         pictures = (*pictures, before_after(output / "before-after.jpg", scene, found, costs))
     summary = Summary(
         budget=budget,
@@ -227,20 +228,18 @@ def drawn(
 
 
 def before_after(
-    path: Path, scene: Scene, found: Mapping[str, Detections], costs: Mapping[str, tuple[int, int]]
+    path: Path, scene: Scene, found: Mapping[str, Detections], costs: Mapping[str, tuple[int, int, float]]
 ) -> Path:
-    """The picture of the front page: what each of two detectors finds, above its (parameters, MACs)."""
-    (p, m), *_ = costs.values()
+    """The picture of the front page: what each detector finds, under its parameters, MACs and predicted time."""
     panels = [
         Panel(
-            f"{name}: {q / 1e3:.0f} k parameters, {n / 1e9:.2f} G MACs"
-            + (f" ({q / p - 1:+.0%}, {n / m - 1:+.0%})" if (q, n) != (p, m) else ""),
+            f"{name}: {count / 1e3:.0f} k parameters, {products / 1e9:.2f} G MACs, TX2 {ms:.1f} ms (predicted)",
             found[name].above(SHOWN).boxes,
             (0, 230, 255),
         )
-        for name, (q, n) in costs.items()
+        for name, (count, products, ms) in costs.items()
     ]
-    write_side_by_side(scene.image, panels, path, width=560)
+    write_side_by_side(scene.image, panels, path, width=640)
     return path
 
 
