@@ -90,3 +90,16 @@ def test_the_file_computes_the_same(make: Callable[[], nn.Module], target: str, 
     with torch.no_grad():
         wanted = model(other)
     torch.testing.assert_close(run_onnx(path.read_bytes(), (other,))[0], wanted, rtol=1e-4, atol=1e-4)  # float32
+
+
+def test_plans_name_no_weight_that_the_model_has_not() -> None:
+    """Costs of a model that has constants already are those of the network that `prune` writes."""
+    model = halved(randomised(Gated()))
+    plan = l1rr_fx.choose(model, (X,), budget=l1rr_fx.Budget(macs=0.9))
+    names = dict(model.named_parameters())
+    assert all(site.weight in names and (site.bias is None or site.bias in names) for site in plan.sites)
+    plan.zero_(model)
+    report = l1rr_fx.prune(model, (X,)).report
+    assert report.after.macs / report.before.macs == pytest.approx(plan.reached["macs"])
+    dense = l1rr_fx.prune(randomised(Gated()), (X,)).report.before
+    assert (report.before.macs, report.before.parameters) == (dense.macs, dense.parameters)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from passes.analysis.program import Program
-from passes.graph.nodes import FIXED, attribute, free_name, free_names, is_tensor, place_tensor
+from passes.graph.nodes import ADDED, FIXED, attribute, free_name, free_names, is_tensor, place_tensor
 
 EVEN = "_even"
 """What the name of a weight ends in that has columns of the weight with the rest of the name."""
@@ -85,7 +85,7 @@ class Edits:
     def _node(before: Node, name: str, example: Tensor) -> Node:
         with before.graph.inserting_before(before):
             node = before.graph.get_attr(name)
-        node.meta["val"] = example
+        node.meta["val"], node.meta[ADDED] = example, True
         return node
 
 

@@ -27,6 +27,7 @@ from passes.analysis.liveness import Facts
 from passes.analysis.program import Program
 from passes.graph.layout import along
 from passes.graph.modes import DROPOUTS
+from passes.graph.nodes import ADDED
 from passes.rules.base import Site
 from passes.rules.intervals import is_random
 from passes.rules.probe import stand_ins
@@ -58,7 +59,7 @@ class Split:
 
 def split_gates(program: Program, facts: Facts, edits: Edits, prices: Prices) -> tuple[Constant, ...]:
     """Compute even channels on 1 x 1 maps, in place, where that pays; says which."""
-    found = []
+    found = list[Constant]()
     for split in list(_splits(program, facts)):
         if not _pays(facts, split, prices):
             continue
@@ -217,6 +218,7 @@ def _write(edits: Edits, split: Split, small: Node) -> None:
         term = call.graph.call_function(target, (small, columns))
     with call.graph.inserting_after(term):
         total = call.graph.call_function(aten.add.Tensor, (call,))
+    term.meta[ADDED] = True
     term.meta["val"] = target(small.meta["val"], columns.meta["val"])
     total.meta["val"] = call.meta["val"]
     call.replace_all_uses_with(total)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from passes.accounts import Accounts, Constant, Cost, Family, Kept, Layer, Opaque
 from passes.analysis.liveness import Facts
 from passes.assignment.plan import LayoutPlan, SitePlan
-from passes.audit.costs import dense_cost, dense_macs, limit_cost, not_counted, planned_cost
+from passes.audit.costs import dense_cost, dense_macs, dense_parameters, limit_cost, not_counted, planned_cost
 from passes.graph.labels import labels
 from passes.graph.nodes import operator_label
 from passes.rewriting.rewriter import Rewritten
@@ -45,11 +45,10 @@ def accounts_of(
                 Kept(item.site.node.name, _reason(plan, item), after.outputs - limit.outputs, after.macs - limit.macs)
             )
     before_bytes, after_bytes, limit_bytes = _activations(plan)
-    dense_parameters = sum(p.numel() for p in plan.program.module.parameters())
     new_parameters = sum(p.numel() for p in rewritten.module.parameters())
     accounts = Accounts(
         before=Cost(
-            dense_parameters,
+            dense_parameters(plan.program),
             dense_macs(plan.program),
             before_channels + sum(cost.outputs for cost in _missing(plan)),
             before_bytes,

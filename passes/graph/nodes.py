@@ -18,6 +18,9 @@ from passes.errors import CaptureError
 FIXED = "fixed"
 """The key of `node.meta` of a buffer that the compiler made: nothing changes its value."""
 
+ADDED = "added"
+"""The key of `node.meta` of a call or a tensor that the compiler added: the original network has none like it."""
+
 
 def is_tensor(node: Node) -> bool:
     """Whether the node's value is one tensor (not a list of them, not a size)."""

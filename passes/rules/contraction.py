@@ -121,9 +121,10 @@ class Contracting(Rule):
 
     def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
         """A channel all of whose inputs are constant is constant; behind padding only if these are zero."""
-        columns = self.columns(site)
-        if columns is None:
+        if not self.owns_parameters(site) or self._reads_live(site, zeros, ranges[0]):
             return [None]
+        columns = self.columns(site)
+        assert columns is not None
         widths, axis = columns.widths, columns.axis
         known, value = columns.constants(zeros[0], ranges[0])
         moving = ~known if columns.even else ~(known & (value == 0))
@@ -139,9 +140,13 @@ class Contracting(Rule):
         line = [widths.outputs if a == axis else 1 for a in range(len(site.out_shape))]
         return [Range.constant(result.view(line), found.view(line))]
 
+    def _reads_live(self, site: Site, zeros: Sequence[Tensor], known: Range | None) -> bool:
+        """Whether every output is connected to all inputs of its group, of which nothing is known: the usual case."""
+        return known is None and self.widths(site, zeros).connected is None and not bool(zeros[0].any())
+
     def firm(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
         """A channel that reads zeros only: its bias."""
-        if not self.owns_parameters(site):
+        if not self.owns_parameters(site) or self._reads_live(site, zeros, None):
             return None
         widths, axis = self.widths(site, zeros), self.axis(site)
         fed = widths.feed(~by_channel(zeros[0], axis, widths.inputs, every=True))

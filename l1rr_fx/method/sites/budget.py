@@ -107,7 +107,8 @@ class Analysis:
     `mode`, `channel_multiple` and `target` are those of `l1rr_fx.prune`, and the costs are those of the network that it
     writes. A target that predicts whole networks predicts their latency too, before anything is written. With a
     predictor `latency` the small network is written for each question, and given to it. `shift="keep"`: shifts and
-    biases of zeroed channels stay, so that the sites have none; constants are then absorbed for each question.
+    biases of zeroed channels stay, so that the sites have none. Then, and where the model has constants already, they
+    are absorbed for each question.
     """
 
     def __init__(
@@ -129,8 +130,9 @@ class Analysis:
         body = evaluation_body(model, args, kwargs)
         captured, self.pieces = body.module, body.pieces
         self._parameters = sum(p.numel() for p in captured.parameters())
-        self._canonical = GraphModule(captured, deepcopy(captured.graph)) if keep else None
-        self.program = absorb_constants(captured, rule_for).program  # may have biases that the model has not
+        absorbed = absorb_constants(GraphModule(captured, deepcopy(captured.graph)), rule_for)
+        self._canonical = captured if keep or absorbed.constants else None
+        self.program = absorbed.program if self._canonical is None else Program(captured, rule_for)
         self.not_counted = not_counted(self.program)
         sites = sites_of(self.program)
         self.sites = tuple(replace(site, bias=None) for site in sites) if keep else sites
