@@ -113,6 +113,22 @@ def test_what_is_written_through_a_view_reaches_its_base_and_other_views() -> No
             assert torch.equal(small, known), name
 
 
+def test_the_result_of_a_write_is_not_written_again() -> None:
+    """After a later write into the same memory the result of the first stands for the view, as it is then."""
+
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x * 1.5
+            first, second = x[:, :2], x[:, 2:5]
+            first = first.mul_(2)
+            second.transpose(1, 2).add_(1)
+            x[:, 1:].neg_()
+            return x + first.sum(1, keepdim=True)
+
+    model = Twice()
+    assert torch.equal(capture(model, (X,))(X), model(X))
+
+
 def test_every_view_that_torch_has_is_among_them() -> None:
     with torch.no_grad():
         graph = exported_program(Written(VIEWS), (X,)).graph

@@ -124,8 +124,10 @@ class _Memory:
         owner = self._owner(tensor)
         if self.written.get(owner, -1) > self.clock.get(tensor, -1) and tensor in self.parent:
             present, old = self._current(self.parent[tensor]), tensor.all_input_nodes[0]
-            again = self.graph.node_copy(tensor, lambda n: present if n is old else n)
-            self.now[tensor] = again
+            if writes(tensor):  # another name of the tensor that it wrote: that is not written again
+                self.now[tensor] = present
+            else:
+                self.now[tensor] = self.graph.node_copy(tensor, lambda n: present if n is old else n)
             self.clock[tensor] = self.tick
         return self.now.get(tensor, tensor)
 
