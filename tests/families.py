@@ -9,8 +9,9 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 FAMILIES = {
     "YOLO v3 to v12 and 26: detection, segmentation, pose, oriented boxes, classification": r"yolo/(?!.*rtdetr).*",
-    "RT-DETR, DETR, D-FINE": r"yolo/.*rtdetr.*|hf/.*",
+    "DETR, RT-DETR, D-FINE, Deformable DETR, YOLOS, RF-DETR": r"yolo/.*rtdetr.*|hf/.*",
     "torchvision's detectors: SSD, FCOS, RetinaNet, Faster, Mask and Keypoint R-CNN": r"body/.*",
+    "EfficientDet, RetinaFace, MTCNN, YOLOX": r"pkg/.*",
     "segmentation: FCN, DeepLabV3, LR-ASPP": r"seg/.*",
     "VGG, AlexNet, SqueezeNet, DenseNet, GoogLeNet, Inception": r"\w+/(vgg|alex|squeeze|dense|goog|incep).*",
     "ResNet and its kin: ResNeXt, Res2Net, ResNeSt, DPN, CSP, DLA, HRNet": (
@@ -38,7 +39,8 @@ def table() -> str:
         "|---|---|---|---|",
     ]
     for family in FAMILIES:
-        pruned = [cells[RATIO] for name, cells in zoo.items() if family_of(name) == family and cells[RATIO] != "dead"]
+        tried = [cells[RATIO] for name, cells in zoo.items() if family_of(name) == family]
+        pruned = [cell for cell in tried if cell not in ("", "dead")]
         exact = sum("differs" not in cell for cell in pruned)
         ratios = [float(cell.split(",")[0]) for cell in pruned]
         written = [cells for name, cells in files.items() if family_of(name) == family]
@@ -50,7 +52,7 @@ def table() -> str:
 
 def rows(page: str) -> dict[str, list[str]]:
     """The cells behind the name of each network on a page of the zoo."""
-    found = re.findall(r"^\| (\w+/[\w.-]+) \| (.*) \|$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.findall(r"^\| (\w+/[\w./-]+) \| (.*) \|$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
     return {name: [cell.strip() for cell in rest.split("|")] for name, rest in found}
 
 
