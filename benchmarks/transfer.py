@@ -160,28 +160,21 @@ def _columns(own: Sequence[Mapping[str, Any]], pairs: Sequence[str], dense: Mapp
 
 
 def _sparse(cells: Sequence[Mapping[str, Any]], pairs: Sequence[str], dense: Mapping[Any, float]) -> Iterator[str]:
-    """AP50 after each recipe, less that of the dense network before and after as many steps more."""
+    """AP50 after each recipe, less that of the dense network after as many steps."""
     yield f"| sparse training | budget | {' | '.join(pairs)} |"
     yield "|---|---:|" + "---:|" * len(pairs)
     recipes = {row.name: row.recipe for row in ROWS}
-    seen = set()
-    for c in cells:
-        recipe = recipes.get(c["row"], "")
-        share = c["budget"] if "{}" in recipe else None
-        if not recipe or recipe == "dense" or "sparse" not in c or (recipe, share) in seen:
-            continue
-        seen.add((recipe, share))
-        found = []
-        for pair in pairs:
-            own = {
-                x["seed"]: x for x in cells if x["pair"] == pair and recipes.get(x["row"]) == recipe and "sparse" in x
-            }
-            own = {s: x for s, x in own.items() if share is None or x["budget"] == share}
-            base = {x["seed"]: x for x in cells if x["pair"] == pair and x["budget"] is None}
-            found.append(
-                _mean([ap(x, "sparse") - ap(base[s], "sparse") for s, x in own.items() if s in base], signed=True)
-            )
-        yield f"| {recipe.replace(' {}', '')} | {share or ''} | {' | '.join(found)} |"
+    dense = {(c["pair"], c["seed"]): ap(c, "sparse") for c in cells if c["budget"] is None}
+    for recipe in dict.fromkeys(recipes.values()):
+        for share in BUDGETS if "{}" in recipe else (None,):
+            found: dict[str, dict[int, float]] = {pair: {} for pair in pairs}
+            for c in cells:
+                same = recipes.get(c["row"]) == recipe and (share is None or c["budget"] == share)
+                if same and recipe != "dense" and "sparse" in c and (c["pair"], c["seed"]) in dense:
+                    found[c["pair"]][c["seed"]] = ap(c, "sparse") - dense[c["pair"], c["seed"]]
+            if any(found.values()):
+                columns = " | ".join(_mean(list(found[pair].values()), signed=True) for pair in pairs)
+                yield f"| {recipe.replace(' {}', '')} | {share or ''} | {columns} |"
 
 
 def _mean(values: Sequence[float], *, signed: bool = False) -> str:
