@@ -283,6 +283,17 @@ def test_a_term_reaches_parameters_that_were_replaced() -> None:
         attention.term(IMAGES.double(), BOXES)
 
 
+def test_a_narrower_model_learns_the_attention(detector: TreeDetector, attention: FeatureAttention) -> None:
+    assert float(attention.term(IMAGES, BOXES, model=copy.deepcopy(detector)).detach()) == pytest.approx(0, abs=1e-5)
+    narrow = TreeDetector(Widths(8, 8, 16, 8, 8, 8)).eval()
+    loss = attention.term(IMAGES, BOXES, model=narrow)
+    loss.backward()
+    assert float(loss.detach()) > 0.01 and narrow.stem[0][0].weight.grad is not None
+    assert all(each.grad is None for each in detector.parameters())
+    with pytest.raises(InputError, match="the model has"):
+        attention.term(IMAGES, BOXES, model=Shared().eval())
+
+
 def test_as_a_term_it_has_gradients_and_leads_back(detector: TreeDetector, attention: FeatureAttention) -> None:
     with torch.no_grad():
         detector.stage8[0][1].weight.mul_(torch.linspace(0.2, 2, 16))

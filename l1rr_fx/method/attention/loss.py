@@ -156,11 +156,12 @@ class FeatureAttention:
         as random crops give. InputError for a model whose feature maps have other sizes.
         """
         (batch,) = read_batches([(images, targets)], device=self._device)
+        maps = self._learned(batch, model)  # refuses a model of another kind
         replay, masks = self._replay(batch.args), _Masks(batch)
         with torch.no_grad():
             before = replay.run(batch.args, self.reference)
         means = []
-        for end, learned in zip(replay.ends, self._learned(batch, model), strict=True):
+        for end, learned in zip(replay.ends, maps, strict=True):
             mask = masks.of(before[end])
             if learned.shape[2:] != before[end].shape[2:]:
                 raise InputError(
@@ -172,11 +173,12 @@ class FeatureAttention:
 
     def _learned(self, batch: Batch, model: nn.Module | None) -> Sequence[Tensor]:
         """The feature maps of the model, or of another one, in the autograd graph."""
-        replay, values = self._replay(batch.args), None
+        values: Values = {}
         if model is None or unwrapped(model) is self._model:
             values = self._values(self._model)
+            replay = self._replay(batch.args)
         else:
-            replay, values = self._student(unwrapped(of_kind("model", model, nn.Module)), batch), {}
+            replay = self._student(unwrapped(of_kind("model", model, nn.Module)), batch)
         found = replay.run(batch.args, values)
         return [found[end] for end in replay.ends]
 
