@@ -22,7 +22,7 @@ from l1rr_fx.method.planning.group_norm import GROUP_NORM, GroupNorm
 from l1rr_fx.method.planning.plan import Plan
 from l1rr_fx.method.planning.removable import blocked_sites, least_width, ranked_units
 from l1rr_fx.method.planning.scores import BN_SCALE, Score, score_named, scores_of
-from l1rr_fx.method.planning.search import Search, sequence
+from l1rr_fx.method.planning.search import Order, Search, sequence
 from l1rr_fx.method.planning.weighing import savings, weighings
 from l1rr_fx.method.sites.budget import Analysis, Budget
 from l1rr_fx.method.sites.zeroing import Shift, unwrapped
@@ -67,7 +67,8 @@ def choose(
 
     tau is also weighed by cost: for a layer it is tau * saved ** e, where `saved` is what one of its channels saves of
     the limited costs, over the mean of all layers. Of the plans for each e of EXPONENTS, and if several costs are
-    limited, for each alone and for their sum, the one with the smallest attention loss is returned.
+    limited, for each alone and for their sum, and of the threshold on the scales, the one with the smallest attention
+    loss is returned.
 
     With a limit on latency and a target whose kernels are known (a Jetson TX2), channels go in moves that the machine
     understands: families of channels that sums join go together, in steps of its tiles, in the order of their loss for
@@ -146,6 +147,8 @@ class _Choice:
     units: Sequence[Unit]
     times: Mapping[str, Sequence[float]]
     moves: Moves | None
+    plain: Order | None = None
+    """The removals in the order of the scales, whatever the scores are."""
 
     @property
     def measured(self) -> Sequence[Unit]:
@@ -160,9 +163,9 @@ class _Choice:
         moves = _moves(model, analysis, score, blocked) if "latency" in budget.limits else None
         if moves is not None:
             return cls(analysis, budget, blocked, moves.families, {}, moves)
-        ranked = ranked_units(model, analysis, score, blocked)
-        times = {each.unit.name: each.scores for each in ranked}
-        return cls(analysis, budget, blocked, [each.unit for each in ranked], times, None)
+        units, times = _ranked(model, analysis, score, blocked)
+        plain = sequence(*_ranked(model, analysis, score_named(BN_SCALE), blocked))
+        return cls(analysis, budget, blocked, units, times, None, plain)
 
     def first_search(self) -> Search:
         """The search by scores alone."""
@@ -177,20 +180,23 @@ class _Choice:
         return warned(finished(search, search.count(), {}, self.blocked, method))
 
     def by_attention(self, attention: FeatureAttention, curves: Mapping[str, Curve]) -> Plan:
-        """The plan with the least loss of attention, of those that the ways to weigh costs find."""
+        """The plan with the least loss of attention, of those that the ways to weigh costs find, and the
+        threshold on the scales."""
         plans: list[tuple[Plan, Search, int]] = []
         refused: list[InputError] = []
         for method, search in self._searches(attention, curves).items():
             try:
                 count = search.count()
                 zeroing = search.order.zeroing(count)
-                plans.append((plan_of(search, zeroing, count, curves, self.blocked, method), search, count))
+                known = {} if method == THRESHOLD else curves  # which are those of another order
+                plans.append((plan_of(search, zeroing, count, known, self.blocked, method), search, count))
             except InputError as error:
                 refused.append(error)
         if not plans:
             raise refused[0]
         best, search, count = min(plans, key=lambda each: _loss(each[0]) if search.limits else _size(each[0]))
-        return warned(finished(search, count, curves, self.blocked, best.method))
+        known = {} if best.method == THRESHOLD else curves
+        return warned(finished(search, count, known, self.blocked, best.method))
 
     def _searches(self, attention: FeatureAttention, curves: Mapping[str, Curve]) -> Mapping[str, Search]:
         """A search for each way to weigh costs, by the name of the method."""
@@ -206,7 +212,17 @@ class _Choice:
             assert self.moves is not None
             method = f"{MOVES} by latency ** {exponent:g}"
             found[method] = self.moves.search(self.budget, attention, self.blocked, curves, exponent)
+        if self.plain is not None:  # measured as a whole like the others, so that none is worse than the plain way
+            found[THRESHOLD] = Search(self.analysis, self.budget, attention, self.plain, self.blocked)
         return found
+
+
+def _ranked(
+    model: nn.Module, analysis: Analysis, score: Score, blocked: Mapping[str, str]
+) -> tuple[Sequence[Unit], Mapping[str, Sequence[float]]]:
+    """The units in the order of their scores, and the scores."""
+    ranked = ranked_units(model, analysis, score, blocked)
+    return [each.unit for each in ranked], {each.unit.name: each.scores for each in ranked}
 
 
 def _loss(plan: Plan) -> float:
