@@ -95,7 +95,7 @@ def attention(model: Detector) -> FeatureAttention:
 def curves(model: Detector, attention: FeatureAttention, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file with the curves of `model`, measured once."""
     file = tmp_path_factory.mktemp("curves") / "curves.jsonl"
-    choose(model, ARGS, budget=Budget(macs=0.9), attention=attention, curves=file)
+    choose(model, ARGS, budget=Budget(macs=0.9), attention=attention, scores="bn-scale", curves=file)
     return file
 
 
@@ -112,7 +112,7 @@ def pruned_shares(plan: Plan, model: nn.Module, args: tuple[Any, ...] = ARGS) ->
 def test_a_budget_is_reached_in_the_pruned_network(
     model: Detector, attention: FeatureAttention, curves: Path, budget: Budget, method: str
 ) -> None:
-    chosen = {"attention": attention, "curves": curves} if method == "attention" else {}
+    chosen = {"attention": attention, "curves": curves, "scores": "bn-scale"} if method == "attention" else {}
     plan = choose(model, ARGS, budget=budget, **chosen)  # type: ignore[arg-type]
     assert plan.method.startswith(method)
     params, macs = pruned_shares(plan, model)
@@ -126,23 +126,26 @@ def test_attention_loses_less_of_it_than_the_threshold(
     model: Detector, attention: FeatureAttention, curves: Path
 ) -> None:
     budget = Budget(macs=0.5)
-    by_attention = choose(model, ARGS, budget=budget, attention=attention, curves=curves)
+    by_attention = choose(model, ARGS, budget=budget, attention=attention, curves=curves, scores="bn-scale")
     by_threshold = choose(model, ARGS, budget=budget)
     zeroed = copy.deepcopy(model)
     by_threshold.zero_(zeroed)
     assert by_attention.attention is not None
-    assert by_attention.attention.total < attention.of(zeroed).total
+    threshold = attention.of(zeroed).total
+    assert by_attention.attention.total < threshold
+    by_default = choose(model, ARGS, budget=budget, attention=attention)  # in an order that these scales mislead
+    assert by_default.attention is not None and by_default.attention.total <= threshold
 
 
 def test_the_way_to_weigh_costs_is_that_which_loses_least(
     model: Detector, attention: FeatureAttention, curves: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = Budget(macs=0.5)
-    best = choose(model, ARGS, budget=budget, attention=attention, curves=curves)
+    best = choose(model, ARGS, budget=budget, attention=attention, curves=curves, scores="bn-scale")
     each = []
     for exponent in EXPONENTS:
         monkeypatch.setattr(sys.modules[weighings.__module__], "EXPONENTS", (exponent,))
-        each.append(choose(model, ARGS, budget=budget, attention=attention, curves=curves))
+        each.append(choose(model, ARGS, budget=budget, attention=attention, curves=curves, scores="bn-scale"))
     losses = [plan.attention.total for plan in each if plan.attention is not None]
     assert len({plan.zeroed for plan in each}) > 1, "costs were not weighed"
     assert best.attention is not None and best.attention.total == min(losses) < max(losses)
@@ -178,12 +181,12 @@ def test_of_two_limited_costs_each_and_their_sum_are_weighed(
     model: Detector, attention: FeatureAttention, curves: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = Budget(params=0.25, macs=0.8)
-    best = choose(model, ARGS, budget=budget, attention=attention, curves=curves)
+    best = choose(model, ARGS, budget=budget, attention=attention, curves=curves, scores="bn-scale")
     losses = []
     for costs in ("params", "macs", "params + macs"):
         only = lambda *args, costs=costs: {costs: savings(*args)[costs]}
         monkeypatch.setattr(sys.modules[choose.__module__], "savings", only)
-        plan = choose(model, ARGS, budget=budget, attention=attention, curves=curves)
+        plan = choose(model, ARGS, budget=budget, attention=attention, curves=curves, scores="bn-scale")
         assert plan.attention is not None
         losses.append(plan.attention.total)
     assert best.attention is not None and best.attention.total == min(losses) < losses[2]
@@ -193,7 +196,7 @@ def test_a_warning_is_of_the_plan_alone(
     model: Detector, attention: FeatureAttention, curves: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing is said of plans that were not taken, nor of a limit that is slack beside one that is met."""
-    choose(model, ARGS, budget=Budget(params=0.25, macs=0.8), attention=attention, curves=curves)
+    choose(model, ARGS, budget=Budget(params=0.25, macs=0.8), attention=attention, curves=curves, scores="bn-scale")
     assert not [record for record in caplog.records if record.name.startswith("l1rr_fx")]
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
     choose(net, ARGS, budget=Budget(macs=0.8))
@@ -211,7 +214,7 @@ def test_every_layer_goes_as_far_as_tau(
     model: Detector, attention: FeatureAttention, curves: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules[weighings.__module__], "EXPONENTS", (0.0,))
-    plan = choose(model, ARGS, budget=Budget(macs=0.5), attention=attention, curves=curves)
+    plan = choose(model, ARGS, budget=Budget(macs=0.5), attention=attention, curves=curves, scores="bn-scale")
     alone = [site.attention for site in plan.sites if site.attention is not None]
     assert max(alone) == pytest.approx(plan.tau)
     measured = [json.loads(line) for line in curves.read_text().splitlines()[1:]]
@@ -248,7 +251,10 @@ def test_the_model_is_left_alone(model: Detector) -> None:
 
 
 def test_a_limit_on_attention_alone(model: Detector, attention: FeatureAttention, curves: Path) -> None:
-    plans = [choose(model, ARGS, budget=Budget(attention=x), attention=attention, curves=curves) for x in (0.02, 0.1)]
+    plans = [
+        choose(model, ARGS, budget=Budget(attention=x), attention=attention, curves=curves, scores="bn-scale")
+        for x in (0.02, 0.1)
+    ]
     for plan, limit in zip(plans, (0.02, 0.1), strict=True):
         assert plan.attention is not None and 0 < plan.attention.total <= limit
     assert plans[1].zeroed > plans[0].zeroed > 0
@@ -258,7 +264,9 @@ def test_cost_and_attention_that_exclude_each_other(model: Detector, attention: 
     with pytest.raises(
         InputError, match=r"macs=0.3 needs an attention loss of 0\.\d+, not 0.01; up to .* is reachable"
     ):
-        choose(model, ARGS, budget=Budget(macs=0.3, attention=0.01), attention=attention, curves=curves)
+        choose(
+            model, ARGS, budget=Budget(macs=0.3, attention=0.01), attention=attention, curves=curves, scores="bn-scale"
+        )
 
 
 def test_an_impossible_budget_says_what_is_possible_and_what_stays(model: Detector) -> None:
