@@ -6,6 +6,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from typing import Annotated, Any
 
@@ -62,7 +63,11 @@ def examples(*lines: str) -> str:
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"l1rr-fx {__version__} (torch {version_of('torch')})")
+        try:
+            torch = f"torch {version_of('torch')}"
+        except PackageNotFoundError:
+            torch = "without torch, which it needs"
+        typer.echo(f"l1rr-fx {__version__} ({torch})")
         raise typer.Exit
 
 
