@@ -95,14 +95,14 @@ class Zeros:
             mask = reduce(or_, (collapse(each, mask.shape, every=True) for each in more), mask)
             if bound is not None:
                 bound = bound.fitted(mask.shape)
-            if out is site.node and (gone := site.rule.vanishes(site, zeros, known, self._firm)) is not None:
+            if out is site.node and (gone := site.rule.vanishes(site, zeros, known, bounds[0], self._firm)) is not None:
                 wide = torch.broadcast_shapes(gone.shape, mask.shape)
                 mask = mask | collapse(gone.expand(wide), mask.shape, every=True)
             self.zero[out] = mask
-            if bool(mask.any()):
-                bound = (bound or Range.unknown(mask.shape)).met(mask)
             self.ranges.pop(out, None)
-            if bound is not None and not bound.says_nothing:
+            if bool(mask.any()):
+                self.ranges[out] = (bound or Range.unknown(mask.shape)).met(mask)
+            elif bound is not None and not bound.says_nothing:
                 self.ranges[out] = bound
         return True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class Range:
         """The whole line for all labels of a compact shape."""
         return Range.between(shape, -math.inf, math.inf)
 
-    @property
+    @cached_property
     def is_constant(self) -> Tensor:
         """Which labels have one value for every input: bool."""
         return (self.low == self.high) & self.low.isfinite()
@@ -57,7 +58,7 @@ class Range:
         """Which labels are not zero for any input: bool."""
         return (self.low > 0) | (self.high < 0)
 
-    @property
+    @cached_property
     def says_nothing(self) -> bool:
         """Whether nothing is known of any label."""
         return bool((self.low == -math.inf).all()) and bool((self.high == math.inf).all())

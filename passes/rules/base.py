@@ -260,10 +260,16 @@ class Rule:
         return None
 
     def vanishes(
-        self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None], firm: Mapping[Node, Tensor]
+        self,
+        site: Site,
+        zeros: Sequence[Tensor],
+        ranges: Sequence[Range | None],
+        found: Range | None,
+        firm: Mapping[Node, Tensor],
     ) -> Tensor | None:
         """Which labels of the first result are zero because of the ranges of the inputs; None if none are.
 
+        `found` is the range of that result.
         They have to be zero also where nothing needs the inputs and the small network has other elements there.
         """
         return None

@@ -85,13 +85,17 @@ class Pointwise(Rule):
         return result is not None and bool((result == 0).all())
 
     def vanishes(
-        self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None], firm: Mapping[Node, Tensor]
+        self,
+        site: Site,
+        zeros: Sequence[Tensor],
+        ranges: Sequence[Range | None],
+        found: Range | None,
+        firm: Mapping[Node, Tensor],
     ) -> Tensor | None:
         """A function that is zero at zero, of one tensor, where it maps a firm label to zero."""
-        if len(site.inputs) != 1 or ranges[0] is None or site.inputs[0] not in firm or not self.keeps_zero(site):
+        if found is None or len(site.inputs) != 1 or ranges[0] is None or site.inputs[0] not in firm:
             return None
-        found = self.range(site, zeros, ranges)[0]
-        return None if found is None else found.is_zero & firm[site.inputs[0]]
+        return found.is_zero & firm[site.inputs[0]] if self.keeps_zero(site) else None
 
     def at_zero(self, site: Site) -> Tensor | None:
         """f(0, ..., 0), found by calling f; None where it cannot be called."""
@@ -180,7 +184,12 @@ class Quotient(Pointwise):
         return [bounded(site, ranges)]
 
     def vanishes(
-        self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None], firm: Mapping[Node, Tensor]
+        self,
+        site: Site,
+        zeros: Sequence[Tensor],
+        ranges: Sequence[Range | None],
+        found: Range | None,
+        firm: Mapping[Node, Tensor],
     ) -> Tensor | None:
         dividend, divisor = site.node.args[:2]
         known = argument_range(site, ranges, divisor)
