@@ -91,7 +91,7 @@ def _has_constants(program: Program, facts: Facts) -> bool:
     """Whether a tensor that is computed from an input has a channel that is constant, not zero, and needed."""
     return any(
         bool((known.is_constant & ~known.is_zero & facts.needed[node]).any())
-        for node, known in facts.ranges.items()
+        for node, known in facts.ranges.beyond.items()  # others have zeros at most
         if node in program.at and node in program.fed
     )
 

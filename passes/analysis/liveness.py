@@ -26,7 +26,7 @@ from torch.fx import Node
 from passes.analysis.program import Program
 from passes.analysis.zeros import Zeros
 from passes.graph.layout import fitted
-from passes.graph.ranges import Range
+from passes.graph.ranges import Ranges
 from passes.rules.base import Site, SiteFacts
 
 
@@ -41,7 +41,7 @@ class Facts:
     """
 
     zero: Mapping[Node, Tensor]
-    ranges: Mapping[Node, Range]
+    ranges: Ranges
     needed: Mapping[Node, Tensor]
     asked: Mapping[Node, tuple[Tensor, ...]]
     merged: frozenset[Node] = frozenset()

@@ -22,7 +22,7 @@ from passes.graph.constants import constant_values
 from passes.graph.layout import collapse, fitted
 from passes.graph.modes import SWITCHED
 from passes.graph.nodes import attribute, is_tensor
-from passes.graph.ranges import Range
+from passes.graph.ranges import Range, Ranges
 from passes.rules.base import Site
 
 MOST_LABELS = 1 << 21
@@ -39,7 +39,7 @@ class Zeros:
     def __init__(self, program: Program, assumed: Mapping[Node, Tensor]) -> None:
         self.program = program
         self.zero: dict[Node, Tensor] = {}
-        self.ranges: dict[Node, Range] = {}
+        self.ranges = Ranges(self.zero)
         self.merged: set[Node] = set()
         self._firm: dict[Node, Tensor] = {}
         self._labels: dict[Node, int] = {}
@@ -72,7 +72,7 @@ class Zeros:
             if any(node in site.inputs for site in map(self.program.at_call, node.users) if site is not None):
                 self.zero[node] = self._source(node, _constant_zero(self.program, node))
                 if node.meta["val"].is_floating_point():
-                    self.ranges[node] = Range.constant(self.program.tensor(node)).fitted(self.zero[node].shape)
+                    self.ranges.beyond[node] = Range.constant(self.program.tensor(node)).fitted(self.zero[node].shape)
         elif (site := self.program.at_call(node)) is not None:
             return self._visit_call(site)
         return True
@@ -83,7 +83,8 @@ class Zeros:
         found = site.rule.zero(site, zeros)
         if self._too_many(site, found) and self._mergeable(site.node):
             return False
-        known = [self.ranges.get(node) for node in site.inputs]
+        look_up = self.ranges.find if site.rule.ranges_hold_zeros else self.ranges.beyond.get
+        known = [look_up(node) for node in site.inputs]
         bounds = site.rule.range(site, zeros, known)
         self._firm.pop(site.node, None)
         if (fixed := site.rule.firm(site, zeros)) is not None:
@@ -99,11 +100,7 @@ class Zeros:
                 wide = torch.broadcast_shapes(gone.shape, mask.shape)
                 mask = mask | collapse(gone.expand(wide), mask.shape, every=True)
             self.zero[out] = mask
-            self.ranges.pop(out, None)
-            if bool(mask.any()):
-                self.ranges[out] = (bound or Range.unknown(mask.shape)).met(mask)
-            elif bound is not None and not bound.says_nothing:
-                self.ranges[out] = bound
+            self.ranges.put(out, bound, mask)
         return True
 
     # --- positions

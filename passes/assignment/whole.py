@@ -11,6 +11,7 @@ from passes.analysis.program import Program
 from passes.assignment.assign import plan_layouts
 from passes.assignment.options import Options
 from passes.assignment.plan import LayoutPlan
+from passes.graph.ranges import Ranges
 
 WHOLE = "kept: the network as it is runs faster on this target"
 
@@ -21,9 +22,10 @@ def whole_layouts(program: Program, facts: Facts, options: Options | None = None
     It is the plan of a network in which nothing is zero, so that no operator meets a part of a tensor. It is written as
     a copy: other forms of the same movements might take longer.
     """
+    zero = {node: torch.zeros_like(mask) for node, mask in facts.zero.items()}
     alive = Facts(
-        {node: torch.zeros_like(mask) for node, mask in facts.zero.items()},
-        {},
+        zero,
+        Ranges(zero),
         {node: torch.ones_like(mask) for node, mask in facts.needed.items()},
         {node: tuple(map(torch.ones_like, masks)) for node, masks in facts.asked.items()},
     )

@@ -23,6 +23,7 @@ class ChannelAffine(Rule):
     reason = None
     is_affine = True
     makes_channels = False
+    ranges_hold_zeros = False
 
     def keeps_channels(self, site: Site) -> bool:
         return bool(site.inputs)
@@ -67,9 +68,9 @@ class ChannelAffine(Rule):
         scale = torch.ones(channels) if weight is None else weight.cpu()
         shift = torch.zeros(channels) if shift is None else shift.cpu()
         shift, gone = shift.double().view(line), (scale == 0).view(line)
-        given = ranges[0]
-        if given is None and not bool(gone.any()):
-            return [None]
+        given = Range.with_zeros(ranges[0], zeros[0])
+        if given is None and not bool((gone & (shift != 0)).any()):
+            return [None]  # zeros at most, which `zero` says
         given = (
             Range.unknown(line)
             if given is None
@@ -116,6 +117,8 @@ class ChannelAffine(Rule):
 
 class PReLU(Pointwise):
     """max(0, x) + weight * min(0, x), with one weight a channel or one for all: zero where x is."""
+
+    ranges_hold_zeros = True
 
     def parameters(self, node: Node) -> tuple[Node | None, ...]:
         weight = node.args[1]

@@ -159,6 +159,8 @@ class Rule:
     """Multiplies its inputs with each other and adds up the products, so that an input may be a matrix of weights."""
     is_sum = False
     """Adds its operands, element by element."""
+    ranges_hold_zeros = True
+    """`range` finds the zeros of its inputs in their ranges; False: it looks into `zeros`, which takes less time."""
     is_join = False
     """Lays its inputs side by side."""
     is_pointwise = False

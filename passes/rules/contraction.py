@@ -28,6 +28,7 @@ class Contracting(Rule):
 
     family = "contraction"
     reason = None
+    ranges_hold_zeros = False
 
     def __init__(self, *, transposed: bool = False, linear: bool = False) -> None:
         self.weight = self.form = WeightForm(linear=linear, transposed=transposed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,9 @@ from passes.graph.ranges import Range
 from passes.rules.base import Site
 from passes.rules.bounds import BOUNDS
 from passes.rules.probe import value_at
+
+EVALUATE = ()
+"""What `_of_unknown` says of calls that it does not know."""
 
 
 def argument_range(site: Site, ranges: Sequence[Range | None], argument: Any) -> Range | None:
@@ -68,6 +72,33 @@ def _constant(site: Site, ranges: Sequence[Range | None]) -> Range | None:
     return Range.constant(result.expand(shape), known.expand(shape))
 
 
+def _number(argument: Any) -> float | str | None:
+    """An argument as `_of_unknown` takes it: "x" stands for a tensor or a number that is computed."""
+    if isinstance(argument, Node):
+        return "x"
+    return argument if argument is None or type(argument) in (int, float) else ""
+
+
+@functools.cache
+def _of_unknown(name: str, *arguments: float | str | None) -> tuple[float, float] | tuple[()] | None:
+    """The interval of a listed function of tensors of which nothing is known; None if it is the whole line.
+
+    EVALUATE for arguments of other kinds.
+    """
+    if "" in arguments or any(isinstance(each, float) and math.isnan(each) for each in arguments):
+        return EVALUATE
+    ranges = [
+        None if each is None else Range.unknown(()) if isinstance(each, str) else Range.between((), each, each)
+        for each in arguments
+    ]
+    try:
+        low, high = (float(end) for end in BOUNDS[name](*ranges))
+    except TypeError:  # more arguments than the list knows
+        return None
+    low, high = (-math.inf if math.isnan(low) else low), (math.inf if math.isnan(high) else high)
+    return None if (low, high) == (-math.inf, math.inf) else (low, high)
+
+
 def _shared(site: Site, node: Node, ranges: Sequence[Range | None]) -> bool:
     """Whether a parameter meets several channels in one entry.
 
@@ -92,6 +123,10 @@ def _between(site: Site, ranges: Sequence[Range | None]) -> Range | None:
     bound = BOUNDS.get(operator_name(site.node))
     if bound is None or site.node.kwargs:
         return None
+    if all(each is None for each in ranges):
+        ends = _of_unknown(operator_name(site.node), *(_number(argument) for argument in site.node.args))
+        if ends is not EVALUATE and (len(site.node.args) < 2 or site.node.args[0] is not site.node.args[1]):
+            return None if ends is None else Range.between((1,) * len(site.out_shape), *ends)
     given: list[Range | None] = []
     for argument in site.node.args:
         found = None if argument is None else argument_range(site, ranges, argument)

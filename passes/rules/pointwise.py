@@ -58,6 +58,7 @@ class Pointwise(Rule):
     reason = None
     is_pointwise = True
     makes_channels = False
+    ranges_hold_zeros = False
 
     def keeps_channels(self, site: Site) -> bool:
         return bool(site.inputs)
@@ -77,6 +78,8 @@ class Pointwise(Rule):
         return result
 
     def range(self, site: Site, zeros: Sequence[Tensor], ranges: Sequence[Range | None]) -> list[Range | None]:
+        if any(known is not None for known in ranges) or not self.keeps_zero(site):
+            ranges = [Range.with_zeros(known, zero) for known, zero in zip(ranges, zeros, strict=True)]
         return [bounded(site, ranges)]
 
     def keeps_zero(self, site: Site) -> bool:
@@ -177,6 +180,8 @@ class Product(Pointwise):
 class Quotient(Pointwise):
     """x / y, x // y, x % y: zero where x is and y is not (0 / 0 is no number)."""
 
+    ranges_hold_zeros = True
+
     def keeps_zero(self, site: Site) -> bool:
         return False  # the range of y decides
 
@@ -236,6 +241,8 @@ class Choice(Pointwise):
     """One tensor where a condition holds, another elsewhere (`where`, `masked_fill`); `places` says at which argument
     condition, first and second are. Where the condition is known not to hold, the first is not read."""
 
+    ranges_hold_zeros = True
+
     def __init__(self, places: tuple[int, int, int]) -> None:
         self.places = places
 
@@ -280,6 +287,7 @@ class Identity(Pointwise):
     (`type_as`) only the dtype is read."""
 
     moves_nothing = True
+    ranges_hold_zeros = True
 
     def zero(self, site: Site, zeros: Sequence[Tensor]) -> list[Tensor]:
         return [zeros[0]]
