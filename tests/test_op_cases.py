@@ -17,6 +17,7 @@ import l1rr_fx
 from l1rr_fx.conformance.judgement import counted_macs
 from l1rr_fx.pruning.pruned import Pruned
 from l1rr_fx.testing import differences, executed_macs, fresh, has_constant_output, numerical_limit, zeroed
+from passes.absorption.edits import EVEN
 from passes.assignment.cost_model import ByteCount, Target
 from passes.canonical.normalise import normalise
 from passes.frontend.capture import capture
@@ -247,14 +248,17 @@ def _assert_macs_are_torchs(case: Case, pruned: Pruned, model: nn.Module, args: 
 def _assert_names_survive(pruned: Pruned, model: nn.Module) -> None:
     """Every parameter of the pruned network has a name and at most the size that the model knows.
 
-    A layer without a bias may have got one, for the constant channels that it reads.
+    A layer without a bias may have got one, for the constant channels that it reads; and the columns of a weight that
+    read a gate are a weight of their own.
     """
     originals = dict(model.named_parameters(remove_duplicate=False))
-    into_bias = {each.place for each in pruned.report.accounts.constants} >= {"bias"}
+    places = {each.place for each in pruned.report.accounts.constants}
+    into_bias, gates = "bias" in places, "gate" in places
     for name, parameter in pruned.module.named_parameters():
         if into_bias and name.endswith("bias") and name not in originals:
             assert name.removesuffix("bias") + "weight" in originals
             continue
+        name = name.removesuffix(EVEN) if gates else name
         assert name in originals
         assert parameter.numel() <= originals[name].numel()
         assert parameter.requires_grad == originals[name].requires_grad

@@ -25,7 +25,7 @@ from passes.absorption.edits import Edits, tensor_readers
 from passes.accounts import Constant
 from passes.analysis.liveness import Facts
 from passes.analysis.program import Program
-from passes.graph.layout import along
+from passes.graph.layout import along, fitted
 from passes.graph.modes import DROPOUTS
 from passes.graph.nodes import ADDED
 from passes.rules.base import Site
@@ -98,7 +98,7 @@ def even_channels(program: Program, facts: Facts) -> dict[Node, Tensor]:
             found[out] = torch.ones_like(facts.zero[out])
         elif _is_by_element(program, site) and site.inputs:
             masks = [_even_input(program, facts, found, node, facts.zero[out].dim()) for node in site.inputs]
-            mask = torch.stack(torch.broadcast_tensors(*masks)).all(0).expand(facts.zero[out].shape)
+            mask = fitted(torch.stack(torch.broadcast_tensors(*masks)).all(0), facts.zero[out].shape, every=True)
             if bool(mask.any()):
                 found[out] = mask
     return found

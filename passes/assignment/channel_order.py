@@ -62,7 +62,8 @@ class _Arranger:
         self.natural: set[Node] = set()  # members of families that keep their natural order
 
     def run(self) -> Arrangement:
-        meetings = [site for site in self.program.sites if is_meeting(site) and _differ(site, self.facts)]
+        sums = (site for site in self.program.sites if is_meeting(site) and len(site.out_shape) > 1)  # with channels
+        meetings = [site for site in sums if _differ(site, self.facts)]
         fillings = [site for site in self.program.sites if site not in set(meetings) and self._fills(site)]
         families = self._families(meetings, fillings) if meetings or fillings else []
         self._forward()
