@@ -15,7 +15,9 @@ from torch import Tensor, nn
 import l1rr_fx
 from l1rr_fx.testing import Network, differences, fresh, networks
 from passes.frontend.capture import capture
+from passes.graph.layout import along
 from passes.rules import convolution, joins, mixing, movement, pointwise, products, reindex
+from passes.rules.weights import by_channel
 
 TOLERANCE = 1e-10  # float64: what is left is the reassociation of sums
 
@@ -48,8 +50,8 @@ def _without_shift(self: Any, site: Any, channels: int) -> tuple[Tensor, Tensor]
 
 def _without_bias(self: Any, site: Any, zeros: Sequence[Tensor]) -> list[Tensor]:
     widths, axis = self.widths(site, zeros), self.axis(site)
-    alive = ~self.channels(zeros[0], axis, widths.inputs, every=True)
-    return [convolution.along(~widths.feed(alive), axis, len(site.out_shape))]
+    alive = ~by_channel(zeros[0], axis, widths.inputs, every=True)
+    return [along(~widths.feed(alive), axis, len(site.out_shape))]
 
 
 def _backwards(live: Tensor, groups: int, present: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class Absorbed:
 class _FreeCopies:
     """No machine in particular: what costs no multiplication is free."""
 
+    multiple: int = 1
+
     def contraction(self, macs: float, inputs: int, outputs: int) -> float:
         return macs
 

@@ -39,6 +39,11 @@ aten = torch.ops.aten
 class Prices(Protocol):
     """What the split needs to know of a machine; a cost model (`passes.assignment`) is one."""
 
+    @property
+    def multiple(self) -> int:
+        """Channel counts are rounded up to a multiple of this where that costs less."""
+        ...
+
     def contraction(self, macs: float, inputs: int, outputs: int) -> float:
         """The cost of a contraction."""
         ...
@@ -201,10 +206,16 @@ def _pays(facts: Facts, split: Split, prices: Prices) -> bool:
     inputs, moved, outputs = int(read.sum()), int(split.even.sum()), int(facts.live(site.node).sum())
 
     def cost(width: int, area: int) -> float:
-        return prices.contraction(batch * area * width * outputs, width, outputs) if width else 0.0
+        ways = ((w, o) for w in _widths(width, prices) for o in _widths(outputs, prices))
+        return min(prices.contraction(batch * area * w * o, w, o) for w, o in ways) if width else 0.0
 
     added = prices.traffic(2 * batch * places * outputs * site.node.meta["val"].element_size())
     return cost(inputs, places) > cost(inputs - moved, places) + cost(moved, 1) + added
+
+
+def _widths(channels: int, prices: Prices) -> tuple[int, int]:
+    """A channel count, and the same rounded up as layouts are."""
+    return channels, -(-channels // prices.multiple) * prices.multiple
 
 
 def _write(edits: Edits, split: Split, small: Node) -> None:
