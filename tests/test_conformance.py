@@ -197,6 +197,7 @@ def _die() -> Any:
     os._exit(3)
 
 
+@pytest.mark.fuzz
 def test_what_hangs_or_dies_is_ended_and_the_rest_goes_on() -> None:
     names = ["slow", "death", "fine", "plain_chain"]
     found = list(judgements("l1rr", ("patterns", SOURCE), names, time_limit=30))

@@ -210,6 +210,7 @@ def test_the_whole_demo_on_a_corner_of_the_test_image(tmp_path: Path, monkeypatc
     corner = trees.window(trees.test_scene(), (300, 0, 700, 400))
     monkeypatch.setattr("l1rr_fx.demo.run.test_scene", lambda: corner)
     monkeypatch.setattr("l1rr_fx.demo.measure.find_spec", lambda name: None)  # exporting to ONNX takes most of the time
+    monkeypatch.setattr("l1rr_fx.method.planning.weighing.EXPONENTS", (0.25,))  # one way to weigh, of four
     printed = io.StringIO()
     effort = run.Effort(attention=1, steps=2, batch=2, crop=128)
     summary = run.run(tmp_path / "new" / "folder", effort=effort, console=Console(file=printed, width=120))

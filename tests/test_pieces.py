@@ -71,9 +71,10 @@ def small_retinanet() -> nn.Module:
     ("entry", "pieces"),
     [
         (Entry("retinanet", small_retinanet, 128, whole=True), ("backbone", "head")),
-        (
+        pytest.param(
             by_name("whole/fasterrcnn_mobilenet_v3_large_320_fpn"),
             ("backbone", "rpn.head", "roi_heads.box_head"),
+            marks=pytest.mark.fuzz,
         ),
     ],
     ids=["retinanet", "fasterrcnn"],

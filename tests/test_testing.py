@@ -139,6 +139,7 @@ def drawn(family: str, count: int) -> list[Network]:
     return found
 
 
+@pytest.mark.fuzz
 def test_all_families_are_reached() -> None:
     """All families of networks and of rules, and 19 of 20 operators of the strategy."""
     operators, rules = Counter[str](), Counter[str]()

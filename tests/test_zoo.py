@@ -49,7 +49,6 @@ CHOSEN = (
     "yolo/yolo11n",
     "yolo/yolov10n",
     "body/retinanet_resnet50_fpn",
-    "whole/ssdlite320_mobilenet_v3_large",
     "pkg/facenet-pytorch/mtcnn",
 )
 
