@@ -51,7 +51,9 @@ def test_pruned_equals_zeroed(name: str) -> None:
 
 
 @needs_transformers
-@pytest.mark.parametrize("name", ["detr", *(pytest.param(name, marks=pytest.mark.fuzz) for name in ("rt_detr", "d_fine"))])
+@pytest.mark.parametrize(
+    "name", ["detr", *(pytest.param(name, marks=pytest.mark.fuzz) for name in ("rt_detr", "d_fine"))]
+)
 def test_from_pruning_to_the_file(name: str, tmp_path: Path) -> None:
     case = small_case(name)
     model, args, others = case.model.float(), _float(case.args), _float(fresh_input(case.args, seed=7))
