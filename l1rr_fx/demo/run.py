@@ -100,7 +100,8 @@ def run(output: Path, *, budget: Budget = BUDGET, effort: Effort = Effort(), con
     output.mkdir(parents=True, exist_ok=True)
     console.print("a detector of tree crowns, trained with a sparsity penalty (benchmarks/train_trees.py)")
     limits = " and ".join(f"{share:.0%} of the {name}" for name, share in budget.limits.items())
-    with _step(console, f"choosing what to zero for {limits} on a {TARGET}: attention to the trees, layer by layer"):
+    doing = f"choosing what to zero for {limits} on a {TARGET}: attention to the trees, layer by layer"
+    with _step(console, doing), without_torchs_future_warnings():
         batches = _batches(learn, effort.attention, effort, seed=1)
         plan = chosen(dense, batches, budget, output / "curves.jsonl", image, TARGET)
     (output / "plan.json").write_text(plan.to_json())
