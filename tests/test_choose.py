@@ -740,7 +740,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_models.py").write_text(MODELS)
     call = ["choose", "my_models:model", "--budget", "macs=0.5", "-o", "plan.json"]
-    result = CliRunner().invoke(app, [*call, "--data", "my_models:data"])
+    result = CliRunner().invoke(app, [*call, "--data", "my_models:data", "--scores", "bn-scale"])
     assert result.exit_code == 0, result.output
     plan = Plan.from_json((tmp_path / "plan.json").read_text())
     assert plan.method.startswith("attention") and "head8.sides" in result.output
