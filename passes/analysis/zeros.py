@@ -41,7 +41,7 @@ class Zeros:
         self.zero: dict[Node, Tensor] = {}
         self.ranges = Ranges(self.zero)
         self.merged: set[Node] = set()
-        self._firm: dict[Node, Tensor] = {}
+        self._firm: dict[Node, Tensor | None] = {}
         self._labels: dict[Node, int] = {}
         self._more = (_made_of_parameters(program), assumed)
 
@@ -87,8 +87,6 @@ class Zeros:
         known = [look_up(node) for node in site.inputs]
         bounds = site.rule.range(site, zeros, known)
         self._firm.pop(site.node, None)
-        if (fixed := site.rule.firm(site, zeros)) is not None:
-            self._firm[site.node] = fixed
         for out, mask, bound in zip(site.outputs, found, bounds, strict=True):
             if out is None:
                 continue
@@ -96,12 +94,21 @@ class Zeros:
             mask = reduce(or_, (collapse(each, mask.shape, every=True) for each in more), mask)
             if bound is not None:
                 bound = bound.fitted(mask.shape)
-            if out is site.node and (gone := site.rule.vanishes(site, zeros, known, bounds[0], self._firm)) is not None:
+            if out is site.node and (gone := site.rule.vanishes(site, zeros, known, bounds[0], self.firm)) is not None:
                 wide = torch.broadcast_shapes(gone.shape, mask.shape)
                 mask = mask | collapse(gone.expand(wide), mask.shape, every=True)
             self.zero[out] = mask
             self.ranges.put(out, bound, mask)
         return True
+
+    def firm(self, node: Node) -> Tensor | None:
+        """The firm labels of the first result of a call (`Rule.firm`), when asked (None: not known)."""
+        site = self.program.at.get(node)
+        if site is None or node is not site.node:
+            return None
+        if node not in self._firm:
+            self._firm[node] = site.rule.firm(site, [self.zero[each] for each in site.inputs])
+        return self._firm[node]
 
     # --- positions
 

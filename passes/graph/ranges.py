@@ -49,6 +49,11 @@ class Range:
         """Which labels have one value for every input: bool."""
         return (self.low == self.high) & self.low.isfinite()
 
+    @cached_property
+    def has_constants(self) -> bool:
+        """Whether a label has one value for every input."""
+        return bool(self.is_constant.any())
+
     @property
     def is_zero(self) -> Tensor:
         """Which labels are zero for every input: bool."""

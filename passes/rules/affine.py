@@ -69,7 +69,7 @@ class ChannelAffine(Rule):
         shift = torch.zeros(channels) if shift is None else shift.cpu()
         shift, gone = shift.double().view(line), (scale == 0).view(line)
         given = Range.with_zeros(ranges[0], zeros[0])
-        if given is None and not bool((gone & (shift != 0)).any()):
+        if (given is None or not given.has_constants) and not bool((gone & (shift != 0)).any()):
             return [None]  # zeros at most, which `zero` says
         given = (
             Range.unknown(line)

@@ -18,7 +18,7 @@ Otherwise `requests` returns None, and the call reads its inputs whole, with zer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -267,7 +267,7 @@ class Rule:
         zeros: Sequence[Tensor],
         ranges: Sequence[Range | None],
         found: Range | None,
-        firm: Mapping[Node, Tensor],
+        firm: Callable[[Node], Tensor | None],
     ) -> Tensor | None:
         """Which labels of the first result are zero because of the ranges of the inputs; None if none are.
 

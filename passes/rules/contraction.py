@@ -143,7 +143,8 @@ class Contracting(Rule):
 
     def _reads_live(self, site: Site, zeros: Sequence[Tensor], known: Range | None) -> bool:
         """Whether every output is connected to all inputs of its group, of which nothing is known: the usual case."""
-        return known is None and self.widths(site, zeros).connected is None and not bool(zeros[0].any())
+        is_open = known is None or not known.has_constants
+        return is_open and self.widths(site, zeros).connected is None and not bool(zeros[0].any())
 
     def firm(self, site: Site, zeros: Sequence[Tensor]) -> Tensor | None:
         """A channel that reads zeros only: its bias."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -93,12 +93,14 @@ class Pointwise(Rule):
         zeros: Sequence[Tensor],
         ranges: Sequence[Range | None],
         found: Range | None,
-        firm: Mapping[Node, Tensor],
+        firm: Callable[[Node], Tensor | None],
     ) -> Tensor | None:
         """A function that is zero at zero, of one tensor, where it maps a firm label to zero."""
-        if found is None or len(site.inputs) != 1 or ranges[0] is None or site.inputs[0] not in firm:
+        if found is None or len(site.inputs) != 1 or ranges[0] is None or not self.keeps_zero(site):
             return None
-        return found.is_zero & firm[site.inputs[0]] if self.keeps_zero(site) else None
+        gone = found.is_zero
+        fixed = firm(site.inputs[0]) if bool(gone.any()) else None
+        return None if fixed is None else gone & fixed
 
     def at_zero(self, site: Site) -> Tensor | None:
         """f(0, ..., 0), found by calling f; None where it cannot be called."""
@@ -194,7 +196,7 @@ class Quotient(Pointwise):
         zeros: Sequence[Tensor],
         ranges: Sequence[Range | None],
         found: Range | None,
-        firm: Mapping[Node, Tensor],
+        firm: Callable[[Node], Tensor | None],
     ) -> Tensor | None:
         dividend, divisor = site.node.args[:2]
         known = argument_range(site, ranges, divisor)
