@@ -1,7 +1,9 @@
 """What do constant channels cost, after pruning and in analysis?
 
     python -m benchmarks.constants                  # MACs with half of the scales zero and shifts kept, by network
+    python -m benchmarks.constants --size 224       # the same for images of another size
     python -m benchmarks.constants --before TREE    # seconds of analysis where nothing is constant, against TREE
+    python -m benchmarks.constants --before TREE --halved    # the same where half of the scales are zero
 
 The first zeroes the scales of half of the channels of every batch norm, at random, with the shifts kept and with the
 shifts zero too. Both networks are pruned in float64 and held against the zeroed ones; batch norms that a depthwise
@@ -35,7 +37,7 @@ NETWORKS = (
 TIMED = "tv/resnet50 tv/densenet121 tv/mobilenet_v3_large yolo/yolov8n".split()
 
 
-def halved(name: str, *, shifts: bool) -> tuple[Any, Any]:
+def halved(name: str, *, shifts: bool, size: int | None = None) -> tuple[Any, Any]:
     """A network of the zoo with half of its scales zero, and with `shifts` these shifts too; and its arguments."""
     import torch
 
@@ -53,7 +55,10 @@ def halved(name: str, *, shifts: bool) -> tuple[Any, Any]:
         for parameter in (site.weight, site.bias) if shifts else (site.weight,):
             if parameter is not None:
                 case.model.get_parameter(parameter).data[masks[site.unit]] = 0
-    return case.model, case.args
+    if size is None:
+        return case.model, case.args
+    image = case.args[0]
+    return case.model, (torch.rand(*image.shape[:2], size, size, dtype=image.dtype), *case.args[1:])
 
 
 def analysed(model: Any, args: Any) -> tuple[Any, float]:
@@ -106,10 +111,10 @@ def processor_clock(seconds: dict[str, float]) -> Callable[[str], AbstractContex
     return clock
 
 
-def row(name: str) -> list[str]:
-    """The table's row of one network."""
-    case = halved(name, shifts=True)
-    (zero, without), (keep, with_shifts) = analysed(*case), analysed(*halved(name, shifts=False))
+def row(name: str, size: int | None) -> list[str]:
+    """The table's row of one network, for images of `size` pixels (None: the zoo's)."""
+    case = halved(name, shifts=True, size=size)
+    (zero, without), (keep, with_shifts) = analysed(*case), analysed(*halved(name, shifts=False, size=size))
     before, after = (input_channels(*case, accounts) for accounts in (zero, keep))
     more = max(after[node] - before[node] for node in before.keys() & after.keys())
     places = Counter[str]()
@@ -129,7 +134,7 @@ def row(name: str) -> list[str]:
     ]
 
 
-def work(name: str) -> None:
+def work(name: str, *, constants: bool) -> None:
     """A worker: for each line on stdin, the process time of one normalisation and analysis on stdout."""
     import torch
     from torch.fx import GraphModule
@@ -141,7 +146,8 @@ def work(name: str) -> None:
 
     torch.set_num_threads(1)
     case = prepare(Case(*by_name(name).build()), seed=0)
-    captured, seconds = capture(case.model, case.args, case.kwargs), dict[str, float]()
+    model, args = halved(name, shifts=False) if constants else (case.model, case.args)
+    captured, seconds = capture(model, args, case.kwargs), dict[str, float]()
 
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -149,9 +155,9 @@ def work(name: str) -> None:
         print(seconds["analysis"], flush=True)
 
 
-def paired(name: str, trees: Sequence[Path], rounds: int) -> list[list[float]]:
+def paired(name: str, trees: Sequence[Path], rounds: int, options: Sequence[str]) -> list[list[float]]:
     """Seconds of analysis in each tree, one round after another; the first round is left out."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--worker", name]
+    command = [sys.executable, str(Path(__file__).resolve()), "--worker", name, *options]
     workers = [
         subprocess.Popen(
             command,
@@ -188,11 +194,11 @@ def _ask(worker: subprocess.Popen[str], line: str | None) -> str:
     return answer
 
 
-def compare(names: Sequence[str], before: Path, rounds: int) -> None:
+def compare(names: Sequence[str], before: Path, rounds: int, options: Sequence[str]) -> None:
     """The table of analysis times."""
     print("| network | before | now | ratio of medians | median ratio of pairs |\n|---|---:|---:|---:|---:|")
     for name in names:
-        old, new = paired(name, (before, ROOT), rounds)
+        old, new = paired(name, (before, ROOT), rounds, options)
         pairs = median(b / a for a, b in zip(old, new, strict=True))
         ratio = median(new) / median(old)
         print(f"| {name} | {median(old):.3f} | {median(new):.3f} | {ratio:.2f} | {pairs:.2f} |", flush=True)
@@ -204,18 +210,20 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", help="names of the zoo")
     parser.add_argument("--before", type=Path, help="the root of a checkout to compare the analysis with")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--size", type=int, help="pixels of the images (default: those of the zoo)")
+    parser.add_argument("--halved", action="store_true", help="with --before: half of the scales are zero")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     if given.worker:
-        work(given.worker)
+        work(given.worker, constants=given.halved)
     elif given.before:
-        compare(given.networks or TIMED, given.before.resolve(), given.rounds)
+        compare(given.networks or TIMED, given.before.resolve(), given.rounds, ["--halved"] if given.halved else [])
     else:
         print("| network | MACs | / limit | channels: zero | kept | most more read | s: zero | kept | constants |")
         print("|---|---:|---:|---:|---:|---:|---:|---:|---|")
         for name in given.networks or NETWORKS:
-            print(f"| {' | '.join(row(name))} |", flush=True)
+            print(f"| {' | '.join(row(name, given.size))} |", flush=True)
 
 
 if __name__ == "__main__":

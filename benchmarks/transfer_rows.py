@@ -171,7 +171,7 @@ class Start:
         return self.trained(model, "fine", attach)
 
     def _kept(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-        """The network that was kept under this name, made now if there is none."""
+        """The network that was kept under this name, made now if it is missing."""
         path = self.work / f"{name}.pt"
         if not path.exists():
             _save(make().state_dict(), path)

@@ -25,7 +25,7 @@ NONE, ONES = -1, 0
 
 @dataclass(frozen=True, eq=False)
 class FixedMaps:
-    """For each label of a tensor the number of a map (`NONE` if there is none), and how many times that map it is."""
+    """For each label of a tensor the number of a map (`NONE` for no map), and how many times that map it is."""
 
     kind: Tensor
     factor: Tensor

@@ -4,7 +4,7 @@ A label is a position and a channel where learned positions, or an input with an
 is what finds tokens that no output needs; but with thousands of tokens a tensor would have millions of labels, and
 attention written out one for each pair of tokens. Where a tensor would have more than MOST_LABELS, or all together
 more than MOST_IN_ALL, the inputs and parameters that it is computed from get one label for all their positions, and the
-sweep goes on again from the first of their readers: channels are told apart, positions are not.
+sweep goes on again from the first of their readers: channels stay distinct, positions do not.
 """
 
 from __future__ import annotations

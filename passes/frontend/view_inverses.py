@@ -1,6 +1,6 @@
 """Inverses of views: the new content of a tensor after something was written into a view of it.
 
-Views are told apart by where their elements lie, not by name: torch's own operator is called on a tensor without data
+Views differ in where their elements lie, whatever their names: torch's own operator is called on a tensor without data
 (device meta), and sizes, strides and offset of the result say what it shows of its base.
 
     all elements in their order             reshape

@@ -75,7 +75,7 @@ def along(site: ChannelSite, weight: Tensor, values: Tensor) -> Tensor:
 
 
 def parameter(model: nn.Module, name: str) -> Tensor:
-    """The model's parameter, or buffer of a frozen normalisation, with a dotted name; InputError if there is none."""
+    """The model's parameter, or buffer of a frozen normalisation, with a dotted name; InputError if it is missing."""
     try:
         return attribute(model, name)  # type: ignore[no-any-return]
     except AttributeError as error:

@@ -75,7 +75,7 @@ class Pushed:
         return cls(channels, Analysis(model, args, target=target), budget, nested=nested)
 
     def select(self, t: float, worth: Tensor, magnitudes: Tensor, alive: Tensor) -> None:
-        """Select anew the channels that are pushed `now`, where it is time; t in [0, 1] is the part of training done.
+        """Select again the channels that are pushed `now`, where it is time; t in [0, 1] is the part of training done.
 
         `worth`: what each channel is worth; `alive`: those that were not zero at the start. None is pushed until the
         scales had time to show what they are worth. Channels that are zero now come first."""
